@@ -1,0 +1,41 @@
+# `make demo` and `make test` need only Python 3.11+, make and a C library: they build .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export TOKENIZERS_PARALLELISM ?= true
+
+.PHONY: demo test lint bench crash lock clean
+.DEFAULT_GOAL := demo
+
+$(STAMP): pyproject.toml requirements.lock
+	@echo "Setting up $(VENV): about 6 GB on Linux, most of it PyTorch. Half a minute to some minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.7"
+	$(BIN)/uv pip install --python $(BIN)/python --constraint requirements.lock --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## classify real messages with the bundled models
+	$(BIN)/tagstream run examples/sms.yaml --overwrite --show 12
+
+lint: $(STAMP)  ## style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: $(STAMP) lint  ## every test
+	$(BIN)/python -m pytest
+
+crash: $(STAMP)  ## the long crash tests: every kill that the guarantees speak of
+	$(BIN)/python -m pytest -m crash --crash-long
+
+bench: $(STAMP)  ## the README's figures
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.bulk
+
+lock:  ## renew requirements.lock after a change of pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml \
+	  --output-file requirements.lock --generate-hashes --no-emit-index-url --no-header --upgrade
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
