@@ -1,0 +1,9 @@
+"""Options and fixtures of the whole suite."""
+
+from __future__ import annotations
+
+pytest_plugins = ["tests.services.kafka"]
+
+
+def pytest_addoption(parser):
+    parser.addoption("--crash-long", action="store_true", help="every kill that the guarantees speak of: minutes")

@@ -1,0 +1,77 @@
+"""What every service that runs from Java jars needs: the jars, free ports, and a way to wait for a condition."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE = ROOT / ".cache" / "services"
+
+
+def jars(name: str) -> Path:
+    """Folder of the jars that `tests/services/<name>/pom.xml` lists, fetched by Maven once for all workers.
+
+    Skips the test when Java or Maven is missing, and fails instead when CI=true.
+    """
+    missing = [tool for tool in ("java", "mvn") if shutil.which(tool) is None]
+    if missing:
+        unavailable(f"{name} needs {' and '.join(missing)} on the PATH")
+    folder = CACHE / name
+    folder.mkdir(parents=True, exist_ok=True)
+    pom = Path(__file__).parent / name / "pom.xml"
+    stamp = folder / "pom.xml"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_bytes() != pom.read_bytes():
+            shutil.rmtree(folder / "libs", ignore_errors=True)
+            command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
+            done = subprocess.run(
+                [*command, f"-DoutputDirectory={folder / 'libs'}"], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                unavailable(f"Maven can't fetch the jars of {name}: {(done.stdout + done.stderr)[-2000:]}")
+            shutil.copy(pom, stamp)
+    return folder / "libs"
+
+
+def unavailable(reason: str) -> None:
+    """A service that can't start is a failure in CI and a skipped test on a laptop."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [s.getsockname()[1] for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def wait_until(condition, deadline: float, what: str, pause: float = 0.02):
+    """The first true value of `condition()`; AssertionError naming `what` after `deadline` seconds."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f"not within {deadline:g} s: {what}"
+        time.sleep(pause)
+
+
+def tail(path: Path, lines: int = 30) -> str:
+    """The last lines of a log, for an error message."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"

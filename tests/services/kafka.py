@@ -1,0 +1,240 @@
+"""A real Apache Kafka broker, one KRaft process, for tests and benchmarks.
+
+Listeners: PLAINTEXT for everything; PROXIED, whose advertised port belongs to whoever wants to stand between a client
+and the broker (`tests.services.proxy`); with `secure=True` also SECURE: TLS with a certificate of our own authority
+and SASL users, ACLs on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.services.certificates import Authority
+from tests.services.java import free_ports, jars, tail, wait_until
+
+USERS = {"admin": "admin-secret", "tagger": "tagger-secret", "stranger": "stranger-secret"}
+LOG4J = """
+rootLogger.level = INFO
+rootLogger.appenderRef.out.ref = out
+appender.out.type = Console
+appender.out.name = out
+appender.out.layout.type = PatternLayout
+appender.out.layout.pattern = %d %p %c{1} %m%n
+"""
+
+
+class KafkaBroker:
+    """One broker with its own data folder and ports; both survive `restart`."""
+
+    def __init__(self, folder: Path | None = None, *, secure: bool = False) -> None:
+        self.libs = jars("kafka")
+        self.folder = Path(folder or tempfile.mkdtemp(prefix="kafka-"))
+        self.log = self.folder / "server.log"
+        self.port, self._controller, self.proxied_port, self.proxy_port, self.secure_port = free_ports(5)
+        self.servers = f"127.0.0.1:{self.port}"
+        self.proxied_servers = f"127.0.0.1:{self.proxy_port}"
+        self.secure_servers = f"localhost:{self.secure_port}"
+        self.secure = secure
+        self.authority = Authority(self.folder / "tls") if secure else None
+        self.process: subprocess.Popen | None = None
+
+    def start(self, deadline: float = 90.0) -> KafkaBroker:
+        """Returns once the broker answers; AssertionError with the end of its log if it doesn't in time."""
+        properties = self.folder / "server.properties"
+        if not properties.exists():
+            properties.write_text("\n".join(f"{k}={v}" for k, v in self._properties().items()))
+            (self.folder / "log4j2.properties").write_text(LOG4J)
+            scram = [f"SCRAM-SHA-256=[name={user},password={word}]" for user, word in USERS.items()]
+            cluster = self.tool("kafka.tools.StorageTool", "random-uuid").strip()
+            command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
+            self.tool(*command, *(x for s in scram if self.secure for x in ("--add-scram", s)))
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._java("-Xmx512m", "kafka.Kafka", str(properties)), stdout=log, stderr=log, start_new_session=True
+            )
+        try:
+            wait_until(self._answers, deadline, "the broker answers")
+        except AssertionError as error:
+            self.kill()
+            raise AssertionError(f"{error}; the end of {self.log}:\n{tail(self.log)}") from None
+        return self
+
+    def stop(self) -> None:
+        """A polite end: SIGTERM, then SIGKILL after 30 s."""
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self.process = None
+
+    def kill(self) -> None:
+        """SIGKILL: what was not yet on disk stays in the page cache, as when only the process dies."""
+        if self.process:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def restart(self) -> None:
+        """Starts again on the same data folder and ports, whether it was stopped, killed or still runs."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing answers."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def admin(self):
+        """A context manager: kafka-python's admin client for this broker."""
+        from kafka.admin import KafkaAdminClient
+
+        return contextlib.closing(KafkaAdminClient(bootstrap_servers=self.servers))
+
+    def create_topic(self, name: str, partitions: int = 1, **config: str) -> str:
+        """Creates the topic, waits until it has leaders, and returns its name."""
+        from kafka.admin import NewTopic
+
+        with self.admin() as admin:
+            topic = NewTopic(name=name, num_partitions=partitions, replication_factor=1, topic_configs=config)
+            admin.create_topics([topic])
+            wait_until(
+                lambda: any(len(t["partitions"]) == partitions for t in admin.describe_topics([name])),
+                30,
+                f"topic {name} has {partitions} partitions",
+            )
+        return name
+
+    def tool(self, *arguments: str, **kwargs) -> str:
+        """Runs one of the command-line classes in the jars; its standard output."""
+        done = subprocess.run(
+            self._java("-Xmx256m", *arguments), capture_output=True, text=True, check=False, timeout=120, **kwargs
+        )
+        assert done.returncode == 0, f"{arguments}: {done.stdout[-1000:]}{done.stderr[-3000:]}"
+        return done.stdout
+
+    def secure_client(self, user: str = "tagger", mechanism: str = "SCRAM-SHA-256") -> dict:
+        """Client settings for the SECURE listener."""
+        return {
+            "security_protocol": "SASL_SSL",
+            "ssl_cafile": str(self.authority.certificate),
+            "sasl_mechanism": mechanism,
+            "sasl_plain_username": user,
+            "sasl_plain_password": USERS[user],
+        }
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _java(self, *arguments: str) -> list[str]:
+        fast = [
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
+            f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties",
+        ]
+        return ["java", *fast, "-cp", f"{self.libs}/*", *arguments]
+
+    def _answers(self) -> bool:
+        from kafka.admin import KafkaAdminClient
+        from kafka.errors import KafkaError
+
+        if self.process.poll() is not None:
+            raise AssertionError(f"the broker ended with {self.process.returncode}")
+        try:
+            admin = KafkaAdminClient(bootstrap_servers=self.servers, bootstrap_timeout_ms=1000)
+        except KafkaError:
+            return False
+        with contextlib.closing(admin):
+            return bool(admin.describe_cluster()["brokers"])
+
+    def _properties(self) -> dict[str, str | int]:
+        listen = {
+            "PLAINTEXT": (self.port, self.port),
+            "PROXIED": (self.proxied_port, self.proxy_port),
+            "CONTROLLER": (self._controller, None),
+        }
+        properties: dict[str, str | int] = {
+            "process.roles": "broker,controller",
+            "node.id": 1,
+            "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller}",
+            "controller.listener.names": "CONTROLLER",
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURE:SASL_SSL",
+            "log.dirs": f"{self.folder}/data",
+            "offsets.topic.replication.factor": 1,
+            "offsets.topic.num.partitions": 4,
+            "transaction.state.log.replication.factor": 1,
+            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.num.partitions": 4,
+            "group.initial.rebalance.delay.ms": 0,
+            "group.min.session.timeout.ms": 1000,
+            "auto.create.topics.enable": "false",
+            "broker.session.timeout.ms": 1500,  # a killed broker may register again after this time only
+            "broker.heartbeat.interval.ms": 300,
+            "num.network.threads": 2,
+            "num.io.threads": 4,
+            "log.segment.bytes": 64 << 20,
+            "transaction.max.timeout.ms": 900000,
+        }
+        if self.authority:
+            listen["SECURE"] = (self.secure_port, self.secure_port)
+            users = " ".join(f'user_{user}="{word}"' for user, word in USERS.items())
+            module = "org.apache.kafka.common.security"
+            properties |= {
+                "ssl.keystore.type": "PEM",
+                "ssl.keystore.location": str(self.authority.issue("localhost")),
+                "ssl.truststore.type": "PEM",
+                "ssl.truststore.location": str(self.authority.certificate),
+                "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
+                "listener.name.secure.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required {users};",
+                "listener.name.secure.scram-sha-256.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "super.users": "User:ANONYMOUS;User:admin;User:tagger",
+            }
+        host = {"SECURE": "localhost"}
+        properties["listeners"] = ",".join(f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (p, _) in listen.items())
+        properties["advertised.listeners"] = ",".join(
+            f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (_, p) in listen.items() if p
+        )
+        return properties
+
+
+@pytest.fixture(scope="session")
+def kafka():
+    """The broker that all tests of one worker share. A test uses topics and groups of its own."""
+    broker = KafkaBroker()
+    try:
+        yield broker.start()
+    finally:
+        broker.close()
+
+
+@pytest.fixture(scope="session")
+def secure_kafka():
+    """A broker with TLS, SASL and ACLs. `tagger` may do everything, `stranger` nothing."""
+    broker = KafkaBroker(secure=True)
+    try:
+        yield broker.start()
+    finally:
+        broker.close()
+
+
+@pytest.fixture
+def mortal_kafka():
+    """A broker of one test alone, which may kill it."""
+    broker = KafkaBroker()
+    try:
+        yield broker.start()
+    finally:
+        broker.close()
