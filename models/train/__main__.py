@@ -1,0 +1,64 @@
+"""Command line of the recipe.
+
+python -m models.train spam|sentiment --data FOLDER   train, calibrate and write a classifier
+python -m models.train results --data FOLDER          measure the bundled ones, write RESULTS.md and the cards
+python -m models.train demo --data FOLDER             write examples/sms.parquet
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+
+import torch
+
+from models import ROOT
+from models.train import demo, export, loop, report, shrink, tokenizer
+from models.train.data import TRAIN, TUNE
+from models.train.tasks import TASKS, Task
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m models.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=[*sorted(TASKS), "results", "demo"])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the labelled Parquet files")
+    parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--threads", type=int, default=2)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    if given.what == "results":
+        report.write(given.data)
+    elif given.what == "demo":
+        demo.write(given.data, given.out or ROOT.parent / "examples" / "sms.parquet")
+    else:
+        task = TASKS[given.what]
+        make(task, given.data, given.out or ROOT / task.name, given.epochs or task.epochs)
+
+
+def make(task: Task, data: Path, out: Path, epochs: float) -> None:
+    settings = loop.Settings(learning_rate=task.learning_rate)
+    torch.manual_seed(settings.seed)
+    lessons = task.lessons(data, TRAIN, settings.seed)
+    print(f"{len(lessons.texts)} lessons", flush=True)
+    base = tokenizer.full(shrink.encoder_folder())
+    sample = random.Random(settings.seed).sample(lessons.texts, min(len(lessons.texts), 40_000))
+    vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
+    small = tokenizer.rebuild(base, vocabulary)
+    student = shrink.cut(base, vocabulary, task.shape, task.labels, sample[:300])
+    print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)
+    encoded = loop.encode(small, lessons.texts, task.max_length)
+    print(f"{sum(map(len, encoded))} tokens an epoch", flush=True)
+    loop.train(student, encoded, lessons, settings, epochs)
+    tune = task.lessons(data, TUNE, settings.seed)
+    logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))
+    temperature = export.fit_temperature(logits, tune)
+    export.export(student, small, temperature, out, task.shape.positions)
+    print(f"temperature {temperature:.3f}, {export.size_of(out)} bytes in {out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

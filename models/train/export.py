@@ -1,0 +1,44 @@
+"""From a trained student to the folder that ships: temperature folded into the head, float16 weights, tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from models.train.tokenizer import save
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+    from transformers import BertForSequenceClassification
+
+    from models.train.loop import Lessons, Scores
+
+
+def fit_temperature(logits: Scores, lessons: Lessons) -> float:
+    """The divisor of the logits that makes the tune rows likeliest; a grid is exact enough and cannot diverge."""
+    scores = torch.tensor(logits).masked_fill(torch.tensor(lessons.masks) == 0, -1e4)
+    labels = torch.tensor(lessons.targets).argmax(dim=-1)
+    grid = np.geomspace(0.3, 4.0, 200)
+    losses = [float(torch.nn.functional.cross_entropy(scores / t, labels)) for t in grid]
+    return float(grid[int(np.argmin(losses))])
+
+
+def export(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, temperature: float, folder: Path, max_length: int
+) -> None:
+    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        model.classifier.weight.div_(temperature)
+        model.classifier.bias.div_(temperature)
+    model.config.calibration = {"temperature": round(temperature, 4), "folded_into": "classifier"}
+    model.half().save_pretrained(folder)
+    save(tokenizer, folder, max_length)
+
+
+def size_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())

