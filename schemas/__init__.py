@@ -1,0 +1,1 @@
+"""What things are: specification, split, span and block, output columns, errors. Imports nothing of ours."""

@@ -1,0 +1,1 @@
+"""What happens to a block: read, checked, tokenised, packed, inferred, labelled, written. Knows no runner."""

@@ -1,0 +1,109 @@
+"""Sources and sinks: the two seams, and the registry of what there is. One file a system, the only one that imports it.
+
+A sink is the ledger of its job: what it has committed is the truth about what is done. A writer appends to the
+chain of one split, and an append succeeds only where the chain ends.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import pyarrow as pa
+
+from schemas.block import Block, Span, Split
+from schemas.fingerprint import Fingerprint
+from schemas.spec import JobSpec
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One append to a chain: rows in = rows out + dead."""
+
+    span: Span
+    rows_in: int
+    rows_out: int
+    dead: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What the ledger says of one split: where its chain ends, and what was committed, as far as it is known."""
+
+    stop: int
+    rows_per_s: float | None = None
+
+
+class Source(Protocol):
+    """Where text comes from. `kept`: schema of the id and kept columns; blocks have these, TEXT and POSITION."""
+
+    kept: pa.Schema
+
+    def splits(self) -> list[Split]:
+        """Every split of the input, in order. Raises SourceError, before work starts, for what can be seen then."""
+
+    def read(self, split: Split, start: int) -> Iterator[Block]:
+        """Blocks from position `start` to the end of the split, without gap or overlap. Raises SourceError."""
+
+
+class Writer(Protocol):
+    """Appends to the chain of one split. Used by one thread.
+
+    split: what it appends to; position: where the next row must come from. Rows below it are dropped; a gap above it
+    is a LedgerError.
+    """
+
+    split: Split
+    position: int
+
+    def write(self, block: Block) -> Block:
+        """Take the rows at and above `position`; nothing is visible yet. Returns the part that was taken."""
+
+    @property
+    def due(self) -> bool:
+        """It is time to commit: by seconds or by size."""
+
+    def commit(self) -> Commit | None:
+        """Append what was written since the last commit, labels and dead letters in one atomic step.
+
+        None if nothing was written. Raises ChainMovedError if another writer was first: `position` then says where
+        the chain ends, and what was written below that is dropped; SinkError if the system refuses.
+        """
+
+    def close(self) -> None:
+        """Give up what is not committed."""
+
+
+class Sink(Protocol):
+    """Where labels and dead letters go."""
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        """Called once before a job: checks that the output belongs to this job, or makes it so.
+
+        Completes what an interrupted commit left. Raises LedgerError for an output of another fingerprint.
+        """
+
+    def progress(self) -> dict[str, Progress]:
+        """What is committed, by split id. Reads only; empty if there is no output yet."""
+
+    def open(self, split: Split, known: int | None = None) -> Writer:
+        """A writer at the end of the split's chain; `known`: a position that the chain has reached for certain."""
+
+
+_SOURCES = {"parquet": "transforms.io.parquet_source", "memory": "transforms.io.memory"}
+_SINKS = {"parquet": "transforms.io.parquet_sink", "memory": "transforms.io.memory"}
+
+
+def open_source(spec: JobSpec) -> Source:
+    """The source of a job. Raises SourceError."""
+    source: Source = importlib.import_module(_SOURCES[spec.source.type]).open_source(spec)
+    return source
+
+
+def open_sink(spec: JobSpec) -> Sink:
+    """The sink of a job; touches nothing yet."""
+    sink: Sink = importlib.import_module(_SINKS[spec.sink.type]).open_sink(spec)
+    return sink

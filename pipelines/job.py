@@ -1,0 +1,106 @@
+"""A job made ready: source, sink, splits, fingerprint. What `run`, `plan`, `evaluate` and `replay` have in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import fsspec
+import pyarrow as pa
+
+from schemas.block import Split
+from schemas.errors import SpecError
+from schemas.fingerprint import Fingerprint
+from schemas.spec import JobSpec
+from transforms.backends import describe, identify
+from transforms.io import Progress, Sink, Source, open_sink, open_source
+
+
+@dataclass
+class Job:
+    """See the module. `splits`: those of the whole input, cut to the limit if there is one."""
+
+    spec: JobSpec
+    source: Source
+    sink: Sink
+    splits: list[Split]
+
+    @classmethod
+    def open(cls, spec: JobSpec, limit: int | None = None) -> Job:
+        """Look at source and sink without touching either. Raises SpecError, SourceError."""
+        _keep_apart(spec)
+        source = open_source(spec)
+        return cls(spec, source, open_sink(spec), _first_rows(source.splits(), limit))
+
+    @property
+    def rows(self) -> int:
+        return sum(split.rows for split in self.splits)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """What is written for a labelled row."""
+        heads = [describe(classifier)[0] for classifier in self.spec.classify]
+        return pa.schema([*self.source.kept, *(field for head in heads for field in head.fields)])
+
+    def fingerprint(self) -> Fingerprint:
+        """Reads the weights once, to hash them. Raises ModelError."""
+        settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
+        return Fingerprint(
+            {
+                "classify": [
+                    {"as": c.as_, **c.model_dump(mode="json", include=settings), **identify(c)}
+                    for c in self.spec.classify
+                ],
+                "columns": [f"{field.name}: {field.type}" for field in self.columns],
+            }
+        )
+
+    def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
+        """Splits that are not done, with the position that each one's chain has reached."""
+        reached = [(split, progress[split.id].stop if split.id in progress else split.start) for split in self.splits]
+        return [(split, position) for split, position in reached if split.stop is None or position < split.stop]
+
+    def rows_done(self, progress: dict[str, Progress]) -> int:
+        """Rows of this input that the ledger has, dead letters included."""
+        reached = ((split, progress.get(split.id)) for split in self.splits)
+        return sum(min(p.stop, split.stop or p.stop) - split.start for split, p in reached if p is not None)
+
+    def foreign(self, progress: dict[str, Progress]) -> int:
+        """Splits in the output that the input does not have (any more): it was changed or moved."""
+        mine = {split.id for split in self.splits}
+        return sum(split not in mine and not split.startswith("replay-") for split in progress)
+
+
+def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
+    if limit is None:
+        return splits
+    kept, room = [], limit
+    for split in splits:
+        if room <= 0:
+            break
+        kept.append(replace(split, stop=split.start + min(split.rows, room)))
+        room -= split.rows
+    return kept
+
+
+def _keep_apart(spec: JobSpec) -> None:
+    """Output inside the input would be read as input the next time."""
+    if spec.source.type != "parquet" or spec.sink.type != "parquet":
+        return
+    source = _plain(spec.source.path)
+    for field, path in (
+        ("sink.path", spec.sink.path),
+        ("dead_letters.path", spec.dead_letters and spec.dead_letters.path),
+    ):
+        if path and (_plain(path) == source or _plain(path).startswith(source + "/")):
+            raise SpecError(f"{field} {path} lies inside source.path {spec.source.path}: choose a folder outside it")
+
+
+def _plain(path: str) -> str:
+    """Absolute path, up to the first part with a wildcard."""
+    try:
+        path = fsspec.core.url_to_fs(path)[1]
+    except (ImportError, ValueError):
+        return path
+    parts = path.rstrip("/").split("/")
+    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+    return "/".join(parts[:wild])

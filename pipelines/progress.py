@@ -1,0 +1,127 @@
+"""The one live line of a running job, and the tables at its end. Plain lines every 10 s where there is no terminal."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Self
+
+import pyarrow as pa
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from pipelines.report import ADVICE, Report, bottleneck, dead_lines
+from transforms.metrics import METRICS
+
+PLAIN_EVERY = 10.0
+
+
+class ProgressLine:
+    """Context manager that shows METRICS while a job runs. `rows`: of the whole input, `done`: before this run."""
+
+    def __init__(self, console: Console, rows: int, done: int) -> None:
+        self.console = console
+        self.rows = rows
+        self.done = done
+        self.note = ""
+        self.started = time.monotonic()
+        self._stop = threading.Event()
+        self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._thread = threading.Thread(target=self._plain, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        else:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._live:
+            self._live.stop()
+
+    def __rich__(self) -> Text:
+        return Text(self.line(), no_wrap=True, overflow="ellipsis")
+
+    def line(self) -> str:
+        """Rows, speed, padding, dead letters, time left, bottleneck."""
+        now = METRICS.snapshot()
+        seconds = time.monotonic() - self.started
+        computed = min(now.sequences, self.rows) or now.rows_in
+        if not computed:
+            return f"{self.note or 'starting'} … {seconds:.0f} s"
+        done, left = self.done + now.rows_in, self.rows - self.done - now.rows_in
+        speed = max(computed, now.rows_in) / seconds
+        parts = [
+            f"{done:,}/{self.rows:,} rows committed",
+            f"{speed:,.0f} rows/s",
+            f"{now.tokens / seconds:,.0f} tokens/s",
+            f"padding {now.padding:.1%}",
+            f"dead letters {now.dead_rows:,}",
+            f"{_duration(left / speed)} left",
+            f"busiest: {bottleneck(now)}",
+        ]
+        return " · ".join(([self.note] if self.note else []) + parts)
+
+    def _plain(self) -> None:
+        while not self._stop.wait(PLAIN_EVERY):
+            self.console.print(self.line(), highlight=False, soft_wrap=True)
+
+
+def print_report(console: Console, report: Report) -> None:
+    """The table at the end of a job."""
+    counts = report.counts
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    before = f" ({report.rows_before:,} were done before)" if report.rows_before else ""
+    table.add_row("rows in", f"{counts.rows_in:,} of {report.rows_total:,}{before}")
+    table.add_row("rows out", f"{counts.rows_out:,}")
+    table.add_row("dead letters", f"{counts.dead_rows:,}")
+    for code, count, reason in dead_lines(counts.dead):
+        table.add_row(f"  {code}", f"{count:,}  {reason}")
+    if report.rows_left:
+        table.add_row("rows left", f"{report.rows_left:,}: run the same command again to go on")
+    for column in dict.fromkeys(column for column, _ in counts.labels):
+        shares = [
+            f"{label} {count:,} ({count / max(1, counts.rows_out):.1%})"
+            for (name, label), count in counts.labels.most_common()
+            if name == column
+        ]
+        table.add_row(column, ", ".join(shares[:8]) + (", …" if len(shares) > 8 else ""))
+    if counts.truncated:
+        table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
+    table.add_row(
+        "speed",
+        f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}; {counts.tokens:,} tokens, "
+        f"{counts.padding:.1%} padding; models loaded in {report.load_seconds:.1f} s",
+    )
+    if (stage := bottleneck(counts)) is not None:
+        table.add_row("bounded by", ADVICE[stage])
+    table.add_row("output", report.output)
+    table.add_row("fingerprint", report.fingerprint)
+    console.print(table)
+
+
+def print_rows(console: Console, rows: pa.Table, title: str) -> None:
+    """A few rows as a table; long text is cut for the eye only."""
+    table = Table(title=title, title_justify="left")
+    for name in rows.column_names:
+        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=60)
+    for row in rows.to_pylist():
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console.print(table)
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).split())
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"

@@ -1,0 +1,144 @@
+"""Running a job on this machine: passes of the pipeline until nothing is left, progress, signals, report.
+
+Order of things: input and model files are checked, the output is claimed, models are loaded, then rows move. A
+pass may leave splits that another process took over; the ledger tells, and the next pass looks at them again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from rich.console import Console
+
+from pipelines.build import build
+from pipelines.job import Job
+from pipelines.progress import ProgressLine
+from pipelines.report import Report
+from schemas.block import Split
+from schemas.errors import TagstreamError
+from schemas.spec import JobSpec
+from transforms.engine import shared_engine
+from transforms.metrics import METRICS
+from transforms.stop import FAILURES, STOP
+from transforms.writers import close_writers
+
+_OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_save_main_session"]
+
+
+def run_job(spec: JobSpec, console: Console, *, overwrite: bool = False, limit: int | None = None) -> Report:
+    """Run the job to its end, or until it is asked to stop. Raises TagstreamError."""
+    METRICS.reset()
+    STOP.clear()
+    with _signals(console):
+        with console.status("looking at the input"):
+            job = Job.open(spec, limit)
+        return run_opened(job, console, overwrite=overwrite)
+
+
+def run_opened(job: Job, console: Console, *, overwrite: bool = False) -> Report:
+    """Run a job that is open; see `run_job`."""
+    with console.status("hashing the model"):
+        fingerprint = job.fingerprint()
+    job.sink.prepare(fingerprint, overwrite=overwrite)
+    progress = job.sink.progress()
+    before = job.rows_done(progress)
+    left = job.left(progress)
+    if foreign := job.foreign(progress):
+        console.print(
+            f"[yellow]the output holds {foreign} splits of input that is not there any more (or was changed)[/]; "
+            "their rows stay. --overwrite starts anew"
+        )
+    started = time.monotonic()
+    load_seconds = 0.0
+    if left:
+        with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
+            for classifier in job.spec.classify:
+                shared_engine(classifier)
+        load_seconds = time.monotonic() - started
+        with ProgressLine(console, job.rows, before) as line:
+            started = line.started
+            while left and not STOP.is_set():
+                _run_pass(job, left, line)
+                left = job.left(job.sink.progress())
+    seconds = time.monotonic() - started
+    rows_left = job.rows - job.rows_done(job.sink.progress())
+    return Report(
+        job=job.spec.name,
+        state="stopped" if rows_left else "done",
+        fingerprint=fingerprint.hash,
+        rows_total=job.rows,
+        rows_before=before,
+        rows_left=rows_left,
+        seconds=seconds,
+        load_seconds=load_seconds,
+        counts=METRICS.snapshot(),
+        output=getattr(job.spec.sink, "path", job.spec.sink.type),
+    )
+
+
+def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:
+    """One pipeline over what is left, in a thread of its own, so that this one hears signals."""
+    at = random.randrange(len(left))  # noqa: S311  processes that share an output start at different places
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(_OPTIONS))
+            build(pipeline, job, left[at:] + left[:at], f"{job.spec.name}-{id(job)}")
+            pipeline.run().wait_until_finish()
+        except BaseException as error:  # noqa: BLE001  re-raised below, in the thread that can act on it
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="pipeline", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        if STOP.is_set():
+            line.note = "stopping"
+    close_writers()
+    if raised:
+        known = next((f for f in FAILURES if isinstance(f, TagstreamError)), None)
+        raise known or (FAILURES[0] if FAILURES else raised[0])
+
+
+@contextmanager
+def _signals(console: Console) -> Iterator[None]:
+    """SIGTERM and Ctrl-C: finish what is in flight, commit, exit 0; the second time exit at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if STOP.is_set():
+            os._exit(128 + number)
+        STOP.request()
+        console.print("stopping: finishing what is in flight (again: exit at once)")
+
+    before: list[tuple[int, Callable[[int, FrameType | None], None] | int | None]] = [
+        (number, signal.signal(number, handle)) for number in (signal.SIGTERM, signal.SIGINT)
+    ]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+def quiet_logs(*, debug: bool) -> None:
+    """Beam and its friends log what we say better ourselves; `debug` lets them."""
+    logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL)
+    if not debug:
+        logging.getLogger().setLevel(logging.CRITICAL)
+        for name in ("apache_beam", "transformers", "huggingface_hub"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)

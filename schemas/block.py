@@ -1,0 +1,97 @@
+"""Split, span and block: the only things that move through the pipeline.
+
+A block's record batch has, before classification, the input's id and kept columns plus `TEXT` and `POSITION`;
+after it, the label columns in place of `TEXT`. Rows that can't get a label leave the batch and join `dead`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+
+TEXT = "__text"
+"""Column of a source's block that holds the text: string or large_string, nulls allowed."""
+POSITION = "__position"
+"""Column of every block: int64, ascending, each row's position inside the split."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """An independent, ordered run of input rows: positions `start` (included) to `stop` (not), None if unbounded.
+
+    `id` is stable: same input, same id. `payload` is what the source needs to find the rows again.
+    """
+
+    id: str
+    start: int
+    stop: int | None
+    payload: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def rows(self) -> int:
+        """Positions in the split; 0 when it is unbounded."""
+        return 0 if self.stop is None else self.stop - self.start
+
+
+def split_id(stem: str, **identity: Any) -> str:
+    """A readable stem and a short hash of what identifies the input. Fit for file names and Kafka ids."""
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower()[:40] or "split"
+    return f"{readable}-{digest}"
+
+
+@dataclass(frozen=True, order=True)
+class Span:
+    """Half-open range of positions of one split."""
+
+    split: str
+    start: int
+    stop: int
+
+    def __post_init__(self) -> None:
+        if self.stop < self.start:
+            raise ValueError(f"span stops before it starts: {self}")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One record batch, the dead letters that left it, and the span that both cover.
+
+    Every input row of the span is in exactly one of `batch` and `dead`; Kafka spans have more positions than rows.
+    `dead` has the schema `dead_schema` gives for the job.
+    """
+
+    span: Span
+    batch: pa.RecordBatch
+    dead: pa.RecordBatch
+
+    @property
+    def num_rows(self) -> int:
+        """Input rows: labelled, or still to be, and dead."""
+        return int(self.batch.num_rows + self.dead.num_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows themselves, not of the buffers that slices share."""
+        return int(self.batch.nbytes + self.dead.nbytes)
+
+    def after(self, position: int) -> Block:
+        """The part of the block at and above `position`."""
+        if position <= self.span.start:
+            return self
+        position = min(position, self.span.stop)
+        return Block(
+            replace(self.span, start=position),
+            rows_from(self.batch, self.batch.column(POSITION), position),
+            rows_from(self.dead, self.dead.column("position"), position),
+        )
+
+
+def rows_from(batch: pa.RecordBatch, positions: pa.Array, position: int) -> pa.RecordBatch:
+    """The rows of `batch` whose position is at least `position`; `positions` ascend."""
+    return batch.slice(int(positions.to_numpy(zero_copy_only=False).searchsorted(position)))

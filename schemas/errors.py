@@ -1,0 +1,86 @@
+"""The one exception tree, and the reasons for which a row becomes a dead letter.
+
+Every error a user can cause is a `TagstreamError`; its message says what to do next, and `exit_code` is what the
+command line returns. Everything else is a defect of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class TagstreamError(Exception):
+    """Base of all errors that a user can do something about."""
+
+    exit_code = 1
+
+
+class SpecError(TagstreamError):
+    """The specification is wrong: names file, line and field, and what would be accepted."""
+
+    exit_code = 2
+
+
+class SourceError(TagstreamError):
+    """The input can't be found, read or understood."""
+
+    exit_code = 3
+
+
+class DeadLetterLimitError(SourceError):
+    """Too many of the first rows became dead letters: the input is not what the specification says."""
+
+
+class ModelError(TagstreamError):
+    """A model can't be found, is of the wrong kind, or can't be loaded safely."""
+
+    exit_code = 4
+
+
+class SinkError(TagstreamError):
+    """The output can't be written."""
+
+    exit_code = 5
+
+
+class LedgerError(SinkError):
+    """The output belongs to another job, or its chain is broken."""
+
+
+class ChainMovedError(Exception):
+    """Another writer has appended to the chain first. Internal: the loser drops its work; the chain ends at `position`."""
+
+    def __init__(self, position: int) -> None:
+        super().__init__(f"the chain ends at {position} now")
+        self.position = position
+
+
+class OutOfMemoryError(Exception):
+    """A backend has no memory for a micro-batch. Internal: the engine halves its token budget and tries again."""
+
+
+class DeadCode(StrEnum):
+    """Why a row has no label. `REASONS` has a sentence for each."""
+
+    NULL_TEXT = "null_text"
+    BAD_ENCODING = "bad_encoding"
+    BAD_PAYLOAD = "bad_payload"
+    BAD_SCHEMA = "bad_schema"
+    BAD_FILE = "bad_file"
+    TOO_LONG = "too_long"
+    TOKENISATION_FAILED = "tokenisation_failed"
+    INFERENCE_FAILED = "inference_failed"
+    OUT_OF_MEMORY = "out_of_memory"
+
+
+REASONS: dict[DeadCode, str] = {
+    DeadCode.NULL_TEXT: "the text is null",
+    DeadCode.BAD_ENCODING: "the text is not valid UTF-8",
+    DeadCode.BAD_PAYLOAD: "the message can't be decoded",
+    DeadCode.BAD_SCHEMA: "the field that holds the text is missing or not text",
+    DeadCode.BAD_FILE: "the file, or this part of it, can't be read",
+    DeadCode.TOO_LONG: "the text has more tokens than the model takes, and the specification says dead_letter",
+    DeadCode.TOKENISATION_FAILED: "the tokenizer failed on this text",
+    DeadCode.INFERENCE_FAILED: "the model failed on this text",
+    DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than there is",
+}

@@ -1,0 +1,46 @@
+"""What an output was made by: the hash that every commit carries, and the parts behind it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Everything that decides what a labelled row looks like, as plain JSON values."""
+
+    parts: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits of the SHA-256 of the parts in canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
+
+    def to_json(self) -> str:
+        return json.dumps(self.parts, sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Fingerprint:
+        return cls(json.loads(text))
+
+    def differences(self, other: Fingerprint) -> list[str]:
+        """One line a part that differs: its dotted name, the value here, the value there."""
+        mine, theirs = _flat(self.parts), _flat(other.parts)
+        return [
+            f"{name}: {mine.get(name)!r} here, {theirs.get(name)!r} there"
+            for name in sorted(mine.keys() | theirs.keys())
+            if mine.get(name) != theirs.get(name)
+        ]
+
+
+def _flat(value: Any, at: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        items = {f"{at}.{key}" if at else str(key): item for key, item in value.items()}
+    elif isinstance(value, list | tuple):
+        items = {f"{at}.{number}": item for number, item in enumerate(value)}
+    else:
+        return {at: value}
+    return {name: leaf for key, item in items.items() for name, leaf in _flat(item, key).items()}

@@ -1,0 +1,90 @@
+"""The columns of what comes out: labels and dead letters. Pure Arrow; knows no engine and no sink."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.block import POSITION, TEXT
+from schemas.errors import REASONS, DeadCode
+
+DEAD_ROW = "row"
+"""Struct column of a dead letter that keeps the id and the kept columns of the input."""
+
+
+def dead_schema(kept: pa.Schema) -> pa.Schema:
+    """Schema of dead letters for an input whose id and kept columns are `kept`."""
+    return pa.schema(
+        [
+            pa.field("split", pa.string(), nullable=False),
+            pa.field("position", pa.int64(), nullable=False),
+            pa.field("code", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+            pa.field("payload", pa.binary()),
+            pa.field(DEAD_ROW, pa.struct(list(kept))),
+        ]
+    )
+
+
+def kept_schema(block: pa.Schema) -> pa.Schema:
+    """Id and kept columns of a source's block: everything but text and position."""
+    return pa.schema([field for field in block if field.name not in {TEXT, POSITION}])
+
+
+def no_dead(kept: pa.Schema) -> pa.RecordBatch:
+    """An empty batch of dead letters."""
+    return empty_batch(dead_schema(kept))
+
+
+def empty_batch(schema: pa.Schema) -> pa.RecordBatch:
+    """A record batch of `schema` without rows."""
+    return pa.RecordBatch.from_arrays([pa.array([], f.type) for f in schema], schema=schema)
+
+
+def dead_letters(
+    split: str, batch: pa.RecordBatch, rows: Any, codes: list[DeadCode], messages: list[str], *, payload: bool
+) -> pa.RecordBatch:
+    """Dead letters for the given rows of a source's block.
+
+    `rows`: int array of row numbers, ascending; `codes` and `messages`: one each. `payload`: keep the text's bytes.
+    """
+    taken = batch.take(pa.array(rows, pa.int64()))
+    kept = kept_schema(batch.schema)
+    arrays = [taken.column(f.name) for f in kept]
+    text = taken.column(TEXT)
+    as_bytes = text.cast(pa.large_binary() if pa.types.is_large_string(text.type) else pa.binary())
+    row = (
+        pa.StructArray.from_arrays(arrays, fields=list(kept))
+        if arrays
+        else pa.array([{}] * taken.num_rows, pa.struct([]))
+    )
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([split] * taken.num_rows, pa.string()),
+            taken.column(POSITION),
+            pa.array([code.value for code in codes], pa.string()),
+            pa.array([m or REASONS[c] for c, m in zip(codes, messages, strict=True)], pa.string()),
+            as_bytes.cast(pa.binary()) if payload else pa.nulls(taken.num_rows, pa.binary()),
+            row,
+        ],
+        schema=dead_schema(kept),
+    )
+
+
+def unreadable(split: str, start: int, stop: int, message: str, kept: pa.Schema) -> pa.RecordBatch:
+    """One `bad_file` dead letter for each position of a range that can't be read: no payload, no row."""
+    n = stop - start
+    schema = dead_schema(kept)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array([split] * n, pa.string()),
+            pa.array(np.arange(start, stop, dtype=np.int64)),
+            pa.array([DeadCode.BAD_FILE.value] * n, pa.string()),
+            pa.array([message] * n, pa.string()),
+            pa.nulls(n, pa.binary()),
+            pa.nulls(n, schema.field(DEAD_ROW).type),
+        ],
+        schema=schema,
+    )

@@ -1,0 +1,188 @@
+"""The job specification: frozen pydantic models, one discriminated union a seam.
+
+A specification says where text comes from, which classifiers label it, and where labels go. The same one runs in
+bulk and live; only `source` and `sink` differ. `schemas.spec_file` reads it from YAML.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _.")]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Spec(BaseModel):
+    """Base of every part of a specification: frozen, unknown fields refused, defaults checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
+
+
+class TextColumns(Spec):
+    """Which columns of the input matter."""
+
+    text: str = Field(default="text", description="Column that holds the text.")
+    id: str | None = Field(default=None, description="Column that identifies a row; passed through unchanged.")
+    keep: tuple[str, ...] = Field(default=(), description="Further columns that pass through unchanged.")
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Id and kept columns, in output order, each once."""
+        return tuple(dict.fromkeys([*([self.id] if self.id else []), *self.keep]))
+
+
+class ParquetSource(TextColumns):
+    """Parquet files: a file, a folder, a glob, or an fsspec URL of one."""
+
+    type: Literal["parquet"] = "parquet"
+    path: str = Field(description="File, folder, glob or fsspec URL.")
+    split_rows: int = Field(default=65_536, ge=1, description="Most rows in one split.")
+    on_bad_file: Literal["fail", "dead_letter"] = Field(
+        default="fail", description="dead_letter: an unreadable file becomes dead letters and the rest goes on."
+    )
+
+
+class MemorySource(TextColumns):
+    """An Arrow table registered with `transforms.io.memory.put_table`, for tests and notebooks."""
+
+    type: Literal["memory"] = "memory"
+    table: str
+    split_rows: int = Field(default=65_536, ge=1)
+
+
+class PyTorchBackend(Spec):
+    """PyTorch: any Hugging Face sequence classifier with safetensors weights."""
+
+    type: Literal["pytorch"] = "pytorch"
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: first GPU, else CPU."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPU, fp32 on CPU.")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="Most tokens, padding included, in one micro-batch; default by device."
+    )
+
+
+class ConstantBackend(Spec):
+    """No model: every row gets the same label. For tests, dry runs and measuring what the pipeline itself costs."""
+
+    type: Literal["constant"] = "constant"
+    label: str = "constant"
+    ms_per_row: float = Field(default=0.0, ge=0.0, description="Milliseconds of pretended model time a row.")
+    fail_on: str | None = Field(default=None, description="RE2 pattern: a matching text fails as a poison row would.")
+    memory_tokens: int | None = Field(
+        default=None, ge=1, description="A micro-batch of more bytes than this runs out of memory, as on a device."
+    )
+    token_budget: int | None = Field(default=None, ge=1, description="Most bytes in one micro-batch.")
+
+
+Backend = Annotated[PyTorchBackend | ConstantBackend, Field(discriminator="type")]
+Provenance = Literal["tokens", "truncated", "model"]
+
+
+class Classifier(Spec):
+    """One classifier and the columns it writes."""
+
+    model: str | None = Field(
+        default=None, description="Bundled name (tagstream/spam), local folder or Hugging Face id."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hugging Face id.")
+    as_: Name = Field(default="label", alias="as", description="Prefix of the columns that this classifier writes.")
+    scores: Literal["top", "all", "none"] = Field(
+        default="top", description="top: <as>_score; all: also <as>_scores, one field a label."
+    )
+    provenance: tuple[Provenance, ...] = Field(
+        default=("truncated",), description="Further columns: <as>_tokens, <as>_truncated, <as>_model."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Label map: name in the model's config to yours.")
+    thresholds: dict[str, Fraction] = Field(
+        default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
+    )
+    abstain: str | None = Field(default=None, description="Label of rows below their threshold; null if not given.")
+    long_text: Literal["truncate", "window", "dead_letter"] = Field(
+        default="truncate",
+        description="Text longer than max_length: cut and marked, or scored in overlapping windows whose mean "
+        "score counts, or a dead letter.",
+    )
+    max_length: int | None = Field(
+        default=None, ge=4, description="Tokens, special ones included; default and upper bound: the model's window."
+    )
+    backend: Backend = Field(default_factory=PyTorchBackend)
+
+    @model_validator(mode="after")
+    def _needs_model(self) -> Self:
+        if self.model is None and self.backend.type != "constant":
+            raise ValueError("model is missing: give a bundled name (tagstream/spam), a folder or a Hugging Face id")
+        return self
+
+
+class ParquetSink(Spec):
+    """A folder of Parquet files. Only complete files are ever visible in it."""
+
+    type: Literal["parquet"] = "parquet"
+    path: str = Field(description="Output folder, or an fsspec URL of one.")
+    commit_every: float = Field(default=60.0, gt=0, description="Seconds after which an open file is committed.")
+    file_bytes: int = Field(default=256 << 20, ge=1, description="Bytes after which an open file is committed.")
+    compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
+    position: bool = Field(default=False, description="Also write the columns split and position.")
+
+
+class MemorySink(Spec):
+    """Labels kept in this process under a name, for tests and notebooks."""
+
+    type: Literal["memory"] = "memory"
+    name: str
+    commit_every: float = Field(default=60.0, gt=0)
+
+
+class ParquetDeadLetters(Spec):
+    """Where the dead letters of a Parquet sink go."""
+
+    type: Literal["parquet"] = "parquet"
+    path: str = Field(description="Folder of the dead letters.")
+
+
+Source = Annotated[ParquetSource | MemorySource, Field(discriminator="type")]
+Sink = Annotated[ParquetSink | MemorySink, Field(discriminator="type")]
+
+
+class Blocks(Spec):
+    """How much moves through the pipeline at a time; bounds memory together."""
+
+    rows: int = Field(default=2048, ge=1, description="Most rows in a block.")
+    bytes: int = Field(default=8 << 20, ge=1, description="Most bytes in a block; a single larger row goes alone.")
+    in_flight: int = Field(default=4, ge=1, description="Blocks that are read ahead of the one to be written next.")
+
+
+class JobSpec(Spec):
+    """One job: text in, labels out."""
+
+    name: str = Field(default="job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    source: Source
+    classify: tuple[Classifier, ...] = Field(min_length=1)
+    sink: Sink
+    dead_letters: ParquetDeadLetters | None = Field(
+        default=None, description="Default for a Parquet sink: the folder _dead inside it."
+    )
+    payload: bool = Field(default=True, description="Keep the text of a row in its dead letter; replay needs it.")
+    max_dead: Fraction = Field(
+        default=0.05, description="A bulk job stops if more than this share of its first 1,000 rows are dead letters."
+    )
+    blocks: Blocks = Field(default_factory=Blocks)
+
+    @model_validator(mode="after")
+    def _distinct_columns(self) -> Self:
+        seen: dict[str, str] = dict.fromkeys(self.source.kept, "source.id or source.keep")
+        for number, classifier in enumerate(self.classify):
+            where = f"classify.{number}.as"
+            for column in (classifier.as_, *(f"{classifier.as_}_{s}" for s in ("score", "scores", "tokens"))):
+                if column in seen:
+                    raise ValueError(f"column {column!r} of {where} is already taken by {seen[column]}")
+                seen[column] = where
+        reserved = [c for c in self.source.kept if re.match(r"__", c)]
+        if reserved:
+            raise ValueError(f"column {reserved[0]!r}: names that begin with __ can't be kept; rename it in the source")
+        return self

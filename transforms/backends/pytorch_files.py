@@ -1,0 +1,24 @@
+"""What the PyTorch backend writes, known from the model's config alone: no PyTorch, no weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from schemas.errors import ModelError
+from schemas.spec import Classifier
+from transforms.labels import Head
+from transforms.model_files import ModelFiles, find_model
+
+
+def files_of(classifier: Classifier) -> ModelFiles:
+    """The checked model folder of a classifier."""
+    if classifier.model is None:
+        raise ModelError(f"{classifier.as_}: model is missing")
+    return find_model(classifier.model, classifier.revision)
+
+
+def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
+    """Head, and what identifies the model but for its weights and the precision, which depend on files and machine."""
+    files = files_of(classifier)
+    head = Head.of(classifier, files.labels, files.activation, files.name)
+    return head, {"backend": "pytorch", "model": files.name, "config": files.config.get("model_type")}

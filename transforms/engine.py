@@ -1,0 +1,267 @@
+"""One model, shared by everything in the process that wants labels from it.
+
+    submit(texts) -> Future     tokenised in a small thread pool
+                                -> pool of pending sequences of all submitters, sorted by length
+                                -> micro-batches under a token budget, one forward pass after the other
+                                -> scattered back; a future completes when its last sequence is done
+
+The engine never waits to fill a micro-batch: whenever the device is free it takes what is there. So an idle stream
+has low latency and a bulk job full micro-batches, by the same rule.
+
+Failures: out of memory halves the token budget and runs the halves; any other error of a micro-batch is bisected down
+to the row that causes it; when every row of a micro-batch fails, a row that worked before is run once more, and if that
+fails too the backend is dead: all futures get a ModelError and nothing is dead-lettered for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import DeadCode, ModelError, OutOfMemoryError
+from schemas.spec import Classifier
+from transforms.backends import Backend, Encoded, load_backend
+from transforms.labels import activate
+from transforms.metrics import METRICS
+from transforms.packing import Pool
+
+Array = np.ndarray
+TOKENISER_THREADS = 2
+_DEVICES: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the engine says of some texts.
+
+    scores: float32 [texts, labels], activated; tokens: int32 [texts]; truncated: bool [texts]; errors: code and message
+    of the texts that have no scores.
+    """
+
+    scores: Array
+    tokens: Array
+    truncated: Array
+    errors: dict[int, tuple[DeadCode, str]]
+
+
+@dataclass(eq=False)
+class _Submission:
+    future: Future[Prediction]
+    inverse: Array
+    encoded: Encoded = None  # type: ignore[assignment]
+    logits: Array = None  # type: ignore[assignment]
+    left: int = 0
+    errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
+
+
+class Engine:
+    """See the module. Thread-safe."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.token_budget = backend.token_budget
+        self._tokenisers = ThreadPoolExecutor(TOKENISER_THREADS, thread_name_prefix="tokenise")
+        self._encode_lock = threading.Lock()
+        self._pool = Pool()
+        self._ready = threading.Condition()
+        self._live: set[_Submission] = set()
+        self._works: tuple[Encoded, Array] | None = None
+        self._dead: ModelError | None = None
+        self._closed = False
+        self._thread = threading.Thread(target=self._loop, name="infer", daemon=True)
+        self._thread.start()
+
+    def submit(self, texts: pa.LargeStringArray) -> Future[Prediction]:
+        """Scores for valid UTF-8 texts without nulls; equal texts are inferred once. Returns at once."""
+        future: Future[Prediction] = Future()
+        if self._dead is not None:
+            future.set_exception(self._dead)
+            return future
+        self._tokenisers.submit(self._tokenise, texts, future)
+        return future
+
+    def close(self) -> None:
+        """Stop the threads, free the device. Pending futures get a ModelError."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify()
+        self._thread.join()
+        self._tokenisers.shutdown(cancel_futures=True)
+        self.backend.close()
+
+    def _tokenise(self, texts: pa.LargeStringArray, future: Future[Prediction]) -> None:
+        try:
+            unique = texts.dictionary_encode()
+            submission = _Submission(future, unique.indices.to_numpy(zero_copy_only=False))
+            METRICS.add(duplicates=len(texts) - len(unique.dictionary))
+            with self._encode_lock, METRICS.busy("tokenise"):
+                submission.encoded = self._encode(unique.dictionary, submission)
+            encoded = submission.encoded
+            submission.errors.update(encoded.errors)
+            submission.left = len(encoded.lengths)
+            submission.logits = np.zeros((submission.left, len(self.backend.head.names)), np.float32)
+            if not submission.left:
+                self._finish(submission)
+                return
+            with self._ready:
+                if self._dead is not None or self._closed:
+                    raise self._dead or ModelError("the engine is closed")
+                self._live.add(submission)
+                self._pool.add(submission, encoded.lengths)
+                self._ready.notify()
+        except BaseException as error:  # noqa: BLE001  a worker thread: the submitter re-raises it
+            future.set_exception(error)
+
+    def _encode(self, texts: pa.LargeStringArray, submission: _Submission) -> Encoded:
+        """All texts at once; if that fails without those that fail alone, which are left out as errors."""
+        try:
+            return self.backend.encode(texts)
+        except Exception as error:  # noqa: BLE001
+            if len(texts) == 1:
+                submission.errors[0] = (DeadCode.TOKENISATION_FAILED, _one_line(error))
+                return self.backend.encode(pa.array([""], pa.large_string()))
+        bad: dict[int, str] = {}
+        for i in range(len(texts)):
+            try:
+                self.backend.encode(texts.slice(i, 1))
+            except Exception as error:  # noqa: BLE001
+                bad[i] = _one_line(error)
+        submission.errors.update({i: (DeadCode.TOKENISATION_FAILED, message) for i, message in bad.items()})
+        return self.backend.encode(
+            pa.array(["" if i in bad else texts[i].as_py() for i in range(len(texts))], texts.type)
+        )
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                with self._ready:
+                    while not self._closed and not len(self._pool):
+                        self._ready.wait()
+                    if self._closed:
+                        raise ModelError("the engine is closed")
+                    micro = self._pool.take(self.token_budget, self.backend.max_rows)
+                METRICS.add(
+                    micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
+                )
+                parts: Any = micro.parts
+                with _DEVICES[self.backend.device], METRICS.busy("infer"):
+                    self._run(parts)
+                for submission, sequences in parts:
+                    submission.left -= len(sequences)
+                    if not submission.left:
+                        self._live.discard(submission)
+                        self._finish(submission)
+        except BaseException as error:  # noqa: BLE001  the only consumer: whoever waits must hear of it
+            self._die(error if isinstance(error, ModelError) else ModelError(f"inference stopped: {_one_line(error)}"))
+
+    def _run(self, parts: list[tuple[_Submission, Array]]) -> None:
+        """One forward pass, or as many as it takes to know what to say of every sequence."""
+        rows = sum(len(sequences) for _, sequences in parts)
+        failed = self._attempt(parts, rows)
+        if failed == rows and self._works is not None:
+            try:
+                self.backend.forward([self._works])
+            except Exception as error:
+                raise ModelError(
+                    f"the model stopped working: a row that it labelled before fails now: {_one_line(error)}"
+                ) from error
+
+    def _attempt(self, parts: list[tuple[_Submission, Array]], rows: int) -> int:
+        """Number of sequences that failed."""
+        try:
+            logits = self.backend.forward([(s.encoded, sequences) for s, sequences in parts])
+        except (OutOfMemoryError, MemoryError) as error:
+            longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
+            self.token_budget = max(1, min(self.token_budget, rows * longest) // 2)
+            return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
+        except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
+            return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)
+        finite = np.isfinite(logits).all(axis=1)
+        at = 0
+        for submission, sequences in parts:
+            mine = slice(at, at + len(sequences))
+            submission.logits[sequences] = logits[mine]
+            for sequence in sequences[~finite[mine]]:
+                self._fail(submission, int(sequence), DeadCode.INFERENCE_FAILED, "the model's logits are not finite")
+            at = mine.stop
+        if self._works is None and finite[0]:
+            submission, sequences = parts[0]
+            self._works = (submission.encoded, sequences[:1])
+        return int((~finite).sum())
+
+    def _bisect(self, parts: list[tuple[_Submission, Array]], rows: int, code: DeadCode, error: Exception) -> int:
+        if rows == 1:
+            submission, sequences = parts[0]
+            self._fail(submission, int(sequences[0]), code, _one_line(error))
+            return 1
+        left: list[tuple[_Submission, Array]] = []
+        right: list[tuple[_Submission, Array]] = []
+        room = rows // 2
+        for submission, sequences in parts:
+            take = min(room, len(sequences))
+            room -= take
+            if take:
+                left.append((submission, sequences[:take]))
+            if take < len(sequences):
+                right.append((submission, sequences[take:]))
+        return self._attempt(left, rows // 2) + self._attempt(right, rows - rows // 2)
+
+    @staticmethod
+    def _fail(submission: _Submission, sequence: int, code: DeadCode, message: str) -> None:
+        submission.errors.setdefault(int(submission.encoded.text[sequence]), (code, message))
+
+    def _finish(self, submission: _Submission) -> None:
+        encoded, inverse = submission.encoded, submission.inverse
+        scores = activate(submission.logits, self.backend.head.activation)
+        texts = len(encoded.tokens)
+        if len(encoded.text) != texts:  # windows, or texts without sequences: the mean over each text's sequences
+            sums = np.zeros((texts, scores.shape[1]), np.float64)
+            np.add.at(sums, encoded.text, scores)
+            counts = np.bincount(encoded.text, minlength=texts)
+            scores = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+        errors = (
+            {row: submission.errors[int(text)] for row, text in enumerate(inverse) if int(text) in submission.errors}
+            if submission.errors
+            else {}
+        )
+        METRICS.add(truncated=int(encoded.truncated[inverse].sum()))
+        submission.future.set_result(
+            Prediction(scores[inverse], encoded.tokens[inverse], encoded.truncated[inverse], errors)
+        )
+
+    def _die(self, error: ModelError) -> None:
+        with self._ready:
+            self._dead = error
+            for submission in self._live:
+                submission.future.set_exception(error)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:500]
+
+
+_ENGINES: dict[str, Engine] = {}
+_ENGINES_LOCK = threading.Lock()
+
+
+def shared_engine(classifier: Classifier) -> Engine:
+    """The engine of a classifier in this process, its model loaded at the first call. Raises ModelError."""
+    key = classifier.model_dump_json()
+    with _ENGINES_LOCK:
+        if key not in _ENGINES:
+            _ENGINES[key] = Engine(load_backend(classifier))
+        return _ENGINES[key]
+
+
+def close_engines() -> None:
+    """Close every shared engine of this process."""
+    with _ENGINES_LOCK:
+        while _ENGINES:
+            _ENGINES.popitem()[1].close()

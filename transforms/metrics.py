@@ -1,0 +1,102 @@
+"""Counters of this process: rows, tokens, dead letters by code, busy time by stage.
+
+Owns numbers only. Progress lines, the report and the Prometheus endpoint read them; nothing here knows them.
+Stages that wait are not busy: `busy()` wraps the work itself.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+STAGES = ("read", "tokenise", "infer", "write")
+
+
+@dataclass
+class Snapshot:
+    """A consistent copy of the counters; see `JobMetrics`."""
+
+    rows_in: int = 0
+    rows_out: int = 0
+    dead: Counter[str] = field(default_factory=Counter)
+    labels: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tokens: int = 0
+    padded_tokens: int = 0
+    micro_batches: int = 0
+    sequences: int = 0
+    truncated: int = 0
+    duplicates: int = 0
+    commits: int = 0
+    dropped: int = 0
+    lost_races: int = 0
+    busy: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def dead_rows(self) -> int:
+        return sum(self.dead.values())
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens computed that are padding, 0 to 1."""
+        return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
+
+
+class JobMetrics:
+    """Thread-safe counters.
+
+    rows_in, rows_out, dead: rows committed by the sink, so that rows_in = rows_out + dead at every moment;
+    tokens and padded_tokens: computed by backends, without and with padding; truncated: texts that were cut;
+    duplicates: texts answered by an equal one in the same block; dropped: rows that another writer had committed;
+    lost_races: commits that came too late.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._now = Snapshot()
+
+    def committed(
+        self, rows_in: int, rows_out: int, dead: Counter[str], labels: Counter[tuple[str, str]] | None = None
+    ) -> None:
+        """One commit of a sink; `labels`: rows by (column, label)."""
+        with self._lock:
+            self._now.rows_in += rows_in
+            self._now.rows_out += rows_out
+            self._now.dead.update(dead)
+            self._now.labels.update(labels or {})
+            self._now.commits += 1
+
+    def add(self, **counts: int) -> None:
+        """Add to plain counters by name."""
+        with self._lock:
+            for name, count in counts.items():
+                setattr(self._now, name, getattr(self._now, name) + count)
+
+    @contextmanager
+    def busy(self, stage: str) -> Iterator[None]:
+        """Count the wall time of the body as work of `stage`."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._now.busy[stage] += time.perf_counter() - started  # type: ignore[assignment]
+
+    def snapshot(self) -> Snapshot:
+        with self._lock:
+            now = self._now
+            copy = Snapshot(**{name: getattr(now, name) for name in now.__dataclass_fields__})
+            copy.dead, copy.labels, copy.busy = Counter(now.dead), Counter(now.labels), Counter(now.busy)
+            return copy
+
+    def reset(self) -> None:
+        """Start counting anew: one process may run several jobs one after the other."""
+        with self._lock:
+            self._now = Snapshot()
+
+
+METRICS = JobMetrics()
+"""The counters of this process."""

@@ -1,0 +1,50 @@
+"""From splits to blocks of text, each split from where the sink's chain ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+
+from schemas.block import Block, Split
+from transforms.codec import BlockCoder  # noqa: F401  registers the coder of blocks
+from transforms.io import Sink, Source
+from transforms.metrics import METRICS
+from transforms.stop import STOP, failing
+from transforms.writers import close_writer, open_writer, writer_of
+
+
+class _ReadFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, job: str, source: Source, sink: Sink) -> None:
+        self.job = job
+        self.source = source
+        self.sink = sink
+
+    def process(self, element: tuple[Split, int | None]) -> Iterator[Block]:
+        split, known = element
+        with failing():
+            if STOP.is_set():
+                return
+            start = open_writer(self.job, self.sink, split, known).position
+            if split.stop is not None and start >= split.stop:
+                close_writer(self.job, split.id)
+                return
+            blocks = self.source.read(split, start)
+            while True:
+                with METRICS.busy("read"):
+                    block = next(blocks, None)
+                if block is None or STOP.is_set() or writer_of(self.job, split.id) is None:
+                    return
+                yield block
+
+
+class ReadSplits(beam.PTransform):  # type: ignore[misc]
+    """Pairs of split and the position that its chain is known to have reached, to blocks in order of position."""
+
+    def __init__(self, job: str, source: Source, sink: Sink) -> None:
+        super().__init__()
+        self.fn = _ReadFn(job, source, sink)
+
+    def expand(self, splits: Any) -> Any:
+        return splits | beam.ParDo(self.fn).with_output_types(Block)

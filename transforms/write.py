@@ -1,0 +1,96 @@
+"""From blocks of labels to commits: when to commit, what to count, and what to do when another writer was first."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from schemas.block import Block
+from schemas.errors import ChainMovedError
+from schemas.spec import JobSpec
+from transforms.io import Commit, Writer
+from transforms.metrics import METRICS
+from transforms.stop import failing
+from transforms.writers import close_writer, writer_of
+
+
+class _WriteFn(beam.DoFn):  # type: ignore[misc]
+    """A split that another writer has moved on is given up: what is left of it is found at the next pass."""
+
+    def __init__(self, job: str, spec: JobSpec) -> None:
+        self.job = job
+        self.columns = [classifier.as_ for classifier in spec.classify]
+
+    def setup(self) -> None:
+        self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+
+    def process(self, block: Block) -> None:
+        with failing():
+            split = block.span.split
+            writer = writer_of(self.job, split)
+            if writer is None:
+                METRICS.add(dropped=block.num_rows)
+                return
+            with METRICS.busy("write"):
+                taken = writer.write(block)
+                METRICS.add(dropped=block.num_rows - taken.num_rows)
+                self._tally(taken)
+                done = writer.position == writer.split.stop
+                if done or writer.due:
+                    self._commit(writer, split)
+                if done:
+                    close_writer(self.job, split)
+                    self.labels.pop(split, None)
+
+    def finish_bundle(self) -> None:
+        with failing(), METRICS.busy("write"):
+            for split in list(self.labels):
+                if (writer := writer_of(self.job, split)) is not None:
+                    self._commit(writer, split)
+                    close_writer(self.job, split)
+            self.labels.clear()
+
+    def _commit(self, writer: Writer, split: str) -> None:
+        try:
+            commit = writer.commit()
+        except ChainMovedError:
+            METRICS.add(lost_races=1)
+            close_writer(self.job, split)
+        else:
+            if commit is not None:
+                self._count(commit, self.labels[split])
+        self.labels[split].clear()
+
+    @staticmethod
+    def _count(commit: Commit, labels: Counter[tuple[str, str]]) -> None:
+        METRICS.committed(commit.rows_in, commit.rows_out, commit.dead, labels)
+        Metrics.counter("tagstream", "rows_in").inc(commit.rows_in)
+        Metrics.counter("tagstream", "rows_out").inc(commit.rows_out)
+        for code, count in commit.dead.items():
+            Metrics.counter("tagstream", f"dead_{code}").inc(count)
+
+    def _tally(self, block: Block) -> None:
+        tally = self.labels[block.span.split]
+        for name in self.columns:
+            column = block.batch.column(name)
+            if pa.types.is_list(column.type):
+                column = column.flatten()
+            if pa.types.is_string(column.type):
+                for count in pc.value_counts(column):
+                    tally[name, str(count["values"].as_py())] += count["counts"].as_py()
+
+
+class WriteLabels(beam.PTransform):  # type: ignore[misc]
+    """Blocks of labels to commits of the job's sink."""
+
+    def __init__(self, job: str, spec: JobSpec) -> None:
+        super().__init__()
+        self.fn = _WriteFn(job, spec)
+
+    def expand(self, blocks: Any) -> Any:
+        return blocks | beam.ParDo(self.fn)

@@ -1,0 +1,43 @@
+"""The open writers of this process, by job and split: what the reader of a split asks before it reads on.
+
+Read, classify and write are fused into one process. So the reader learns at once when another writer took the split
+over, and stops reading it.
+"""
+
+from __future__ import annotations
+
+import threading
+
+from schemas.block import Split
+from transforms.io import Sink, Writer
+
+_WRITERS: dict[tuple[str, str], Writer] = {}
+_LOCK = threading.Lock()
+
+
+def open_writer(job: str, sink: Sink, split: Split, known: int | None = None) -> Writer:
+    """The split's writer; opened at the end of its chain if there is none yet."""
+    with _LOCK:
+        if (job, split.id) not in _WRITERS:
+            _WRITERS[job, split.id] = sink.open(split, known)
+        return _WRITERS[job, split.id]
+
+
+def writer_of(job: str, split: str) -> Writer | None:
+    """The open writer of a split; None when the split was given up."""
+    with _LOCK:
+        return _WRITERS.get((job, split))
+
+
+def close_writer(job: str, split: str) -> None:
+    """Close the split's writer; what it has not committed is given up."""
+    with _LOCK:
+        writer = _WRITERS.pop((job, split), None)
+    if writer is not None:
+        writer.close()
+
+
+def close_writers() -> None:
+    """Close every writer of this process."""
+    for job, split in list(_WRITERS):
+        close_writer(job, split)
