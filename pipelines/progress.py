@@ -16,6 +16,8 @@ from pipelines.report import ADVICE, Report, bottleneck, dead_lines
 from transforms.metrics import METRICS
 
 PLAIN_EVERY = 10.0
+SHORT = 20
+"""Characters up to which a column of sample rows is shown whole."""
 
 
 class ProgressLine:
@@ -107,12 +109,18 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def print_rows(console: Console, rows: pa.Table, title: str) -> None:
-    """A few rows as a table; long text is cut for the eye only."""
-    table = Table(title=title, title_justify="left")
-    for name in rows.column_names:
-        table.add_column(name, overflow="ellipsis", no_wrap=True, max_width=60)
-    for row in rows.to_pylist():
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    """A few rows as a table; long text is cut for the eye only, and columns that only say `false` are left out."""
+    records = rows.to_pylist()
+    names = [name for name in rows.column_names if any(record[name] is not False for record in records)]
+    table = Table(title=title, title_justify="left", expand=True)
+    for name in names:
+        width = max((len(_cell(record[name])) for record in records), default=0)
+        if width > SHORT:
+            table.add_column(name, overflow="ellipsis", no_wrap=True, ratio=1)
+        else:
+            table.add_column(name, no_wrap=True, min_width=max(width, len(name)))
+    for record in records:
+        table.add_row(*(Text(_cell(record[name])) for name in names))
     console.print(table)
 
 

@@ -71,12 +71,13 @@ class Report:
             "bottleneck": bottleneck(counts),
         }
 
-    def write(self, path: str) -> None:
-        """As JSON. Raises SinkError."""
-        try:
-            Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SinkError(f"--report {path}: can't be written: {error.strerror}") from None
+
+def write_json(path: str, data: dict[str, Any]) -> None:
+    """What `--report` asks for. Raises SinkError."""
+    try:
+        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SinkError(f"--report {path}: can't be written: {error.strerror}") from None
 
 
 def bottleneck(counts: Snapshot) -> str | None:

@@ -6,7 +6,6 @@ pass may leave splits that another process took over; the ledger tells, and the 
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import signal
@@ -38,16 +37,20 @@ _OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_s
 
 def run_job(spec: JobSpec, console: Console, *, overwrite: bool = False, limit: int | None = None) -> Report:
     """Run the job to its end, or until it is asked to stop. Raises TagstreamError."""
-    METRICS.reset()
-    STOP.clear()
-    with _signals(console):
-        with console.status("looking at the input"):
-            job = Job.open(spec, limit)
-        return run_opened(job, console, overwrite=overwrite)
+    with console.status("looking at the input"):
+        job = Job.open(spec, limit)
+    return run_opened(job, console, overwrite=overwrite)
 
 
 def run_opened(job: Job, console: Console, *, overwrite: bool = False) -> Report:
     """Run a job that is open; see `run_job`."""
+    METRICS.reset()
+    STOP.clear()
+    with _signals(console):
+        return _run(job, console, overwrite=overwrite)
+
+
+def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
@@ -133,12 +136,3 @@ def _signals(console: Console) -> Iterator[None]:
     finally:
         for number, handler in before:
             signal.signal(number, handler)
-
-
-def quiet_logs(*, debug: bool) -> None:
-    """Beam and its friends log what we say better ourselves; `debug` lets them."""
-    logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL)
-    if not debug:
-        logging.getLogger().setLevel(logging.CRITICAL)
-        for name in ("apache_beam", "transformers", "huggingface_hub"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)

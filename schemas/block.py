@@ -18,6 +18,10 @@ TEXT = "__text"
 """Column of a source's block that holds the text: string or large_string, nulls allowed."""
 POSITION = "__position"
 """Column of every block: int64, ascending, each row's position inside the split."""
+ORIGIN_SPLIT = "__origin_split"
+"""Column of a replayed block: string, the split in which the row was first seen."""
+ORIGIN_POSITION = "__origin_position"
+"""Column of a replayed block: int64, the row's position in that split."""
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class LedgerError(SinkError):
 
 
 class ChainMovedError(Exception):
-    """Another writer has appended to the chain first. Internal: the loser drops its work; the chain ends at `position`."""
+    """Another writer has appended to the chain first. Internal: the loser drops its work. `position`: its end."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the chain ends at {position} now")

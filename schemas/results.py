@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import POSITION, TEXT
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT
 from schemas.errors import REASONS, DeadCode
 
 DEAD_ROW = "row"
@@ -15,7 +15,10 @@ DEAD_ROW = "row"
 
 
 def dead_schema(kept: pa.Schema) -> pa.Schema:
-    """Schema of dead letters for an input whose id and kept columns are `kept`."""
+    """Schema of dead letters for an input whose id and kept columns are `kept`.
+
+    Split and position say where the row was when it died; the origin columns differ from them after a replay only.
+    """
     return pa.schema(
         [
             pa.field("split", pa.string(), nullable=False),
@@ -24,13 +27,15 @@ def dead_schema(kept: pa.Schema) -> pa.Schema:
             pa.field("message", pa.string(), nullable=False),
             pa.field("payload", pa.binary()),
             pa.field(DEAD_ROW, pa.struct(list(kept))),
+            pa.field("origin_split", pa.string(), nullable=False),
+            pa.field("origin_position", pa.int64(), nullable=False),
         ]
     )
 
 
 def kept_schema(block: pa.Schema) -> pa.Schema:
-    """Id and kept columns of a source's block: everything but text and position."""
-    return pa.schema([field for field in block if field.name not in {TEXT, POSITION}])
+    """Id and kept columns of a source's block: all but ours, whose names begin with two underscores."""
+    return pa.schema([field for field in block if not field.name.startswith("__")])
 
 
 def no_dead(kept: pa.Schema) -> pa.RecordBatch:
@@ -60,14 +65,18 @@ def dead_letters(
         if arrays
         else pa.array([{}] * taken.num_rows, pa.struct([]))
     )
+    splits, positions = pa.array([split] * taken.num_rows, pa.string()), taken.column(POSITION)
+    replayed = ORIGIN_SPLIT in batch.schema.names
     return pa.RecordBatch.from_arrays(
         [
-            pa.array([split] * taken.num_rows, pa.string()),
-            taken.column(POSITION),
+            splits,
+            positions,
             pa.array([code.value for code in codes], pa.string()),
             pa.array([m or REASONS[c] for c, m in zip(codes, messages, strict=True)], pa.string()),
             as_bytes.cast(pa.binary()) if payload else pa.nulls(taken.num_rows, pa.binary()),
             row,
+            taken.column(ORIGIN_SPLIT) if replayed else splits,
+            taken.column(ORIGIN_POSITION) if replayed else positions,
         ],
         schema=dead_schema(kept),
     )
@@ -77,14 +86,17 @@ def unreadable(split: str, start: int, stop: int, message: str, kept: pa.Schema)
     """One `bad_file` dead letter for each position of a range that can't be read: no payload, no row."""
     n = stop - start
     schema = dead_schema(kept)
+    splits, positions = pa.array([split] * n, pa.string()), pa.array(np.arange(start, stop, dtype=np.int64))
     return pa.RecordBatch.from_arrays(
         [
-            pa.array([split] * n, pa.string()),
-            pa.array(np.arange(start, stop, dtype=np.int64)),
+            splits,
+            positions,
             pa.array([DeadCode.BAD_FILE.value] * n, pa.string()),
             pa.array([message] * n, pa.string()),
             pa.nulls(n, pa.binary()),
             pa.nulls(n, schema.field(DEAD_ROW).type),
+            splits,
+            positions,
         ],
         schema=schema,
     )

@@ -31,10 +31,11 @@ class Commit:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the ledger says of one split: where its chain ends, and what was committed, as far as it is known."""
+    """What the ledger says of one split: where its chain ends; rows of its last commit and the seconds they took."""
 
     stop: int
-    rows_per_s: float | None = None
+    rows: int = 0
+    seconds: float = 0.0
 
 
 class Source(Protocol):

@@ -16,7 +16,7 @@ from transforms.text import as_text, is_text
 
 
 def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Schema:
-    """Schema of the id and kept columns. Raises SourceError, naming `where`, if one is missing or the text is no text."""
+    """Schema of the id and kept columns. Raises SourceError, naming `where`, if one is missing or no text."""
     for name, field in [(columns.text, "source.text"), *((kept, "source.keep") for kept in columns.kept)]:
         if schema.get_field_index(name) < 0:
             if name in schema.names:

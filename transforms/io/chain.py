@@ -39,8 +39,6 @@ class ChainWriter(ABC):
         if block.span.stop <= self.position:
             return block.after(block.span.stop)
         block = block.after(self.position)
-        if self.position == self._start and not self._rows_in:
-            self._opened = time.monotonic()
         self._stage(block)
         self._rows_in += block.num_rows
         self._rows_out += block.batch.num_rows

@@ -23,7 +23,7 @@ from typing import cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.block import POSITION, Block, Split
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split
 from schemas.errors import ChainMovedError, LedgerError
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec, ParquetSink
@@ -197,7 +197,7 @@ class _Sink:
 
     def progress(self) -> dict[str, Progress]:
         return {
-            split: Progress(footer.stop, footer.rows_in / footer.seconds if footer.seconds else None)
+            split: Progress(footer.stop, footer.rows_in, footer.seconds)
             for split, footer in self._last_footers().items()
         }
 
@@ -218,14 +218,14 @@ class _Sink:
     def columns(self, block: Block) -> pa.RecordBatch:
         """The columns that are written: no position, or split and position under their plain names."""
         batch = block.batch
-        names = [name for name in batch.schema.names if name != POSITION]
+        names = [name for name in batch.schema.names if not name.startswith("__")]
         arrays, fields = [batch.column(name) for name in names], [batch.schema.field(name) for name in names]
         if self.spec.position:
-            split = pa.DictionaryArray.from_arrays(
-                pa.array([0] * batch.num_rows, pa.int32()), pa.array([block.span.split], pa.string())
-            )
-            arrays += [split, batch.column(POSITION)]
-            fields += [pa.field("split", split.type), pa.field("position", pa.int64())]
+            if ORIGIN_SPLIT in batch.schema.names:
+                arrays += [batch.column(ORIGIN_SPLIT), batch.column(ORIGIN_POSITION)]
+            else:
+                arrays += [pa.array([block.span.split] * batch.num_rows, pa.string()), batch.column(POSITION)]
+            fields += [pa.field("split", pa.string()), pa.field("position", pa.int64())]
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
     def _last_footers(self) -> dict[str, Footer]:
