@@ -71,9 +71,11 @@ class Pool:
 
     def take(self, budget: int, max_rows: int) -> MicroBatch:
         """Remove and return the next micro-batch; the pool must not be empty. A sequence over budget goes alone."""
-        last = int(np.flatnonzero(self._owners == self._anchor())[-1])
-        length = max(int(self._lengths[last]), 1)
+        anchor = int(np.flatnonzero(self._owners == self._anchor())[-1])
+        length = max(int(self._lengths[anchor]), 1)
         most = max(1, min(max_rows, budget // length))
+        equal = int(np.searchsorted(self._lengths, self._lengths[anchor], side="right"))
+        last = min(equal - 1, anchor + most - 1)
         similar = int(np.searchsorted(self._lengths, TOLERANCE * length))
         first = max(0, last + 1 - most, min(similar, last + 1 - MIN_TOKENS // length))
         chosen = slice(first, last + 1)
