@@ -44,7 +44,7 @@ DeadOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a field: source.path=in/. Repeatable.", metavar="FIELD=VALUE"),
+    typer.Option("--set", help="Override: source.path=in/. Repeatable.", metavar="FIELD=VALUE"),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the input.")]
 ReportOption = Annotated[str | None, typer.Option("--report", help="Write the result as JSON.", metavar="FILE.json")]

@@ -97,7 +97,7 @@ def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str,
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
-    """Expected calibration error over 15 equal bins: mean |accuracy - confidence|, weighted by rows (Guo et al. 2017)."""
+    """Expected calibration error, 15 equal bins: mean |accuracy - confidence|, weighted by rows (Guo et al. 2017)."""
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     gaps = np.abs(

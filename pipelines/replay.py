@@ -1,4 +1,4 @@
-"""Running a job's dead letters again: what succeeds now is appended to the output, the rest becomes dead letters anew."""
+"""Running a job's dead letters again: what succeeds now is appended to the output, the rest is dead-lettered anew."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def replay_job(spec: JobSpec, console: Console) -> Report:
     """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
     if not isinstance(spec.sink, ParquetSink):
         raise SpecError(f"replay reads the dead letters of a parquet sink; this one is {spec.sink.type}")
+    letters = Folder(spec.dead_letters.path if spec.dead_letters else spec.sink.path.rstrip("/") + "-dead")
     spec = spec.model_copy(update={"max_dead": 1.0})
     sink = open_sink(spec)
-    letters = Folder(spec.dead_letters.path if spec.dead_letters else spec.sink.path.rstrip("/") + "-dead")
     source = DeadLetterSource(spec, letters)
     source.retire(sink.progress())
     source = DeadLetterSource(spec, letters)

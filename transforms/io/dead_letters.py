@@ -1,7 +1,7 @@
 """Dead letters of a Parquet sink as a source: what `replay` reads.
 
-Each file of dead letters is one split. Its rows keep the id and kept columns they had, and remember where they were first
-seen. When a file's split is done, the file moves to `_replayed`: what it held is labelled now, or is in a newer file.
+Each file of dead letters is one split. Its rows keep the id and kept columns they had, and remember where they were
+first seen. When a file's split is done, the file moves to `_replayed`: what it held is labelled now, or is in a newer file.
 """
 
 from __future__ import annotations
