@@ -170,7 +170,10 @@ class KafkaBroker:
             "node.id": 1,
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller}",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,SECURE:SASL_SSL",
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{'SASL_SSL' if name == 'SECURE' else 'PLAINTEXT'}"
+                for name in ("CONTROLLER", "PLAINTEXT", "PROXIED", "SECURE")
+            ),
             "log.dirs": f"{self.folder}/data",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,

@@ -7,6 +7,7 @@ import socket
 import struct
 import threading
 from collections import Counter
+from typing import Self
 
 API = {"Produce": 0, "AddPartitionsToTxn": 24, "AddOffsetsToTxn": 25, "EndTxn": 26, "TxnOffsetCommit": 28}
 
@@ -14,25 +15,21 @@ API = {"Produce": 0, "AddPartitionsToTxn": 24, "AddOffsetsToTxn": 25, "EndTxn": 
 class FaultyProxy:
     """Stands on the advertised port of the broker's PROXIED listener.
 
-    `drop(api, n)`: the broker gets and obeys the next `n` such requests; their replies never reach the client.
-    `swallow(api, n)`: the next `n` such requests never reach the broker.
+    `fault(api, kind)` is for the next such request. `drop`: the broker obeys it and its reply never reaches the client;
+    `swallow`: it never reaches the broker; `cut`: the broker obeys it and the connection breaks instead of a reply.
     `dropped` counts what was lost, by kind.
     """
 
     def __init__(self, port: int, upstream: int) -> None:
         self.upstream = upstream
         self.dropped: Counter = Counter()
-        self._drop: Counter = Counter()
-        self._swallow: Counter = Counter()
+        self._faults: dict[int, str] = {}
         self._sockets: list[socket.socket] = []
         self._server = socket.create_server(("127.0.0.1", port))
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def drop(self, api: str, count: int = 1) -> None:
-        self._drop[API[api]] += count
-
-    def swallow(self, api: str, count: int = 1) -> None:
-        self._swallow[API[api]] += count
+    def fault(self, api: str, kind: str) -> None:
+        self._faults[API[api]] = kind
 
     def cut(self) -> None:
         """Closes every connection; new ones are welcome."""
@@ -42,10 +39,12 @@ class FaultyProxy:
         self._sockets.clear()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
         self._server.close()
         self.cut()
 
-    def __enter__(self) -> FaultyProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -61,7 +60,7 @@ class FaultyProxy:
                     client.close()
                     continue
                 self._sockets += [client, broker]
-                lost: set[int] = set()
+                lost: dict[int, str] = {}
                 for pump in ((client, broker, self._request), (broker, client, self._reply)):
                     threading.Thread(target=self._pump, args=(*pump, lost), daemon=True).start()
 
@@ -79,21 +78,19 @@ class FaultyProxy:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)
 
-    def _request(self, frame: bytes, lost: set[int]) -> bool:
+    def _request(self, frame: bytes, lost: dict[int, str]) -> bool:
         api, _, correlation = struct.unpack(">hhi", frame[:8])
-        if self._swallow[api] > 0:
-            self._swallow[api] -= 1
-            self.dropped[api] += 1
-            return False
-        if self._drop[api] > 0:
-            self._drop[api] -= 1
-            lost.add(correlation)
-        return True
+        kind = self._faults.pop(api, None)
+        if kind == "swallow":
+            self.dropped[kind] += 1
+        elif kind:
+            lost[correlation] = kind
+        return kind != "swallow"
 
-    def _reply(self, frame: bytes, lost: set[int]) -> bool:
-        correlation = struct.unpack(">i", frame[:4])[0]
-        if correlation in lost:
-            lost.discard(correlation)
-            self.dropped["reply"] += 1
-            return False
-        return True
+    def _reply(self, frame: bytes, lost: dict[int, str]) -> bool:
+        kind = lost.pop(struct.unpack(">i", frame[:4])[0], None)
+        if kind:
+            self.dropped[kind] += 1
+        if kind == "cut":
+            raise EOFError
+        return kind is None

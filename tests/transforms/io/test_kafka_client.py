@@ -1,0 +1,364 @@
+"""The Kafka client's promises, against a real broker: errors, spans, doubt, fencing, rebalances."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import threading
+
+import pytest
+from kafka import KafkaProducer
+
+from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
+from tests.services.java import wait_until
+from tests.services.kafka_copy import Chains
+from tests.services.kafka_faults import differences, read_all
+from tests.services.proxy import FaultyProxy
+from transforms.io.kafka_client import RECORDS, Cluster, Partition
+from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError
+from transforms.io.kafka_member import Member
+
+pytestmark = pytest.mark.xdist_group("kafka")
+numbers = itertools.count()
+REFUSED = "refuses the credentials.*check the sasl_|check security_protocol, sasl_mechanism, user and password"
+QUICK = {"request_timeout_ms": 1500, "delivery_timeout_ms": 3000, "max_block_ms": 5000}
+
+
+def name(stem):
+    return f"{stem}-{os.getpid()}-{next(numbers)}"
+
+
+def fill(broker, topic, values, **kwargs):
+    producer = KafkaProducer(bootstrap_servers=broker.servers)
+    for value in values:
+        producer.send(topic, value, **kwargs)
+    producer.close(10)
+
+
+def drain(member, chains, target, until):
+    while not until():
+        polled = member.take(0.2)
+        if polled is not None:
+            chains.copy(member, target, polled)
+
+
+def take(member):
+    """The next span, settled at once."""
+    polled = wait_until(lambda: member.take(0.5, rows=100), 30, "the next span")
+    member.settle(polled.partition, polled.stop)
+    return polled
+
+
+@pytest.fixture
+def topics(kafka):
+    return kafka.create_topic(name("in"), 2), kafka.create_topic(name("out"), 2)
+
+
+@contextlib.contextmanager
+def job(servers, group, source, client=(), **kwargs):
+    cluster = Cluster(servers, dict(client))
+    chains = Chains(cluster, group)
+    member = Member(cluster, group, (source,), chains, **kwargs)
+    try:
+        yield member, chains
+    finally:
+        member.close()
+
+
+# ---- errors
+
+
+def test_an_unknown_topic_is_named(kafka):
+    with pytest.raises(SourceError, match=r"can't read no-such-topic: the topic does not exist"):
+        Cluster(kafka.servers).partitions(("no-such-topic",))
+
+
+def test_an_unreachable_broker_is_named():
+    with pytest.raises(SourceError, match=r"no Kafka broker .* at 127.0.0.1:1 .*ECONNREFUSED"):
+        Cluster("127.0.0.1:1", {"bootstrap_timeout_ms": 1500}).partitions(("any",))
+
+
+def test_a_protected_or_unknown_property_is_refused():
+    with pytest.raises(SourceError, match="'acks' can't be set"):
+        Cluster("127.0.0.1:1", {"acks": 1}).partitions(("any",))
+    with pytest.raises(SourceError, match="no client property 'linger'"):
+        Cluster("127.0.0.1:1", {"linger": 1}).partitions(("any",))
+
+
+@pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
+def test_tls_with_sasl_reads_and_writes(secure_kafka, mechanism):
+    source, target = secure_kafka.create_topic(name("in")), secure_kafka.create_topic(name("out"))
+    fill(secure_kafka, source, [b"one", b"two"])
+    client = secure_kafka.secure_client(mechanism=mechanism)
+    with job(secure_kafka.secure_servers, name("job"), source, client) as (member, chains):
+        drain(member, chains, target, lambda: chains.commits)
+    assert [r.value for r in read_all(secure_kafka.servers, target)[0]] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sasl_plain_password": "wrong"}, REFUSED),
+        (
+            {"sasl_mechanism": "PLAIN", "sasl_plain_password": "wrong"},
+            REFUSED,
+        ),
+        ({"ssl_cafile": None}, "the certificate .* is not accepted.*check the ssl_"),
+        ({"security_protocol": "SASL_PLAINTEXT"}, "check security_protocol"),
+    ],
+)
+def test_a_refused_login_says_what_to_check(secure_kafka, change, message):
+    client = secure_kafka.secure_client() | {"bootstrap_timeout_ms": 3000} | change
+    with pytest.raises(SourceError, match=message):
+        Cluster(secure_kafka.secure_servers, client).partitions(("any",))
+
+
+def test_a_missing_permission_says_so(secure_kafka):
+    topic = secure_kafka.create_topic(name("in"))
+    stranger = Cluster(secure_kafka.secure_servers, secure_kafka.secure_client("stranger"))
+    with pytest.raises(SourceError, match="no permission for this topic"):
+        stranger.partitions((topic,))
+    chain = Chain(stranger, name("job"), Partition(topic, 0), metadata=lambda: "group", committed=lambda: None)
+    with pytest.raises(SinkError, match="no permission for this job's transactional ids"):
+        chain.open()
+
+
+# ---- records and spans
+
+
+def test_records_keep_key_value_headers_timestamp_and_offset(kafka):
+    topic = kafka.create_topic(name("in"))
+    producer = KafkaProducer(bootstrap_servers=kafka.servers)
+    producer.send(topic, b"\xff\x00", key=None, headers=[("a", b"1"), ("a", b"")], timestamp_ms=1234)
+    producer.send(topic, None, key=b"tombstone", timestamp_ms=1235)
+    producer.close()
+    with job(kafka.servers, name("job"), topic) as (member, _):
+        polled = take(member)
+    assert polled.records.schema == RECORDS
+    rows = polled.records.to_pylist()
+    assert [r["value"] for r in rows] == [b"\xff\x00", None]
+    assert [r["key"] for r in rows] == [None, b"tombstone"]
+    assert rows[0]["headers"] == [{"key": "a", "value": b"1"}, {"key": "a", "value": b""}]
+    assert polled.records.column("timestamp").cast("int64").to_pylist() == [1234, 1235]
+    assert (polled.start, polled.stop) == (0, 2)
+
+
+def test_spans_cover_markers_and_aborted_records_without_showing_them(kafka):
+    topic = kafka.create_topic(name("in"))
+    producer = KafkaProducer(bootstrap_servers=kafka.servers, transactional_id=name("t"))
+    producer.init_transactions()
+    for value, end in (("a", "commit"), ("lost", "abort"), ("b", "commit"), ("lost", "abort")):
+        producer.begin_transaction()
+        producer.send(topic, value.encode())
+        producer.flush()
+        getattr(producer, f"{end}_transaction")()
+    producer.close()
+    seen, at = [], 0
+    with job(kafka.servers, name("job"), topic) as (member, _):
+        while at < 8:
+            polled = take(member)
+            assert polled.start == at
+            seen += polled.records.column("value").to_pylist()
+            at = polled.stop
+    assert (seen, at) == ([b"a", b"b"], 8)
+
+
+def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka):
+    topic = kafka.create_topic(name("in"))
+    values = [b"%06d" % i + b"x" * 1000 for i in range(3000)]
+    fill(kafka, topic, values)
+    cluster = Cluster(kafka.servers)
+    chains = Chains(cluster, name("job"))
+    member = Member(cluster, chains.group, (topic,), chains, queue_bytes=200_000, poll_rows=50)
+    try:
+        wait_until(lambda: member._paused, 20, "the queue is full")
+        assert member._bytes < 400_000
+        seen = []
+        while len(seen) < len(values):
+            seen += take(member).records.column("value").to_pylist()
+    finally:
+        member.close()
+    assert seen == values
+
+
+def test_a_partition_added_later_is_read(kafka):
+    from kafka.admin import NewPartitions
+
+    topic = kafka.create_topic(name("in"))
+    with job(kafka.servers, name("job"), topic, {"metadata_max_age_ms": 500}) as (member, _):
+        wait_until(lambda: len(member.assignment) == 1, 20, "the first partition")
+        with kafka.admin() as admin:
+            admin.create_partitions({topic: NewPartitions(total_count=2)})
+        wait_until(lambda: len(member.assignment) == 2, 20, "the second partition")
+        fill(kafka, topic, [b"new"], partition=1)
+        assert take(member).partition == Partition(topic, 1)
+
+
+# ---- the chain
+
+
+def chain_of(kafka, topic, group, note="", client=()):
+    """A chain outside of a group, as a bulk job has it."""
+    from kafka.structs import ConsumerGroupMetadata
+
+    cluster = Cluster(kafka.servers, dict(client))
+    consumer = cluster.consumer(group_id=group)
+    at = lambda: consumer.committed(_tp(topic), metadata=True)  # noqa: E731
+    return Chain(
+        cluster,
+        f"{group}/{topic}",
+        Partition(topic, 0),
+        metadata=lambda: ConsumerGroupMetadata(group),
+        committed=lambda: (at().offset, at().metadata) if at() else None,
+        note=note,
+    )
+
+
+def _tp(topic):
+    from transforms.io.kafka_client import topic_partition
+
+    return topic_partition(Partition(topic, 0))
+
+
+def record(topic, value):
+    return Record(topic, 0, None, value, [], None)
+
+
+def test_an_append_moves_the_end_and_a_second_one_from_the_same_place_is_refused(kafka, topics):
+    source, target = topics
+    chain = chain_of(kafka, source, name("job"))
+    assert chain.open() is None
+    chain.commit([record(target, b"a")], 0, 5)
+    with pytest.raises(ChainMovedError) as moved:
+        chain.commit([record(target, b"twice")], 0, 7)
+    assert moved.value.position == 5
+    chain.commit([record(target, b"b")], 5, 6)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a", b"b"]
+
+
+def test_a_zombie_loses_and_the_new_owner_goes_on(kafka, topics):
+    source, target = topics
+    group = name("job")
+    old, new = (chain_of(kafka, source, group) for _ in range(2))
+    old.open()
+    old.commit([record(target, b"a")], 0, 1)
+    assert new.open() == 1
+    new.commit([record(target, b"b")], 1, 2)
+    old.commit([record(target, b"zombie")], 1, 2)  # fenced; it finds the span done, and writes nothing
+    assert old.doubts == 1
+    new.commit([record(target, b"c")], 2, 3)
+    with pytest.raises(ChainMovedError):
+        old.commit([record(target, b"zombie")], 2, 4)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a", b"b", b"c"]
+
+
+def test_what_an_owner_left_open_is_aborted_by_the_next(kafka, topics):
+    source, target = topics
+    group = name("job")
+    old = chain_of(kafka, source, group)
+    old.open()
+    old._producer.begin_transaction()
+    old._producer.send(target, b"never seen", partition=0)
+    old._producer.flush()
+    old.close()
+    new = chain_of(kafka, source, group)
+    assert new.open() is None
+    new.commit([record(target, b"a")], 0, 1)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a"]
+
+
+def test_a_closed_chain_takes_nothing(kafka, topics):
+    source, target = topics
+    chain = chain_of(kafka, source, name("job"))
+    chain.open()
+    chain.close()
+    with pytest.raises(PartitionLostError):
+        chain.commit([record(target, b"late")], 0, 1)
+
+
+def test_another_jobs_group_is_refused(kafka, topics):
+    source, target = topics
+    group = name("job")
+    mine = chain_of(kafka, source, group, note="model-a")
+    mine.open()
+    mine.commit([record(target, b"a")], 0, 1)
+    with pytest.raises(LedgerError, match="'model-a', this job is 'model-b'"):
+        chain_of(kafka, source, group, note="model-b").open()
+
+
+def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed(kafka, topics):
+    source, _ = topics
+    small = kafka.create_topic(name("small"), **{"max.message.bytes": "10000"})
+    chain = chain_of(kafka, source, name("job"))
+    chain.open()
+    with pytest.raises(RecordTooLargeError) as refused:
+        chain.commit([record(small, b"a"), record(small, b"x" * 50_000), record(small, b"b")], 0, 3)
+    assert refused.value.index == 1
+    chain.commit([record(small, b"a"), record(small, b"b")], 0, 3)
+    assert [r.value for r in read_all(kafka.servers, small)[0]] == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
+@pytest.mark.parametrize("api", ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"])
+def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault):
+    """Rule 8: whatever the client makes of it, success or doubt, the output is exact."""
+    source, target = topics
+    fill(kafka, source, [b"%d" % i for i in range(40)], partition=0)
+    with FaultyProxy(kafka.proxy_port, kafka.proxied_port) as proxy:
+        with job(kafka.proxied_servers, name("job"), source, QUICK, poll_rows=10) as (member, chains):
+            for step in range(4):
+                polled = wait_until(lambda: member.take(0.5, rows=10), 30, "records arrive")
+                if step == 1:
+                    proxy.fault(api, fault)
+                chains.copy(member, target, polled)
+            drain(
+                member,
+                chains,
+                target,
+                lambda: not sum(member.lag().values()) and not member._in_flight(member.assignment),
+            )
+        assert sum(proxy.dropped.values()) >= 1
+    found = differences(kafka.servers, source, target)
+    assert found == {"in": 40, "out": 40, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
+
+
+# ---- rebalances
+
+
+def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(kafka):
+    source, target = kafka.create_topic(name("in"), 4), kafka.create_topic(name("out"), 4)
+    group = name("job")
+    stop = threading.Event()
+    producer = KafkaProducer(bootstrap_servers=kafka.servers)
+
+    def send():
+        for i in itertools.count():
+            if stop.wait(0.002):
+                break
+            producer.send(source, b"%d" % i, partition=i % 4)
+        producer.close(10)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    ending = threading.Event()
+    with job(kafka.servers, group, source) as (first, chains):
+        worker = threading.Thread(target=drain, args=(first, chains, target, ending.is_set))
+        worker.start()
+        wait_until(lambda: len(first.assignment) == 4, 20, "one member has all")
+        for _ in range(2):
+            with job(kafka.servers, group, source) as (second, others):
+                wait_until(lambda m=second: len(m.assignment) == 2 == len(first.assignment), 30, "two members share")
+                done = others.commits
+                drain(second, others, target, lambda o=others, d=done: o.commits > d + 20)
+                drain(second, others, target, lambda m=second: not m._in_flight(m.assignment))
+            wait_until(lambda: len(first.assignment) == 4, 30, "one member has all again")
+        stop.set()
+        sender.join()
+        wait_until(lambda: not sum(first.lag().values()), 30, "all is read")
+        wait_until(lambda: not first._in_flight(first.assignment), 30, "all is committed")
+        ending.set()
+        worker.join()
+    found = differences(kafka.servers, source, target)
+    assert found["in"] == found["out"] > 100
+    assert not any(found[k] for k in ("lost", "doubled", "foreign", "disordered"))

@@ -1,0 +1,328 @@
+"""The Kafka client, second part: a member of a consumer group.
+
+A `Member` polls in a thread of its own into a queue bounded in bytes: a slow model pauses partitions and never costs
+the membership. Positions come from its `Owner` alone, never from the client. It must not know what records mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+from kafka import errors
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.structs import ConsumerGroupMetadata
+
+from schemas.errors import SourceError, TagstreamError
+from transforms.io.kafka_client import Cluster, Partition, explain, offsets, to_records, topic_partition
+from transforms.watchdog import deadline
+
+log = logging.getLogger(__name__)
+
+POLL_MS = 100
+
+
+class Polled(NamedTuple):
+    """Records of one partition and the span they cover; `stop` skips transaction markers and compacted offsets."""
+
+    partition: Partition
+    start: int
+    stop: int
+    records: pa.RecordBatch
+
+
+class Owner(Protocol):
+    """Whoever keeps the chains. Both methods run in a thread of their own while the rebalance waits for them."""
+
+    def assigned(self, member: Member, partitions: list[Partition]) -> dict[Partition, int]:
+        """Takes the partitions' chains over (rule 9) and says where each is to be read from."""
+
+    def revoked(self, member: Member, partitions: list[Partition]) -> None:
+        """Lets go of the chains, without aborting anything; also called when the membership was lost."""
+
+
+class Member:
+    """One member of the group. `take` and `settle` belong to one processing thread, the rest to any."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        group: str,
+        topics: tuple[str, ...],
+        owner: Owner,
+        *,
+        queue_bytes: int = 32 << 20,
+        poll_rows: int = 2048,
+        instance_id: str | None = None,
+        patience: float = 240.0,
+    ) -> None:
+        """`patience`: seconds a rebalance waits for work in flight on partitions that go away."""
+        self.cluster, self.group, self.topics, self.owner = cluster, group, topics, owner
+        self._queue_bytes, self._poll_rows, self._patience = queue_bytes, poll_rows, patience
+        self._consumer = cluster.consumer(
+            group_id=group,
+            group_instance_id=instance_id,
+            session_timeout_ms=6000,
+            heartbeat_interval_ms=1500,
+            max_poll_interval_ms=int((patience + 60) * 1000),
+            fetch_max_wait_ms=POLL_MS,
+            retry_backoff_ms=50,
+            max_poll_records=poll_rows,
+        )
+        self._consumer.subscribe(list(topics), listener=_Listener(self))
+        try:  # with the metadata known before the first join, the group does not have to join twice
+            cluster.require(self._consumer, topics)
+        except BaseException:
+            self._consumer.close(timeout_ms=1000)
+            raise
+        self._ready = threading.Condition()
+        self._queues: dict[Partition, deque[Polled]] = {}
+        self._bytes = 0
+        self._taken: dict[Partition, int] = {}
+        self._settled: dict[Partition, int] = {}
+        self._next: dict[Partition, int] = {}
+        self._rewinds: dict[Partition, int] = {}
+        self._leaving: set[Partition] = set()
+        self._finished: set[Partition] = set()
+        self._paused = False
+        self._closing = threading.Event()
+        self._error: BaseException | None = None
+        self.joined = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=f"poll {group}", daemon=True)
+        self._thread.start()
+
+    # ---- for the processing thread
+
+    def take(self, timeout: float, rows: int = 2048, size: int = 8 << 20) -> Polled | None:
+        """Records of the partition that has waited longest, as many as are there within `rows` and `size` bytes.
+
+        None after `timeout` seconds without any. Raises what ended the polling thread: SourceError, mostly.
+        """
+        with self._ready:
+            self._ready.wait_for(lambda: self._error or any(self._queues.values()), timeout)
+            if self._error is not None:
+                raise self._error
+            queue = next((q for q in self._queues.values() if q), None)
+            if queue is None:
+                return None
+            parts = [queue.popleft()]
+            total, nbytes = parts[0].records.num_rows, parts[0].records.nbytes
+            while queue and total + queue[0].records.num_rows <= rows and nbytes + queue[0].records.nbytes <= size:
+                parts.append(queue.popleft())
+                total, nbytes = total + parts[-1].records.num_rows, nbytes + parts[-1].records.nbytes
+            self._bytes -= nbytes
+            partition = parts[0].partition
+            self._queues[partition] = self._queues.pop(partition)  # to the end: partitions take turns
+            self._taken[partition] = parts[-1].stop
+        records = parts[0].records if len(parts) == 1 else pa.concat_batches([p.records for p in parts])
+        return Polled(partition, parts[0].start, parts[-1].stop, records)
+
+    def settle(self, partition: Partition, position: int) -> None:
+        """Everything below `position` is committed, or dropped because it was not ours."""
+        with self._ready:
+            self._settled[partition] = max(position, self._settled.get(partition, 0))
+            self._ready.notify_all()
+
+    def rewind(self, partition: Partition, position: int) -> None:
+        """Goes on from `position` after a chain has moved; what was polled meanwhile is thrown away."""
+        with self._ready:
+            self._drop(partition)
+            self._rewinds[partition] = position
+            self._taken.pop(partition, None)
+
+    def finish(self, partition: Partition) -> None:
+        """No further record of this partition is wanted: bounded replay has reached its end."""
+        with self._ready:
+            self._finished.add(partition)
+            self._drop(partition)
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Leaves the group; what was taken and not settled is read again by the next owner."""
+        self._closing.set()
+        self._thread.join(seconds)
+
+    # ---- for anyone
+
+    @property
+    def assignment(self) -> list[Partition]:
+        """The partitions that are ours and ready to be read."""
+        return list(self._queues)
+
+    def owns(self, partition: Partition) -> bool:
+        """Whether the group still gives us this partition, as far as we know."""
+        return partition in self._queues or partition in self._leaving
+
+    def metadata(self) -> ConsumerGroupMetadata:
+        """Generation and member id for `send_offsets_to_transaction`."""
+        return self._consumer.group_metadata()
+
+    def committed(self, partition: Partition) -> tuple[int, str] | None:
+        """The group's committed offset and its note; waits while a transaction on it is undecided."""
+        found = self._consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
+        return None if found is None else (found.offset, found.metadata)
+
+    def offsets(self, partitions: list[Partition], at: str | int) -> dict[Partition, int]:
+        """Offsets at `earliest`, at `latest` (end of what is committed) or at a time in ms since the epoch."""
+        return offsets(self._consumer, partitions, at)
+
+    def lag(self) -> dict[Partition, int]:
+        """Messages not yet handed out, for each partition of ours whose end is known; markers count as messages."""
+        found = {}
+        for partition in self.assignment:
+            end = self._consumer.highwater(topic_partition(partition)) if self._assigned(partition) else None
+            if end is not None:
+                found[partition] = max(0, end - self._taken.get(partition, self._next.get(partition, end)))
+        return found
+
+    def silence(self) -> float:
+        """Seconds since the broker last answered a heartbeat; 0 before the first."""
+        metrics = self._consumer.metrics() or {}
+        value = metrics.get("consumer-coordinator-metrics", {}).get("last-heartbeat-seconds-ago", 0.0)
+        return float(value) if value == value and value < 1e6 else 0.0  # noqa: PLR0124 — NaN
+
+    # ---- the polling thread
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._steer()
+                try:
+                    with deadline(self._patience + 120, f"poll of group {self.group}"):
+                        polled = self._consumer.poll(timeout_ms=POLL_MS, max_records=self._poll_rows)
+                except errors.RetriableError as error:
+                    log.warning("group %s: %r; trying again", self.group, error)
+                    self._closing.wait(0.2)
+                    continue
+                self._store(polled)
+        except Exception as error:  # noqa: BLE001 — handed to the processing thread
+            self._error = self._translated(error)
+        finally:
+            with self._ready:
+                self._ready.notify_all()
+            self._leave()
+
+    def _translated(self, error: BaseException) -> BaseException:
+        cause = error.__cause__ if isinstance(error.__cause__, TagstreamError) else error
+        if isinstance(cause, TagstreamError) or not isinstance(cause, errors.KafkaError):
+            return cause
+        if isinstance(cause, errors.OffsetOutOfRangeError):
+            return SourceError(
+                f"group {self.group}: {self.cluster.servers} deleted messages before they were read ({cause}); "
+                "raise the topic's retention, or reset the group's offsets to go on without them"
+            )
+        return SourceError(explain(cause, self.cluster.servers, f"read {', '.join(self.topics)}"))
+
+    def _leave(self) -> None:
+        try:
+            with deadline(30, f"leave group {self.group}"):
+                self._consumer.close(timeout_ms=3000)
+        except Exception:
+            log.exception("leaving group %s", self.group)
+
+    def _steer(self) -> None:
+        """Obeys rewinds, and pauses or resumes by the queue's size."""
+        with self._ready:
+            rewinds, self._rewinds = self._rewinds, {}
+            full = self._bytes > (self._queue_bytes // 2 if self._paused else self._queue_bytes)
+            finished = [p for p in self._finished if p in self._queues]
+        for partition, position in rewinds.items():
+            if self._assigned(partition) and partition in self._queues:
+                self._consumer.seek(topic_partition(partition), position)
+                with self._ready:
+                    self._drop(partition)
+                    self._next[partition] = position
+        mine = [topic_partition(p) for p in self._queues if self._assigned(p)]
+        if full and mine:
+            self._consumer.pause(*mine)
+        elif self._paused and mine:
+            self._consumer.resume(*mine)
+        self._paused = full
+        if done := [topic_partition(p) for p in finished if self._assigned(p)]:
+            self._consumer.pause(*done)
+
+    def _store(self, polled: dict[Any, list[Any]]) -> None:
+        """Queues what a poll brought, and notes positions that moved over markers alone."""
+        with self._ready:
+            for partition, queue in self._queues.items():
+                records = polled.get(topic_partition(partition))
+                at = self._position(partition)
+                start = self._next.get(partition)
+                if at is None or start is None or partition in self._rewinds or partition in self._finished:
+                    continue
+                if records or at > start:
+                    batch = to_records(partition, records or [])
+                    queue.append(Polled(partition, start, at, batch))
+                    self._bytes += batch.nbytes
+                    self._next[partition] = at
+            self._ready.notify_all()
+
+    def _position(self, partition: Partition) -> int | None:
+        state = self._consumer._subscription.assignment.get(topic_partition(partition))  # noqa: SLF001 — `position()` may block
+        return None if state is None or state.position is None else int(state.position.offset)
+
+    def _assigned(self, partition: Partition) -> bool:
+        return topic_partition(partition) in self._consumer.assignment()
+
+    # ---- rebalances, in a thread of their own
+
+    def _gain(self, partitions: list[Partition]) -> None:
+        starts = self.owner.assigned(self, partitions)
+        for partition in partitions:
+            self._consumer.seek(topic_partition(partition), starts[partition])
+            with self._ready:
+                self._taken.pop(partition, None)
+                self._settled.pop(partition, None)
+                self._next[partition] = starts[partition]
+                self._queues[partition] = deque()
+        log.info(
+            "group %s: reading %s", self.group, ", ".join(f"{p} from {at}" for p, at in starts.items()) or "nothing"
+        )
+
+    def _let_go(self, partitions: list[Partition], patience: float) -> None:
+        """Finishes what is in flight, then lets go; what is only queued will be read by the next owner."""
+        with self._ready:
+            for partition in partitions:
+                self._drop(partition)
+                self._queues.pop(partition, None)
+                self._rewinds.pop(partition, None)
+            self._leaving.update(partitions)
+            self._ready.wait_for(lambda: self._closing.is_set() or not self._in_flight(partitions), patience)
+            self._leaving.difference_update(partitions)
+        self.owner.revoked(self, partitions)
+
+    def _in_flight(self, partitions: list[Partition]) -> bool:
+        return any(self._settled.get(p, 0) < self._taken.get(p, 0) for p in partitions)
+
+    def _drop(self, partition: Partition) -> None:
+        if queue := self._queues.get(partition):
+            self._bytes -= sum(p.records.nbytes for p in queue)
+            queue.clear()
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Runs the member's part of a rebalance beside the client's event loop, which goes on sending heartbeats."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        await self._beside(self.member._gain, assigned)  # noqa: SLF001
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        await self._beside(self.member._let_go, revoked, self.member._patience)  # noqa: SLF001
+
+    async def on_partitions_lost(self, lost: Any) -> None:
+        await self._beside(self.member._let_go, lost, 0.0)  # noqa: SLF001
+
+    async def _beside(self, work: Any, partitions: Any, *arguments: Any) -> None:
+        names = sorted(Partition(p.topic, p.partition) for p in partitions)
+        with ThreadPoolExecutor(1, thread_name_prefix="rebalance") as pool:
+            future = pool.submit(work, names, *arguments)
+            while not future.done():
+                await self.member._consumer._net.sleep(0.005)  # noqa: SLF001
+        future.result()
