@@ -10,13 +10,17 @@ from __future__ import annotations
 import argparse
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from models import ROOT
 from models.train import demo, export, loop, report, shrink, tokenizer
 from models.train.data import TRAIN, TUNE
-from models.train.tasks import TASKS, Task
+from models.train.tasks import TASKS
+
+if TYPE_CHECKING:
+    from models.train.task import Task
 
 
 def main() -> None:
@@ -26,7 +30,8 @@ def main() -> None:
     parser.add_argument("what", choices=[*sorted(TASKS), "results", "demo"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled Parquet files")
     parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
-    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--without", action="append", default=[], help="leave this source out of training")
+    parser.add_argument("--epochs", type=float, default=1.0, help="share of the lessons (which hold their own repeats)")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -36,16 +41,17 @@ def main() -> None:
         demo.write(given.data, given.out or ROOT.parent / "examples" / "sms.parquet")
     else:
         task = TASKS[given.what]
-        make(task, given.data, given.out or ROOT / task.name, given.epochs or task.epochs)
+        make(task, given.data, given.out or ROOT / task.name, given.epochs, frozenset(given.without))
 
 
-def make(task: Task, data: Path, out: Path, epochs: float) -> None:
+def make(task: Task, data: Path, out: Path, epochs: float, without: frozenset[str]) -> None:
+    """Collect lessons, cut the student, teach it, calibrate it on the tune rows, write the folder."""
     settings = loop.Settings(learning_rate=task.learning_rate)
     torch.manual_seed(settings.seed)
-    lessons = task.lessons(data, TRAIN, settings.seed)
+    lessons = task.lessons(data, TRAIN, settings.seed, without)
     print(f"{len(lessons.texts)} lessons", flush=True)
     base = tokenizer.full(shrink.encoder_folder())
-    sample = random.Random(settings.seed).sample(lessons.texts, min(len(lessons.texts), 40_000))
+    sample = random.Random(settings.seed).sample(lessons.texts, min(len(lessons.texts), 30_000))
     vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
     small = tokenizer.rebuild(base, vocabulary)
     student = shrink.cut(base, vocabulary, task.shape, task.labels, sample[:300])
@@ -53,7 +59,7 @@ def make(task: Task, data: Path, out: Path, epochs: float) -> None:
     encoded = loop.encode(small, lessons.texts, task.max_length)
     print(f"{sum(map(len, encoded))} tokens an epoch", flush=True)
     loop.train(student, encoded, lessons, settings, epochs)
-    tune = task.lessons(data, TUNE, settings.seed)
+    tune = task.lessons(data, TUNE, settings.seed, without)
     logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))
     temperature = export.fit_temperature(logits, tune)
     export.export(student, small, temperature, out, task.shape.positions)

@@ -38,6 +38,8 @@ def export(
     model.config.calibration = {"temperature": round(temperature, 4), "folded_into": "classifier"}
     model.half().save_pretrained(folder)
     save(tokenizer, folder, max_length)
+    for path in folder.iterdir():
+        path.chmod(0o644)
 
 
 def size_of(folder: Path) -> int:

@@ -15,11 +15,14 @@ from transformers import AutoModelForSequenceClassification
 from models.train import augment
 from models.train.data import HELD, Row, rows
 from models.train.loop import Scores, encode
-from models.train.tasks import NOT_SPAM, POLES, Task
+from models.train.sentiment import POLES
+from models.train.spam import NOT_SPAM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
+
+    from models.train.task import Task
 
 EVASION_SEED = 11
 
@@ -122,7 +125,7 @@ def poles(classifier: Classifier, task: Task, name: str, held: Sequence[Row], po
 
 def spam_figures(classifier: Classifier, task: Task, data: Path) -> list[Figures]:
     found: list[Figures] = []
-    for name in task.held:
+    for name in task.sources:
         held = rows(data, name, HELD)
         found.append(labelled(classifier, task, name, held))
         spam = [row.text for row in held if row.label == "spam"]

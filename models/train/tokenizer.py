@@ -50,6 +50,28 @@ LOOKALIKES = {
     "z": "ᴢ",
 }
 LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "$": "s", "@": "a"}
+# What the pretrained vocabulary has no piece for, said in its words.
+EMOJI = {
+    "love": "❤♥💕💖💗💙💚💛💜😍🥰😘💘💝",
+    "broken heart": "💔",
+    "lol": "😂🤣😆",
+    ":)": "😊😀😃😄😁🙂☺😉😎😇🤗😋",
+    ":(": "😢😞😔🙁☹😟😕😥😓😣😖😩😫🥺",
+    "crying": "😭",
+    "angry": "😡😠🤬💢",
+    "hmm": "🤔🙄😐😑",
+    "scared": "😱😨😰",
+    "sick": "🤢🤮😷🤒",
+    "good": "👍👌💪",
+    "bad": "👎",
+    "thanks": "🙏",
+    "applause": "👏🙌",
+    "party": "🎉🎊🥳🎂",
+    "fire": "🔥",
+    "star": "⭐🌟✨",
+    "money": "💰💵💸🤑",
+    "gift": "🎁🏆",
+}
 INVISIBLE = r"[\u115f\u1160\u3164\uffa0\u2800\u180b-\u180e\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]"
 # Single letters with one separator between them, at least four in a row: "f r e e", "w.i.n.n.e.r".
 SPACED = (
@@ -65,11 +87,16 @@ def normaliser() -> normalizers.Normalizer:
         normalizers.BertNormalizer(clean_text=True, handle_chinese_chars=True, strip_accents=True, lowercase=True)
     )
     steps += [normalizers.Replace(letter, latin) for latin, letters in LOOKALIKES.items() for letter in letters.lower()]
+    steps += [normalizers.Replace(sign, f" {word} ") for word, signs in EMOJI.items() for sign in signs]
     steps.append(normalizers.Replace(Regex(r"https?\s?:\s?//\s?\S+|\bwww\.\S+"), f" {LINK} "))
     steps.append(normalizers.Replace(Regex(SPACED), ""))
     for sign, latin in LEET.items():
         literal = "\\" + sign if sign == "$" else sign
-        steps.append(normalizers.Replace(Regex(f"(?<=[a-z]){literal}(?=[a-z])"), latin))
+        steps.append(
+            normalizers.Replace(
+                Regex(f"(?<=[a-z]){literal}(?={literal}?[a-z])|(?<=[a-z]{literal}){literal}(?=[a-z])"), latin
+            )
+        )
     steps.append(normalizers.Replace(Regex(r"\d{7,}"), f" {PHONE} "))
     steps.append(normalizers.Replace(Regex(r"\d{5,6}"), f" {NUMBER} "))
     return normalizers.Sequence(steps)

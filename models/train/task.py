@@ -1,0 +1,41 @@
+"""What the recipe needs to know of a classifier, and helpers for collecting its lessons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.train.data import HELD, Row, normal_form, rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from models.train.loop import Lessons
+    from models.train.shrink import Shape
+
+
+@dataclass(frozen=True)
+class Task:
+    name: str
+    labels: tuple[str, ...]
+    shape: Shape
+    max_length: int  # tokens of a training row
+    learning_rate: float
+    lessons: Callable[[Path, str, int, frozenset[str]], Lessons]  # data, part, seed, sources left out
+    sources: tuple[str, ...]  # labelled sources, each of them measured
+
+    def index(self, row: Row) -> int:
+        return self.labels.index(row.label)
+
+
+def unseen(folder: Path, names: tuple[str, ...]) -> frozenset[str]:
+    """Normal forms of all that is held out: shares differ by file, so that a copy elsewhere is known by its text."""
+    return frozenset(normal_form(row.text) for name in names for row in rows(folder, name, HELD))
+
+
+def lesson_rows(folder: Path, name: str, part: str, banned: frozenset[str]) -> Iterator[Row]:
+    """The rows of a part, without copies of what another file holds out."""
+    for row in rows(folder, name, part):
+        if name == "sst2" or normal_form(row.text) not in banned:
+            yield row
