@@ -295,9 +295,21 @@ def schema(*, debug: DebugOption = False) -> None:
     typer.echo(json.dumps(JobSpec.model_json_schema(), indent=2))
 
 
-def main() -> None:
-    """Entry point of the `tagstream` command."""
-    app()
+def main() -> NoReturn:
+    """Entry point of the `tagstream` command.
+
+    Leaves without the interpreter's teardown: there, daemon threads of native libraries sometimes abort a process whose
+    work is done, and a scheduler would see a failure.
+    """
+    code: Any = 0
+    try:
+        app()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from pipelines.job import Job
 from pipelines.progress import ProgressLine
 from pipelines.report import Report
 from schemas.block import Split
-from schemas.errors import TagstreamError
+from schemas.errors import LedgerError, TagstreamError
 from schemas.spec import JobSpec
 from transforms.engine import shared_engine
 from transforms.metrics import METRICS
@@ -73,7 +73,10 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             started = line.started
             while left and not STOP.is_set():
                 _run_pass(job, left, line)
-                left = job.left(job.sink.progress())
+                still_left = job.left(job.sink.progress())
+                if still_left == left and not STOP.is_set():
+                    raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
+                left = still_left
     seconds = time.monotonic() - started
     rows_left = job.rows - job.rows_done(job.sink.progress())
     return Report(

@@ -11,11 +11,11 @@ from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT
 from schemas.errors import REASONS, DeadCode
 
 DEAD_ROW = "row"
-"""Struct column of a dead letter that keeps the id and the kept columns of the input."""
+"""Struct column of a dead letter that keeps the id and the kept columns of the input; not there if there are none."""
 
 
 def dead_schema(kept: pa.Schema) -> pa.Schema:
-    """Schema of dead letters for an input whose id and kept columns are `kept`.
+    """Schema of dead letters for an input whose id and kept columns are `kept`; without such, there is no `row`.
 
     Split and position say where the row was when it died; the origin columns differ from them after a replay only.
     """
@@ -26,9 +26,9 @@ def dead_schema(kept: pa.Schema) -> pa.Schema:
             pa.field("code", pa.string(), nullable=False),
             pa.field("message", pa.string(), nullable=False),
             pa.field("payload", pa.binary()),
-            pa.field(DEAD_ROW, pa.struct(list(kept))),
             pa.field("origin_split", pa.string(), nullable=False),
             pa.field("origin_position", pa.int64(), nullable=False),
+            *([pa.field(DEAD_ROW, pa.struct(list(kept)))] if len(kept) else []),
         ]
     )
 
@@ -60,11 +60,7 @@ def dead_letters(
     arrays = [taken.column(f.name) for f in kept]
     text = taken.column(TEXT)
     as_bytes = text.cast(pa.large_binary() if pa.types.is_large_string(text.type) else pa.binary())
-    row = (
-        pa.StructArray.from_arrays(arrays, fields=list(kept))
-        if arrays
-        else pa.array([{}] * taken.num_rows, pa.struct([]))
-    )
+    row = [pa.StructArray.from_arrays(arrays, fields=list(kept))] if arrays else []
     splits, positions = pa.array([split] * taken.num_rows, pa.string()), taken.column(POSITION)
     replayed = ORIGIN_SPLIT in batch.schema.names
     return pa.RecordBatch.from_arrays(
@@ -74,9 +70,9 @@ def dead_letters(
             pa.array([code.value for code in codes], pa.string()),
             pa.array([m or REASONS[c] for c, m in zip(codes, messages, strict=True)], pa.string()),
             as_bytes.cast(pa.binary()) if payload else pa.nulls(taken.num_rows, pa.binary()),
-            row,
             taken.column(ORIGIN_SPLIT) if replayed else splits,
             taken.column(ORIGIN_POSITION) if replayed else positions,
+            *row,
         ],
         schema=dead_schema(kept),
     )
@@ -94,9 +90,9 @@ def unreadable(split: str, start: int, stop: int, message: str, kept: pa.Schema)
             pa.array([DeadCode.BAD_FILE.value] * n, pa.string()),
             pa.array([message] * n, pa.string()),
             pa.nulls(n, pa.binary()),
-            pa.nulls(n, schema.field(DEAD_ROW).type),
             splits,
             positions,
+            *([pa.nulls(n, schema.field(DEAD_ROW).type)] if len(kept) else []),
         ],
         schema=schema,
     )

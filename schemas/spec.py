@@ -9,29 +9,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from schemas.spec_base import Spec, TextColumns
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _.")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Spec(BaseModel):
-    """Base of every part of a specification: frozen, unknown fields refused, defaults checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, populate_by_name=True)
-
-
-class TextColumns(Spec):
-    """Which columns of the input matter."""
-
-    text: str = Field(default="text", description="Column that holds the text.")
-    id: str | None = Field(default=None, description="Column that identifies a row; passed through unchanged.")
-    keep: tuple[str, ...] = Field(default=(), description="Further columns that pass through unchanged.")
-
-    @property
-    def kept(self) -> tuple[str, ...]:
-        """Id and kept columns, in output order, each once."""
-        return tuple(dict.fromkeys([*([self.id] if self.id else []), *self.keep]))
 
 
 class ParquetSource(TextColumns):
@@ -145,8 +129,8 @@ class ParquetDeadLetters(Spec):
     path: str = Field(description="Folder of the dead letters.")
 
 
-Source = Annotated[ParquetSource | MemorySource, Field(discriminator="type")]
-Sink = Annotated[ParquetSink | MemorySink, Field(discriminator="type")]
+Source = Annotated[ParquetSource | MemorySource | KafkaSource, Field(discriminator="type")]
+Sink = Annotated[ParquetSink | MemorySink | KafkaSink, Field(discriminator="type")]
 
 
 class Blocks(Spec):
@@ -164,8 +148,8 @@ class JobSpec(Spec):
     source: Source
     classify: tuple[Classifier, ...] = Field(min_length=1)
     sink: Sink
-    dead_letters: ParquetDeadLetters | None = Field(
-        default=None, description="Default for a Parquet sink: the folder _dead inside it."
+    dead_letters: Annotated[ParquetDeadLetters | KafkaDeadLetters, Field(discriminator="type")] | None = Field(
+        default=None, description="Default: the folder, or the topic, of the sink with -dead behind its name."
     )
     payload: bool = Field(default=True, description="Keep the text of a row in its dead letter; replay needs it.")
     max_dead: Fraction = Field(
@@ -173,12 +157,34 @@ class JobSpec(Spec):
     )
     blocks: Blocks = Field(default_factory=Blocks)
 
+    @property
+    def live(self) -> bool:
+        """The job has no end of its own."""
+        return isinstance(self.source, KafkaSource) and self.source.live
+
+    @model_validator(mode="after")
+    def _dead_letters_beside_labels(self) -> Self:
+        if self.dead_letters is not None and self.sink.type not in ("memory", self.dead_letters.type):
+            raise ValueError(f"dead_letters.type must be {self.sink.type!r}, as in sink: both are committed together")
+        if isinstance(self.sink, KafkaSink):
+            if self.sink.servers is None and not isinstance(self.source, KafkaSource):
+                raise ValueError("sink.servers is missing")
+            if self.sink.mode == "headers" and not isinstance(self.source, KafkaSource):
+                raise ValueError("sink.mode: headers needs a Kafka source: there is no original message to keep")
+        return self
+
     @model_validator(mode="after")
     def _distinct_columns(self) -> Self:
         seen: dict[str, str] = dict.fromkeys(self.source.kept, "source.id or source.keep")
+        if getattr(self.sink, "position", False):
+            for column in ("split", "position"):
+                if column in seen:
+                    raise ValueError(f"column {column!r} of {seen[column]} is already taken by sink.position")
+                seen[column] = "sink.position"
         for number, classifier in enumerate(self.classify):
             where = f"classify.{number}.as"
-            for column in (classifier.as_, *(f"{classifier.as_}_{s}" for s in ("score", "scores", "tokens"))):
+            suffixes = ("score", "scores", "tokens", "truncated", "model")
+            for column in (classifier.as_, *(f"{classifier.as_}_{suffix}" for suffix in suffixes)):
                 if column in seen:
                     raise ValueError(f"column {column!r} of {where} is already taken by {seen[column]}")
                 seen[column] = where

@@ -34,7 +34,7 @@ def load_spec(path: str | None, overrides: dict[str, Any] | None = None) -> JobS
         _set(data, field, value)
     data = _expand(data, (), path, lines)
     if path is not None and isinstance(data, dict):
-        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("-") or "job")
+        data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("-._") or "job")
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
@@ -48,7 +48,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise SpecError(f"--set {text}: write it as FIELD=VALUE, for example --set source.path=in/")
     try:
         return field.strip(), yaml.safe_load(value) if value else ""
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: looks like a date or number, and is none
         return field.strip(), value
 
 
@@ -73,6 +73,12 @@ def _read_yaml(path: str) -> tuple[Any, dict[Location, int]]:
         raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {error}") from None
+    except ValueError as error:
+        raise SpecError(
+            f"{path}: a value looks like a date or number and is none ({error}); put it in quotes"
+        ) from None
+    except RecursionError:
+        raise SpecError(f"{path}: an alias (*name) refers to itself, or the file is nested too deep") from None
 
 
 def _number_lines(node: yaml.Node | None, at: Location, path: str, lines: dict[Location, int]) -> None:
@@ -134,9 +140,12 @@ def _expand(value: Any, at: Location, path: str | None, lines: dict[Location, in
 
 def _explain(error: ValidationError, path: str | None, lines: dict[Location, int]) -> str:
     messages = []
-    for item in error.errors(include_url=False, include_input=False):
+    items = error.errors(include_url=False, include_input=False)
+    for item in items:
         location: Location = item["loc"]
         kind = item["type"]
+        if kind == "too_short" and any(other["loc"][:-1][: len(location)] == location for other in items):
+            continue  # the items are there, and wrong: said by the other messages
         message = item["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
             accepted = _fields_beside(location)
@@ -169,7 +178,8 @@ def _dotted(location: Location) -> str:
     return ".".join(str(part) for part in location)
 
 
-def _fields_beside(location: Location) -> list[str]:
+def _holder(location: Location) -> type[BaseModel] | None:
+    """The model to which the field at `location` belongs, or would belong."""
     model: Any = JobSpec
     for index, part in enumerate(location[:-1]):
         if isinstance(part, int) or not isinstance(model, type) or not issubclass(model, BaseModel):
@@ -178,9 +188,12 @@ def _fields_beside(location: Location) -> list[str]:
             by_alias = {info.alias or name: info for name, info in model.model_fields.items()}
             annotation = by_alias[str(part)].annotation if str(part) in by_alias else None
             model = _model_in(annotation, location[index + 1] if index + 2 < len(location) else None)
-    if not (isinstance(model, type) and issubclass(model, BaseModel)):
-        return []
-    return [info.alias or name for name, info in model.model_fields.items()]
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
+
+
+def _fields_beside(location: Location) -> list[str]:
+    model = _holder(location)
+    return [info.alias or name for name, info in model.model_fields.items()] if model else []
 
 
 def _model_in(annotation: Any, tag: str | int | None) -> Any:
@@ -200,6 +213,8 @@ def _model_in(annotation: Any, tag: str | int | None) -> Any:
 
 
 def _tags(location: Location) -> str:
-    field = JobSpec.model_fields.get(str(location[0])) if location else None
+    """What the `type` of the part at `location` may be."""
+    model = _holder(location)
+    field = model.model_fields.get(str(location[-1])) if model else None
     models = getattr(field.annotation, "__args__", ()) if field else ()
     return ", ".join(repr(m.model_fields["type"].default) for m in models if hasattr(m, "model_fields"))

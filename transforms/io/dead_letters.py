@@ -32,7 +32,7 @@ class DeadLetterSource:
         if not names:
             raise SourceError(f"{folder.url}: no dead letters to replay")
         schema = self._open(names[0]).schema_arrow
-        self.kept = pa.schema(list(schema.field(DEAD_ROW).type))
+        self.kept = pa.schema(list(schema.field(DEAD_ROW).type) if DEAD_ROW in schema.names else [])
         if schema != dead_schema(self.kept):
             raise SourceError(f"{folder.at(names[0])}: not a dead-letter file of this version")
 
@@ -65,10 +65,10 @@ class DeadLetterSource:
         """Rows with a payload as text; the others stay dead, for the reason they had."""
         positions = pa.array(range(start, start + batch.num_rows), pa.int64())
         alive = pc.is_valid(batch.column("payload"))
-        row = batch.column(DEAD_ROW)
+        kept = batch.column(DEAD_ROW).flatten() if len(self.kept) else []
         live = pa.RecordBatch.from_arrays(
             [
-                *row.flatten(),
+                *kept,
                 batch.column("payload").cast(pa.large_binary()).view(pa.large_string()),
                 positions,
                 batch.column("origin_split"),
