@@ -1,0 +1,64 @@
+"""The specification as Python values: frozen, strict, the same after a round trip."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.spec import Classifier, JobSpec
+
+GOOD = {
+    "source": {"type": "parquet", "path": "in", "id": "id", "keep": ["a", "id", "b", "a"]},
+    "classify": [{"model": "m", "as": "x"}, {"as": "y", "backend": {"type": "constant"}}],
+    "sink": {"type": "memory", "name": "out"},
+}
+
+
+def test_is_frozen() -> None:
+    """A specification can't change under a running job."""
+    spec = JobSpec.model_validate(GOOD)
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.name = "other"
+    with pytest.raises(ValidationError, match="frozen"):
+        spec.classify[0].as_ = "other"
+
+
+def test_kept_columns_once_and_in_order() -> None:
+    """Id first, then the kept ones, none twice."""
+    assert JobSpec.model_validate(GOOD).source.kept == ("id", "a", "b")
+
+
+def test_survives_json() -> None:
+    """What one process writes another reads: workers get specifications."""
+    spec = JobSpec.model_validate(GOOD)
+    assert JobSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
+    assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_model_may_be_missing_for_constant_only() -> None:
+    """The constant backend needs no model, every other does."""
+    assert Classifier.model_validate({"backend": {"type": "constant"}}).model is None
+    with pytest.raises(ValidationError, match="model is missing"):
+        Classifier()
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:3"])
+def test_devices(device: str) -> None:
+    """Names that PyTorch knows."""
+    assert Classifier.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_wrong_devices(device: str) -> None:
+    """Other names are refused when the specification is read, not when the job runs."""
+    with pytest.raises(ValidationError, match="device"):
+        Classifier.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
+
+
+def test_schema_names_every_union() -> None:
+    """The JSON Schema tells an editor which types there are and that unknown fields are wrong."""
+    schema = JobSpec.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]["source"]["discriminator"]["mapping"]) >= {"parquet", "memory"}
+    assert set(schema["properties"]["sink"]["discriminator"]["mapping"]) >= {"parquet", "memory"}
+    assert "as" in schema["$defs"]["Classifier"]["properties"]
