@@ -1,0 +1,107 @@
+"""The Kafka parts of a specification: source, sink, dead letters."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from schemas.spec_base import Spec, TextColumns
+
+META: tuple[str, ...] = ("topic", "partition", "offset", "timestamp", "key", "headers")
+"""Names that every message has, besides the fields of its payload."""
+Topics = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Client = Annotated[
+    dict[str, Any],
+    Field(
+        repr=False,
+        description="Client properties by their kafka-python names: security_protocol, ssl_cafile, sasl_mechanism, "
+        "sasl_plain_username, sasl_plain_password, … Secrets as ${NAME}.",
+    ),
+]
+
+
+class KafkaSource(TextColumns):
+    """Topics, read live by a consumer group, or, with `until`, up to a point and no further."""
+
+    type: Literal["kafka"] = "kafka"
+    servers: str = Field(description="host:port, several separated by commas.")
+    topics: Topics = Field(min_length=1, description="One topic or a list.")
+    group: str | None = Field(default=None, min_length=1, description="Consumer group; default: the job's name.")
+    instance_id: str | None = Field(
+        default=None, description="Static membership: a restart within the session moves no partition."
+    )
+    start: str | int = Field(
+        default="earliest",
+        description="Where a partition begins that the job has not read yet: earliest, latest, committed (an error "
+        "if nothing is), or a time (ISO 8601, or ms since the epoch).",
+    )
+    until: str | int | None = Field(
+        default=None, description="Bounded replay: latest, or a time; the job ends there. Default: never."
+    )
+    payload: Literal["text", "json", "avro"] = Field(
+        default="text",
+        description="text: the value is the text; json, avro: text, id and keep are paths of fields (user.name). "
+        "id and keep may also name " + ", ".join(META) + ".",
+    )
+    avro_schema: str | None = Field(default=None, description="File with the Avro schema of the values.")
+    avro_framing: Literal["none", "confluent"] = Field(
+        default="none", description="confluent: five bytes with a schema id precede each value."
+    )
+    client: Client = Field(default_factory=dict)
+
+    @field_validator("start", "until")
+    @classmethod
+    def _point(cls, value: str | int | None, info: Any) -> str | int | None:
+        words = {"start": ("earliest", "latest", "committed"), "until": ("latest",)}[info.field_name]
+        if value is None or isinstance(value, int) or value in words:
+            return value
+        try:
+            moment = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f"{value!r} is none of {', '.join(words)}, ISO time, ms since the epoch") from None
+        return int(moment.timestamp() * 1000)
+
+    @model_validator(mode="after")
+    def _readable(self) -> Self:
+        if (self.payload == "avro") != (self.avro_schema is not None):
+            raise ValueError("avro_schema goes with payload: avro, and payload: avro needs it")
+        if self.payload == "text" and (other := [name for name in self.kept if name not in META]):
+            raise ValueError(f"with payload: text a message has no field {other[0]!r}; there are {', '.join(META)}")
+        return self
+
+    @property
+    def live(self) -> bool:
+        """The source has no end."""
+        return self.until is None
+
+
+class KafkaSink(Spec):
+    """A topic. Labels, dead letters and the input position are committed in one transaction."""
+
+    type: Literal["kafka"] = "kafka"
+    servers: str | None = Field(default=None, description="Default: those of a Kafka source.")
+    topic: str = Field(description="Output topic; must exist.")
+    mode: Literal["json", "headers"] = Field(
+        default="json",
+        description="json: the value is an object of id, kept and label columns; headers: value, key and timestamp "
+        "stay as they were, and the labels are headers.",
+    )
+    partitioner: Literal["same-partition", "by-key"] = Field(
+        default="same-partition", description="same-partition: as in the input; by-key: by the hash of the key."
+    )
+    compression: Literal["none", "gzip", "zstd"] = "none"
+    client: Client = Field(default_factory=dict)
+
+    @property
+    def commit_every(self) -> float:
+        """Every block is a transaction."""
+        return 0.0
+
+
+class KafkaDeadLetters(Spec):
+    """Where the dead letters of a Kafka sink go: a topic of the same cluster, in the same transaction."""
+
+    type: Literal["kafka"] = "kafka"
+    topic: str = Field(description="Topic of the dead letters; must exist.")
