@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import apache_beam as beam
 
 from pipelines.job import Job
 from schemas.block import Split
 from transforms.classify import Classify
+from transforms.live import LiveSource, ReadLive
 from transforms.read import ReadSplits
 from transforms.write import WriteLabels
 
@@ -20,6 +22,17 @@ def build(pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], 
         | "Splits" >> beam.Create(list(left), reshuffle=False)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> ReadSplits(key, job.source, job.sink)
+        | "Classify" >> Classify(job.spec)
+        | "Write" >> WriteLabels(key, job.spec)
+    )
+
+
+def build_live(pipeline: beam.Pipeline, job: Job, seats: int, key: str) -> None:
+    """The same for a source without an end. `seats`: some times as many as there are parallel workers."""
+    (
+        pipeline
+        | "Seats" >> beam.Create(list(range(seats)), reshuffle=False)
+        | "Read" >> ReadLive(key, cast("LiveSource", job.source), job.sink)
         | "Classify" >> Classify(job.spec)
         | "Write" >> WriteLabels(key, job.spec)
     )

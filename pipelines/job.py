@@ -32,6 +32,11 @@ class Job:
         return cls(spec, source, open_sink(spec), _first_rows(source.splits(), limit))
 
     @property
+    def live(self) -> bool:
+        """The input has no end."""
+        return any(split.stop is None for split in self.splits)
+
+    @property
     def rows(self) -> int:
         return sum(split.rows for split in self.splits)
 
@@ -89,7 +94,7 @@ def _keep_apart(spec: JobSpec) -> None:
     source = _plain(spec.source.path)
     for field, path in (
         ("sink.path", spec.sink.path),
-        ("dead_letters.path", spec.dead_letters and spec.dead_letters.path),
+        ("dead_letters.path", getattr(spec.dead_letters, "path", None)),
     ):
         if path and (_plain(path) == source or _plain(path).startswith(source + "/")):
             raise SpecError(f"{field} {path} lies inside source.path {spec.source.path}: choose a folder outside it")

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from pipelines.job import Job
 from schemas.block import TEXT
+from schemas.errors import SpecError
 from schemas.spec import Classifier, JobSpec
-from transforms.backends.pytorch_files import files_of
+from transforms.backends.huggingface import files_of
 from transforms.io import Progress
 
 BYTES_A_TOKEN = 4.0
@@ -48,6 +49,8 @@ class Plan:
 def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
     """Look at input, output and model config. Raises TagstreamError."""
     job = Job.open(spec, limit)
+    if job.live:
+        raise SpecError("plan is for input that ends; --set source.until=latest plans what is in the topic now")
     progress = job.sink.progress()
     left = job.left(progress)
     rows_per_s, speed_from = _measured(progress)

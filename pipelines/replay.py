@@ -18,7 +18,7 @@ def replay_job(spec: JobSpec, console: Console) -> Report:
     """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
     if not isinstance(spec.sink, ParquetSink):
         raise SpecError(f"replay reads the dead letters of a parquet sink; this one is {spec.sink.type}")
-    letters = Folder(spec.dead_letters.path if spec.dead_letters else spec.sink.path.rstrip("/") + "-dead")
+    letters = Folder(getattr(spec.dead_letters, "path", None) or spec.sink.path.rstrip("/") + "-dead")
     spec = spec.model_copy(update={"max_dead": 1.0})
     sink = open_sink(spec)
     source = DeadLetterSource(spec, letters)

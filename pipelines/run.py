@@ -15,39 +15,44 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from rich.console import Console
 
 from pipelines.build import build
 from pipelines.job import Job
+from pipelines.live import run_live
+from pipelines.local import execute
 from pipelines.progress import ProgressLine
 from pipelines.report import Report
 from schemas.block import Split
-from schemas.errors import LedgerError, TagstreamError
+from schemas.errors import LedgerError, SpecError
 from schemas.spec import JobSpec
 from transforms.engine import shared_engine
 from transforms.metrics import METRICS
-from transforms.stop import FAILURES, STOP
-from transforms.writers import close_writers
-
-_OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_save_main_session"]
+from transforms.stop import STOP
 
 
-def run_job(spec: JobSpec, console: Console, *, overwrite: bool = False, limit: int | None = None) -> Report:
-    """Run the job to its end, or until it is asked to stop. Raises TagstreamError."""
+def run_job(
+    spec: JobSpec,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    limit: int | None = None,
+    max_seconds: float | None = None,
+) -> Report:
+    """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError."""
+    if spec.live and limit is not None:
+        raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
     with console.status("looking at the input"):
         job = Job.open(spec, limit)
-    return run_opened(job, console, overwrite=overwrite)
+    return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
 
 
-def run_opened(job: Job, console: Console, *, overwrite: bool = False) -> Report:
+def run_opened(job: Job, console: Console, *, overwrite: bool = False, max_seconds: float | None = None) -> Report:
     """Run a job that is open; see `run_job`."""
     METRICS.reset()
     STOP.clear()
-    with _signals(console):
-        return _run(job, console, overwrite=overwrite)
+    with _signals(console), _time_limit(max_seconds):
+        return (run_live if job.live else _run)(job, console, overwrite=overwrite)
 
 
 def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
@@ -69,6 +74,8 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             for classifier in job.spec.classify:
                 shared_engine(classifier)
         load_seconds = time.monotonic() - started
+        for note in METRICS.snapshot().notes:
+            console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
         with ProgressLine(console, job.rows, before) as line:
             started = line.started
             while left and not STOP.is_set():
@@ -94,28 +101,23 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
 
 
 def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:
-    """One pipeline over what is left, in a thread of its own, so that this one hears signals."""
+    """One pipeline over what is left."""
     at = random.randrange(len(left))  # noqa: S311  processes that share an output start at different places
-    raised: list[BaseException] = []
+    execute(lambda pipeline: build(pipeline, job, left[at:] + left[:at], f"{job.spec.name}-{id(job)}"), line)
 
-    def run() -> None:
-        try:
-            pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(_OPTIONS))
-            build(pipeline, job, left[at:] + left[:at], f"{job.spec.name}-{id(job)}")
-            pipeline.run().wait_until_finish()
-        except BaseException as error:  # noqa: BLE001  re-raised below, in the thread that can act on it
-            raised.append(error)
 
-    thread = threading.Thread(target=run, name="pipeline", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-        if STOP.is_set():
-            line.note = "stopping"
-    close_writers()
-    if raised:
-        known = next((f for f in FAILURES if isinstance(f, TagstreamError)), None)
-        raise known or (FAILURES[0] if FAILURES else raised[0])
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Asks the job to stop after `seconds`, as SIGTERM would."""
+    timer = threading.Timer(seconds, STOP.request) if seconds is not None else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
 
 
 @contextmanager

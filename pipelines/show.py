@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from pipelines.job import Job
 from schemas.block import POSITION, TEXT
-from schemas.spec import JobSpec, ParquetSink
+from schemas.errors import SpecError
+from schemas.spec import JobSpec, MemorySink, ParquetSink
 from transforms.io.folder import Folder
 from transforms.io.memory import output
 
@@ -26,9 +27,11 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
 
 
 def _committed(spec: JobSpec, count: int) -> pa.Table:
-    if not isinstance(spec.sink, ParquetSink):
+    if isinstance(spec.sink, MemorySink):
         table = output(spec.sink.name).labels()
         return table.drop_columns([POSITION]).slice(0, count)
+    if not isinstance(spec.sink, ParquetSink):
+        raise SpecError(f"--show reads the output of a parquet sink; this one is {spec.sink.type}")
     folder = Folder(spec.sink.path)
     for name in sorted(name for name in folder.names() if name.endswith(".parquet")):
         file = pq.ParquetFile(folder.at(name), filesystem=folder.fs)

@@ -71,6 +71,7 @@ class DeadCode(StrEnum):
     TOKENISATION_FAILED = "tokenisation_failed"
     INFERENCE_FAILED = "inference_failed"
     OUT_OF_MEMORY = "out_of_memory"
+    TOO_LARGE = "too_large"
 
 
 REASONS: dict[DeadCode, str] = {
@@ -83,4 +84,5 @@ REASONS: dict[DeadCode, str] = {
     DeadCode.TOKENISATION_FAILED: "the tokenizer failed on this text",
     DeadCode.INFERENCE_FAILED: "the model failed on this text",
     DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than there is",
+    DeadCode.TOO_LARGE: "the labelled message is larger than the output topic takes",
 }

@@ -24,6 +24,7 @@ from schemas.errors import DeadCode, DeadLetterLimitError
 from schemas.results import dead_letters
 from schemas.spec import JobSpec
 from transforms.engine import Engine, Prediction, shared_engine
+from transforms.pulse import beat
 from transforms.stop import STOP, failing
 from transforms.text import unfit_rows
 
@@ -157,14 +158,21 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
     def setup(self) -> None:
         with failing():
             self.classifier = BlockClassifier(self.spec)
-        self.limit = DeadLetterLimit(self.spec.max_dead)
+        self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
         self.pending: deque[Pending] = deque()
         self.held: list[Block] = []
 
     def process(self, block: Block) -> Iterator[Block]:
         with failing():
-            self.pending.append(self.classifier.submit(block))
+            heartbeat = block.span.start == block.span.stop
+            if not heartbeat:
+                pending = self.classifier.submit(block)
+                for future in pending.futures if self.spec.live else ():
+                    future.add_done_callback(beat)
+                self.pending.append(pending)
             yield from self._finished(drain=False)
+            if heartbeat:  # lets a sink commit by time although no data comes
+                yield block
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         with failing():

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+LATENCIES = 20_000
+"""Messages whose latency is remembered."""
 STAGES = ("read", "tokenise", "infer", "write")
 
 
@@ -34,6 +36,7 @@ class Snapshot:
     dropped: int = 0
     lost_races: int = 0
     busy: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def dead_rows(self) -> int:
@@ -57,6 +60,20 @@ class JobMetrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot()
+        self.last_commit: float | None = None
+        """`time.monotonic()` of it."""
+        self._latencies: deque[float] = deque(maxlen=LATENCIES)
+
+    def waited(self, seconds: list[float]) -> None:
+        """From a message's own timestamp to its commit, one value a message."""
+        with self._lock:
+            self._latencies.extend(seconds)
+
+    def latency(self, *quantiles: float) -> list[float] | None:
+        """Quantiles of the latest messages' latency in seconds; None before the first."""
+        with self._lock:
+            values = sorted(self._latencies)
+        return [values[min(len(values) - 1, int(q * len(values)))] for q in quantiles] if values else None
 
     def committed(
         self, rows_in: int, rows_out: int, dead: Counter[str], labels: Counter[tuple[str, str]] | None = None
@@ -68,6 +85,7 @@ class JobMetrics:
             self._now.dead.update(dead)
             self._now.labels.update(labels or {})
             self._now.commits += 1
+            self.last_commit = time.monotonic()
 
     def add(self, **counts: int) -> None:
         """Add to plain counters by name."""
@@ -92,10 +110,17 @@ class JobMetrics:
             copy.dead, copy.labels, copy.busy = Counter(now.dead), Counter(now.labels), Counter(now.busy)
             return copy
 
+    def note(self, text: str) -> None:
+        """Something that the user should read once."""
+        with self._lock:
+            self._now.notes = list(dict.fromkeys([*self._now.notes, text]))
+
     def reset(self) -> None:
         """Start counting anew: one process may run several jobs one after the other."""
         with self._lock:
             self._now = Snapshot()
+            self.last_commit = None
+            self._latencies.clear()
 
 
 METRICS = JobMetrics()

@@ -15,7 +15,7 @@ from schemas.errors import ChainMovedError
 from schemas.spec import JobSpec
 from transforms.io import Commit, Writer
 from transforms.metrics import METRICS
-from transforms.stop import failing
+from transforms.stop import STOP, failing
 from transforms.writers import close_writer, writer_of
 
 
@@ -36,6 +36,14 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
             if writer is None:
                 METRICS.add(dropped=block.num_rows)
                 return
+            if block.span.start == block.span.stop:  # a heartbeat: it may be time to commit
+                if writer.due:
+                    self._commit(writer, split)
+                return
+            live = writer.split.stop is None
+            if live and block.span.start > writer.position:  # the reader goes back to the chain's end
+                METRICS.add(dropped=block.num_rows)
+                return
             with METRICS.busy("write"):
                 taken = writer.write(block)
                 METRICS.add(dropped=block.num_rows - taken.num_rows)
@@ -50,10 +58,14 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
     def finish_bundle(self) -> None:
         with failing(), METRICS.busy("write"):
             for split in list(self.labels):
-                if (writer := writer_of(self.job, split)) is not None:
+                if (writer := writer_of(self.job, split)) is None:
+                    continue
+                live = writer.split.stop is None
+                if writer.due or not live or STOP.is_set():
                     self._commit(writer, split)
+                if not live:  # a live split's writer stays with its reader, over many bundles
                     close_writer(self.job, split)
-            self.labels.clear()
+                    self.labels.pop(split)
 
     def _commit(self, writer: Writer, split: str) -> None:
         try:

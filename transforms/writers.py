@@ -18,9 +18,14 @@ _LOCK = threading.Lock()
 def open_writer(job: str, sink: Sink, split: Split, known: int | None = None) -> Writer:
     """The split's writer; opened at the end of its chain if there is none yet."""
     with _LOCK:
-        if (job, split.id) not in _WRITERS:
-            _WRITERS[job, split.id] = sink.open(split, known)
-        return _WRITERS[job, split.id]
+        if (job, split.id) in _WRITERS:
+            return _WRITERS[job, split.id]
+    opened = sink.open(split, known)  # may take long, and other splits' writers are asked for meanwhile
+    with _LOCK:
+        writer = _WRITERS.setdefault((job, split.id), opened)
+    if writer is not opened:
+        opened.close()
+    return writer
 
 
 def writer_of(job: str, split: str) -> Writer | None:
@@ -29,10 +34,15 @@ def writer_of(job: str, split: str) -> Writer | None:
         return _WRITERS.get((job, split))
 
 
+def forget_writer(job: str, split: str) -> Writer | None:
+    """Take the split's writer out of reach without closing it: the thread that uses it does that."""
+    with _LOCK:
+        return _WRITERS.pop((job, split), None)
+
+
 def close_writer(job: str, split: str) -> None:
     """Close the split's writer; what it has not committed is given up."""
-    with _LOCK:
-        writer = _WRITERS.pop((job, split), None)
+    writer = forget_writer(job, split)
     if writer is not None:
         writer.close()
 

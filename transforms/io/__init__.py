@@ -54,18 +54,25 @@ class Writer(Protocol):
     """Appends to the chain of one split. Used by one thread.
 
     split: what it appends to; position: where the next row must come from. Rows below it are dropped; a gap above it
-    is a LedgerError.
+    is a LedgerError. committed: where the chain ends; what lies between the two is written and not yet committed.
     """
 
     split: Split
     position: int
+
+    @property
+    def committed(self) -> int:
+        """See above."""
 
     def write(self, block: Block) -> Block:
         """Take the rows at and above `position`; nothing is visible yet. Returns the part that was taken."""
 
     @property
     def due(self) -> bool:
-        """It is time to commit: by seconds or by size."""
+        """It is time to commit: by seconds, by size, or because of `hurry`."""
+
+    def hurry(self) -> None:
+        """Somebody else takes the split over soon: what is written is due now."""
 
     def commit(self) -> Commit | None:
         """Append what was written since the last commit, labels and dead letters in one atomic step.
@@ -94,8 +101,16 @@ class Sink(Protocol):
         """A writer at the end of the split's chain; `known`: a position that the chain has reached for certain."""
 
 
-_SOURCES = {"parquet": "transforms.io.parquet_source", "memory": "transforms.io.memory"}
-_SINKS = {"parquet": "transforms.io.parquet_sink", "memory": "transforms.io.memory"}
+_SOURCES = {
+    "parquet": "transforms.io.parquet_source",
+    "memory": "transforms.io.memory",
+    "kafka": "transforms.io.kafka_source",
+}
+_SINKS = {
+    "parquet": "transforms.io.parquet_sink",
+    "memory": "transforms.io.memory",
+    "kafka": "transforms.io.kafka_sink",
+}
 
 
 def open_source(spec: JobSpec) -> Source:

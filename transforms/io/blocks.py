@@ -11,7 +11,8 @@ import pyarrow as pa
 from schemas.block import POSITION, TEXT, Block, Span
 from schemas.errors import SourceError
 from schemas.results import no_dead
-from schemas.spec import Blocks, TextColumns
+from schemas.spec import Blocks
+from schemas.spec_base import TextColumns
 from transforms.text import as_text, is_text
 
 

@@ -25,6 +25,7 @@ class ChainWriter(ABC):
         self._start = position
         self._commit_every = commit_every
         self._opened = time.monotonic()
+        self._hurried = False
         self._rows_in = 0
         self._rows_out = 0
         self._dead: Counter[str] = Counter()
@@ -48,9 +49,19 @@ class ChainWriter(ABC):
         return block
 
     @property
+    def committed(self) -> int:
+        """Where the chain ends."""
+        return self._start
+
+    @property
     def due(self) -> bool:
         """By time; sinks add their size."""
-        return self.position > self._start and time.monotonic() - self._opened >= self._commit_every
+        late = self._hurried or time.monotonic() - self._opened >= self._commit_every
+        return self.position > self._start and late
+
+    def hurry(self) -> None:
+        """Until the next commit."""
+        self._hurried = True
 
     def commit(self) -> Commit | None:
         """Append the staged rows; on a lost race forget them and stand at the chain's end."""
@@ -63,7 +74,7 @@ class ChainWriter(ABC):
             )
         seconds = time.monotonic() - self._opened
         try:
-            self._append(commit, seconds)
+            commit = self._append(commit, seconds) or commit
         except ChainMovedError as moved:
             self._restart(moved.position)
             raise
@@ -79,6 +90,7 @@ class ChainWriter(ABC):
         self.position = self._start = position
         self._rows_in = self._rows_out = 0
         self._dead = Counter()
+        self._hurried = False
         self._opened = time.monotonic()
 
     @abstractmethod
@@ -86,10 +98,11 @@ class ChainWriter(ABC):
         """Keep the block's labels and dead letters for the next append; nothing may be visible."""
 
     @abstractmethod
-    def _append(self, commit: Commit, seconds: float) -> None:
+    def _append(self, commit: Commit, seconds: float) -> Commit | None:
         """The one atomic step: staged rows and span become visible if the chain ends at `commit.span.start`.
 
-        `seconds`: how long the rows took. Raises ChainMovedError with the chain's end if it does not, or SinkError.
+        `seconds`: how long the rows took. Returns the commit if it became another: a label that the system does not
+        take is a dead letter. Raises ChainMovedError with the chain's end if it does not, or SinkError.
         """
 
     @abstractmethod

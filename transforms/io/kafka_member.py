@@ -88,8 +88,10 @@ class Member:
         self._next: dict[Partition, int] = {}
         self._rewinds: dict[Partition, int] = {}
         self._leaving: set[Partition] = set()
+        self._arriving: set[Partition] = set()
         self._finished: set[Partition] = set()
         self._paused = False
+        self._woken = False
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self.joined = time.monotonic()
@@ -104,7 +106,8 @@ class Member:
         None after `timeout` seconds without any. Raises what ended the polling thread: SourceError, mostly.
         """
         with self._ready:
-            self._ready.wait_for(lambda: self._error or any(self._queues.values()), timeout)
+            self._ready.wait_for(lambda: self._error or self._woken or any(self._queues.values()), timeout)
+            self._woken = False
             if self._error is not None:
                 raise self._error
             queue = next((q for q in self._queues.values() if q), None)
@@ -126,6 +129,16 @@ class Member:
         """Everything below `position` is committed, or dropped because it was not ours."""
         with self._ready:
             self._settled[partition] = max(position, self._settled.get(partition, 0))
+            self._ready.notify_all()
+
+    def abandon(self, partition: Partition) -> None:
+        """What was taken of this partition will not be committed here: a rebalance need not wait for it."""
+        self.settle(partition, self._taken.get(partition, 0))
+
+    def wake(self) -> None:
+        """Ends a `take` that waits: something else is to be done."""
+        with self._ready:
+            self._woken = True
             self._ready.notify_all()
 
     def rewind(self, partition: Partition, position: int) -> None:
@@ -153,9 +166,14 @@ class Member:
         """The partitions that are ours and ready to be read."""
         return list(self._queues)
 
+    @property
+    def leaving(self) -> set[Partition]:
+        """Partitions that a rebalance takes away as soon as what is in flight is settled."""
+        return set(self._leaving)
+
     def owns(self, partition: Partition) -> bool:
         """Whether the group still gives us this partition, as far as we know."""
-        return partition in self._queues or partition in self._leaving
+        return partition in self._queues or partition in self._leaving or partition in self._arriving
 
     def metadata(self) -> ConsumerGroupMetadata:
         """Generation and member id for `send_offsets_to_transaction`."""
@@ -207,7 +225,9 @@ class Member:
             self._leave()
 
     def _translated(self, error: BaseException) -> BaseException:
-        cause = error.__cause__ if isinstance(error.__cause__, TagstreamError) else error
+        while type(error) is errors.KafkaError and error.__cause__ is not None:
+            error = error.__cause__  # what the owner raised in a rebalance
+        cause = error
         if isinstance(cause, TagstreamError) or not isinstance(cause, errors.KafkaError):
             return cause
         if isinstance(cause, errors.OffsetOutOfRangeError):
@@ -271,6 +291,7 @@ class Member:
     # ---- rebalances, in a thread of their own
 
     def _gain(self, partitions: list[Partition]) -> None:
+        self._arriving = set(partitions)
         starts = self.owner.assigned(self, partitions)
         for partition in partitions:
             self._consumer.seek(topic_partition(partition), starts[partition])
@@ -279,6 +300,7 @@ class Member:
                 self._settled.pop(partition, None)
                 self._next[partition] = starts[partition]
                 self._queues[partition] = deque()
+        self._arriving = set()
         log.info(
             "group %s: reading %s", self.group, ", ".join(f"{p} from {at}" for p, at in starts.items()) or "nothing"
         )

@@ -34,6 +34,8 @@ from transforms.io.folder import Folder
 KEY = b"tagstream"
 """Footer metadata key of every file; its value is JSON, see `Footer`."""
 JOB_FILE = "_job.json"
+OVERWRITING = "_overwriting"
+"""File that is there while the old output is removed: what is left of it then is no chain."""
 _NAME = re.compile(r"^(?P<split>.+)-(?P<start>\d{15})\.parquet$")
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 32 << 20
@@ -138,11 +140,12 @@ class _Writer(ChainWriter):
     def _append(self, commit: Commit, seconds: float) -> None:
         sink, span = self._sink, commit.span
         assert self._labels is not None
+        name = file_name(span.split, span.start)
         aside: str | None = None
         try:
             if self._letters is not None:
                 self._letters.finish({})
-                aside, self._letters = sink.dead.put_aside(self._letters.path), None
+                aside, self._letters = sink.dead.put_aside(self._letters.path, name), None
             footer = {
                 "split": span.split,
                 "start": span.start,
@@ -156,7 +159,6 @@ class _Writer(ChainWriter):
                 "writer": self._id,
             }
             self._labels.finish({KEY: json.dumps(footer).encode()})
-            name = file_name(span.split, span.start)
             won = sink.folder.publish(self._labels.path, name) or Footer.read(sink.folder, name).writer == self._id
             if won and aside:
                 sink.dead.move_in(aside, name)
@@ -165,6 +167,7 @@ class _Writer(ChainWriter):
         except OSError as error:
             raise sink.folder.error(error, "committing") from error
         if not won:
+            sink.complete_moves(span.split)
             raise ChainMovedError(sink.end(span.split, span.start))
 
     def _discard(self) -> None:
@@ -178,7 +181,7 @@ class _Sink:
     def __init__(self, spec: JobSpec) -> None:
         self.spec = cast("ParquetSink", spec.sink)
         self.folder = Folder(self.spec.path)
-        self.dead = Folder(spec.dead_letters.path if spec.dead_letters else self.spec.path.rstrip("/") + "-dead")
+        self.dead = Folder(getattr(spec.dead_letters, "path", None) or self.spec.path.rstrip("/") + "-dead")
         self.fingerprint = ""
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
@@ -186,31 +189,32 @@ class _Sink:
         try:
             self.folder.create()
             self.dead.create()
-            if overwrite:
+            if overwrite or self.folder.exists(OVERWRITING):
                 self._clear()
             self._claim(fingerprint)
-            self._complete_moves()
+            self.complete_moves()
             self.folder.clear_tmp(everything=False)
             self.dead.clear_tmp(everything=False)
         except OSError as error:
             raise self.folder.error(error, "opening the output") from error
 
     def progress(self) -> dict[str, Progress]:
+        if self.folder.exists(OVERWRITING):
+            return {}
         return {
             split: Progress(footer.stop, footer.rows_in, footer.seconds)
             for split, footer in self._last_footers().items()
         }
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
+        self.complete_moves(split.id)
         return _Writer(self, split, self.end(split.id, split.start if known is None else known))
 
     def end(self, split: str, known: int) -> int:
-        """Where the chain ends, followed from a position that it has reached; completes a pending move on the way."""
+        """Where the chain ends, followed from a position that it has reached."""
         try:
             while self.folder.exists(name := file_name(split, known)):
-                footer = Footer.read(self.folder, name)
-                self._move_in(footer)
-                known = footer.stop
+                known = Footer.read(self.folder, name).stop
         except OSError as error:
             raise self.folder.error(error, "reading the chain") from error
         return known
@@ -238,13 +242,15 @@ class _Sink:
             footers = pool.map(lambda item: Footer.read(self.folder, file_name(*item)), last.items())
             return {footer.split: footer for footer in footers}
 
-    def _complete_moves(self) -> None:
-        for footer in self._last_footers().values():
-            self._move_in(footer)
-
-    def _move_in(self, footer: Footer) -> None:
-        if footer.dead_file:
-            self.dead.move_in(footer.dead_file, file_name(footer.split, footer.start))
+    def complete_moves(self, split: str = "") -> None:
+        """Move in the dead letters of committed files of a split, or of all; drop those of lost races."""
+        try:
+            for aside, name in self.dead.waiting(split):
+                if self.folder.exists(name):
+                    committed = Footer.read(self.folder, name).dead_file == aside
+                    self.dead.move_in(aside, name) if committed else self.dead.drop_aside(aside)
+        except OSError as error:
+            raise self.folder.error(error, "moving dead letters in") from error
 
     def _claim(self, fingerprint: Fingerprint) -> None:
         """Write the job file, or compare with the one that is there."""
@@ -277,12 +283,16 @@ class _Sink:
             raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; --overwrite starts anew") from None
 
     def _clear(self) -> None:
+        self.folder.fs.touch(self.folder.at(OVERWRITING))
         for folder in (self.folder, self.dead):
             for name in folder.names():
                 if _NAME.match(name):
                     folder.delete(name)
+            for aside, _ in folder.waiting():
+                folder.drop_aside(aside)
             folder.clear_tmp(everything=True)
         self.folder.delete(JOB_FILE)
+        self.folder.delete(OVERWRITING)
 
 
 def open_sink(spec: JobSpec) -> _Sink:

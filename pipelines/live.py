@@ -1,0 +1,108 @@
+"""Running a job whose source has no end on this machine: one seat, and a line that says how far behind it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipelines.build import build_live
+from pipelines.job import Job
+from pipelines.local import execute
+from pipelines.report import Report
+from transforms.engine import shared_engine
+from transforms.live import FEEDS
+from transforms.metrics import METRICS
+
+PLAIN_EVERY = 10.0
+WORRY_SECONDS = 5.0
+"""Without an answer, or without a partition, for longer than this is said."""
+
+
+def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
+    """Run until it is asked to stop. What is in flight then is committed."""
+    with console.status("hashing the model"):
+        fingerprint = job.fingerprint()
+    job.sink.prepare(fingerprint, overwrite=overwrite)
+    started = time.monotonic()
+    with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
+        for classifier in job.spec.classify:
+            shared_engine(classifier)
+    load_seconds = time.monotonic() - started
+    with LiveLine(console) as line:
+        execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+    counts = METRICS.snapshot()
+    return Report(
+        job=job.spec.name,
+        state="stopped",
+        fingerprint=fingerprint.hash,
+        rows_total=counts.rows_in,
+        rows_before=0,
+        rows_left=0,
+        seconds=time.monotonic() - line.started,
+        load_seconds=load_seconds,
+        counts=counts,
+        output=getattr(job.spec.sink, "path", getattr(job.spec.sink, "topic", job.spec.sink.type)),
+    )
+
+
+class LiveLine:
+    """Context manager that shows METRICS and lag while a live job runs; plain lines where there is no terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.note = ""
+        self.started = time.monotonic()
+        self._before = (self.started, 0)
+        self._speed = 0.0
+        self._stop = threading.Event()
+        self._live = Live(self, console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
+        self._thread = threading.Thread(target=self._plain, daemon=True)
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        else:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._live:
+            self._live.stop()
+
+    def __rich__(self) -> Text:
+        return Text(self.line(), no_wrap=True, overflow="ellipsis")
+
+    def line(self) -> str:
+        """Messages, speed, lag by partition, latency, dead letters, last commit, and what is wrong."""
+        now, at = METRICS.snapshot(), time.monotonic()
+        if at - self._before[0] >= 1:
+            self._speed = (now.rows_in - self._before[1]) / (at - self._before[0])
+            self._before = (at, now.rows_in)
+        lag: dict[str, int] = {}
+        worries: list[str] = []
+        for status in (feed.status() for feed in FEEDS.all()):
+            lag |= status.lag
+            if status.silence > WORRY_SECONDS:
+                worries.append(f"no answer from {status.where} for {status.silence:.0f} s")
+            elif not status.splits and status.age > WORRY_SECONDS:
+                worries.append("no partition is assigned to this process")
+        parts = [f"{now.rows_in:,} messages committed", f"{self._speed:,.0f}/s", f"lag {sum(lag.values()):,}"]
+        if any(lag.values()):
+            worst = sorted(lag.items(), key=lambda item: -item[1])[:3]
+            parts[-1] += " (" + ", ".join(f"{name} {behind:,}" for name, behind in worst) + ")"
+        if (latency := METRICS.latency(0.5, 0.99)) is not None:
+            parts.append(f"latency p50 {latency[0] * 1000:,.0f} ms, p99 {latency[1] * 1000:,.0f} ms")
+        parts.append(f"dead letters {now.dead_rows:,}")
+        if METRICS.last_commit is not None:
+            parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
+        return " · ".join(([self.note] if self.note else []) + worries + parts)
+
+    def _plain(self) -> None:
+        while not self._stop.wait(PLAIN_EVERY):
+            self.console.print(self.line(), highlight=False, soft_wrap=True)

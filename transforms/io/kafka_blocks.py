@@ -1,0 +1,83 @@
+"""From records of a Kafka partition to blocks: the columns that a source promises, undecodable messages set aside.
+
+For a Kafka sink a block also carries the message itself in columns whose names begin with `__`: key, value, headers and
+timestamp, so that dead letters and `mode: headers` give them back byte for byte.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.block import POSITION, TEXT, Block, Span
+from schemas.kafka_spec import META, KafkaSource
+from schemas.results import dead_letters, no_dead
+from schemas.spec import JobSpec
+from transforms.io.kafka_client import HEADERS
+from transforms.payloads import Decoded, Decoder
+from transforms.text import as_text
+
+MESSAGE = {
+    "__key": pa.binary(),
+    "__value": pa.binary(),
+    "__headers": HEADERS,
+    "__timestamp": pa.timestamp("ms"),
+}
+"""The message itself, by column."""
+_META_TYPES = {
+    "topic": pa.string(),
+    "partition": pa.int32(),
+    "offset": pa.int64(),
+    "timestamp": pa.timestamp("ms"),
+    "key": pa.binary(),
+    "headers": HEADERS,
+}
+
+
+class RecordBlocks:
+    """Makes blocks of records of the schema `kafka_client.RECORDS`."""
+
+    def __init__(self, spec: JobSpec, source: KafkaSource) -> None:
+        self.decode = Decoder(source)
+        fields = [pa.field(name, _META_TYPES.get(name, pa.string())) for name in source.kept]
+        if spec.sink.type == "kafka":
+            fields += [pa.field(name, kind) for name, kind in MESSAGE.items()]
+        self.kept = pa.schema(fields)
+        self.payload = spec.payload
+        self._schema = pa.schema(
+            [*self.kept, pa.field(TEXT, pa.large_string()), pa.field(POSITION, pa.int64(), nullable=False)]
+        )
+        self._no_dead = no_dead(self.kept)
+
+    def block(self, split: str, topic: str, start: int, stop: int, records: pa.RecordBatch) -> Block:
+        """One block of the span `start` to `stop`; offsets without a record are covered as well."""
+        decoded = self.decode(records.column("value"))
+        arrays = [self._column(name, topic, records, decoded) for name in self.kept.names]
+        batch = pa.RecordBatch.from_arrays([*arrays, decoded.texts, records.column("offset")], schema=self._schema)
+        dead = self._no_dead
+        if decoded.errors:
+            rows = sorted(decoded.errors)
+            codes, messages = zip(*(decoded.errors[row] for row in rows), strict=True)
+            raw = batch.set_column(
+                batch.num_columns - 2, self._schema.field(TEXT), as_text(records.column("value"), TEXT)
+            )
+            dead = dead_letters(split, raw, np.array(rows), list(codes), list(messages), payload=self.payload)
+            alive = np.ones(batch.num_rows, bool)
+            alive[rows] = False
+            batch = batch.filter(pa.array(alive))
+        return Block(Span(split, start, stop), batch, dead)
+
+    def nothing(self, split: str, at: int) -> Block:
+        """A heartbeat: an empty block at a position."""
+        empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self._schema], schema=self._schema)
+        return Block(Span(split, at, at), empty, self._no_dead)
+
+    @staticmethod
+    def _column(name: str, topic: str, records: pa.RecordBatch, decoded: Decoded) -> pa.Array:
+        if name in MESSAGE:
+            return records.column(name.removeprefix("__"))
+        if name == "topic":
+            return pa.array([topic]).take(pa.array(np.zeros(records.num_rows, np.int32)))
+        if name in META:
+            return records.column(name)
+        return decoded.fields[name]

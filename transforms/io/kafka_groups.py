@@ -1,0 +1,23 @@
+"""Which member of this process reads which partition: a transaction carries its member's identity.
+
+Read, classify and write are fused into one process, so the sink finds the member of the source here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from schemas.kafka_spec import KafkaSource
+from schemas.spec import JobSpec
+from transforms.io.kafka_client import Partition
+
+if TYPE_CHECKING:
+    from transforms.io.kafka_member import Member
+
+MEMBERS: dict[tuple[str, Partition], Member] = {}
+"""By group and partition."""
+
+
+def group_of(spec: JobSpec) -> str:
+    """The consumer group of a job: its offsets are the ledger of a Kafka sink."""
+    return (spec.source.group if isinstance(spec.source, KafkaSource) else None) or spec.name

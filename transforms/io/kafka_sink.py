@@ -1,0 +1,200 @@
+"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`kafka_commit.Chain`).
+
+The ledger is the committed offset of a consumer group, whose note is the job's fingerprint. For a Kafka source it is
+the job's group and the input partition; for any other source each split has a group of its own (`job.split`), and its
+position stands as the offset of partition 0 of the output topic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import Counter
+from typing import Any, cast
+
+from kafka import KafkaConsumer, errors
+from kafka.admin import KafkaAdminClient
+from kafka.structs import ConsumerGroupMetadata
+
+from schemas.block import Block, Split
+from schemas.errors import ChainMovedError, DeadCode, SinkError
+from schemas.fingerprint import Fingerprint
+from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from schemas.spec import JobSpec
+from transforms.io import Commit, Progress
+from transforms.io.chain import ChainWriter
+from transforms.io.kafka_client import Cluster, Partition, topic_partition
+from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError
+from transforms.io.kafka_groups import MEMBERS, group_of
+from transforms.io.kafka_messages import Messages
+from transforms.metrics import METRICS
+from transforms.watchdog import deadline
+
+
+class _Writer(ChainWriter):
+    def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
+        super().__init__(split, position, 0.0)
+        self._sink, self._chain = sink, chain
+        self._messages = Messages(sink.job, sink.dead_topic, split, sink.count)
+        self._records: list[Record] = []
+
+    @property
+    def due(self) -> bool:
+        return self.position > self._start
+
+    def _stage(self, block: Block) -> None:
+        self._records += self._messages.labels(block)
+        self._records += self._messages.dead_letters(block.dead)
+
+    def _append(self, commit: Commit, seconds: float) -> Commit:
+        out, dead = commit.rows_out, Counter(commit.dead)
+        while True:
+            try:
+                self._chain.commit(self._records, commit.span.start, commit.span.stop)
+            except PartitionLostError:
+                raise ChainMovedError(self._start) from None
+            except RecordTooLargeError as error:
+                record = self._records[error.index]
+                if record.topic == self._sink.spec.topic:
+                    out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
+                self._records[error.index] = self._messages.without_value(record)
+            else:
+                now = time.time()
+                METRICS.waited([now - r.timestamp / 1000 for r in self._records if r.timestamp is not None])
+                return Commit(commit.span, commit.rows_in, out, dead)
+
+    def _discard(self) -> None:
+        self._records = []
+
+    def close(self) -> None:
+        super().close()
+        self._chain.close()
+
+
+class _Sink:
+    def __init__(self, spec: JobSpec) -> None:
+        self.job = spec
+        self.spec = cast("KafkaSink", spec.sink)
+        source = spec.source if isinstance(spec.source, KafkaSource) else None
+        servers = self.spec.servers or (source.servers if source else "")
+        client = self.spec.client or (source.client if source and source.servers == servers else {})
+        self.cluster = Cluster(servers, client)
+        dead = spec.dead_letters
+        self.dead_topic = dead.topic if isinstance(dead, KafkaDeadLetters) else f"{self.spec.topic}-dead"
+        self.live_source = source
+        self.group = group_of(spec)
+        self.fingerprint = ""
+        self._partitions: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_partitions": {}}
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
+        self.fingerprint = fingerprint.hash
+        with self.cluster.explained("use the output topics", SinkError):
+            for topic in (self.spec.topic, self.dead_topic):
+                self.count(topic)
+        if overwrite:
+            with self._admin() as admin, self.cluster.explained("forget the job's positions", SinkError):
+                admin.delete_groups(self._groups(admin))
+
+    def progress(self) -> dict[str, Progress]:
+        with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
+            groups = self._groups(admin)
+            found = admin.list_group_offsets(groups) if groups else {}
+        if self.live_source is not None:
+            from transforms.io.kafka_source import split_of
+
+            topics = sorted({tp.topic for tps in found.values() for tp in tps} & set(self.live_source.topics))
+            ids = self._topic_ids(topics)
+            return {
+                split_of(p, ids[p.topic]).id: Progress(at.offset)
+                for tps in found.values()
+                for tp, at in tps.items()
+                if (p := Partition(tp.topic, tp.partition)).topic in ids
+            }
+        return {
+            group.removeprefix(f"{self.group}."): Progress(at.offset)
+            for group, tps in found.items()
+            for tp, at in tps.items()
+            if tp.topic == self.spec.topic
+        }
+
+    def open(self, split: Split, known: int | None = None) -> _Writer:
+        """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
+        chain = self._chain(split)
+        position = chain.open()
+        writer = _Writer(self, split, chain, split.start if position is None else position)
+        if position is None and split.stop is None:
+            chain.position = split.start
+            chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+        return writer
+
+    def _chain(self, split: Split) -> Chain:
+        compression = None if self.spec.compression == "none" else self.spec.compression
+        make = functools.partial(Chain, self.cluster, compression=compression, note=self.fingerprint)
+        if "partition" not in split.payload or self.live_source is None:
+            group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
+        else:
+            group, partition = self.group, Partition(split.payload["topic"], split.payload["partition"])
+        identity = f"{self.group}/{split.id}"
+        member = MEMBERS.get((group, partition))
+        if member is not None:
+            return make(
+                identity,
+                partition,
+                metadata=member.metadata,
+                committed=lambda: member.committed(partition),
+                owned=lambda: member.owns(partition),
+            )
+        return make(
+            identity,
+            partition,
+            metadata=lambda: ConsumerGroupMetadata(group),
+            committed=lambda: _committed(self.cluster, group, partition),
+        )
+
+    def count(self, topic: str) -> int:
+        if topic not in self._partitions:
+            try:
+                self._partitions[topic] = len(self.cluster.partitions((topic,)))
+            except Exception as error:
+                raise SinkError(f"output: {error}") from error
+        return self._partitions[topic]
+
+    def _groups(self, admin: KafkaAdminClient) -> list[str]:
+        if self.live_source is not None:
+            return [self.group]
+        names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in admin.list_groups())
+        return [name for name in names if name.startswith(f"{self.group}.")]
+
+    def _topic_ids(self, topics: list[str]) -> dict[str, object]:
+        if not topics:
+            return {}
+        with contextlib.closing(self.cluster.consumer()) as consumer:
+            self.cluster.require(consumer, tuple(topics))
+            return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
+
+    @contextlib.contextmanager
+    def _admin(self) -> Any:
+        with self.cluster.explained("connect", SinkError), deadline(60, "connect to the output's cluster"):
+            admin = KafkaAdminClient(**self.cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
+        with contextlib.closing(admin):
+            yield admin
+
+
+def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int, str] | None:
+    consumer: KafkaConsumer
+    with contextlib.closing(cluster.consumer(group_id=group)) as consumer:
+        try:
+            found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
+        except errors.KafkaError as error:
+            raise SinkError(f"can't read the committed offset of group {group}: {error}") from error
+    return None if found is None else (found.offset, found.metadata)
+
+
+def open_sink(spec: JobSpec) -> _Sink:
+    """See `transforms.io.open_sink`."""
+    return _Sink(spec)

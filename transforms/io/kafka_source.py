@@ -1,0 +1,223 @@
+"""Kafka topics as a source: live as a member of a consumer group, or up to a point as an ordinary bounded source.
+
+A split is one partition of one topic; its id comes from the topic's name and id and the partition's number, and its
+positions are offsets. Where a split goes on is what the sink's chain says; `start` is for splits without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+from kafka import KafkaConsumer, errors
+
+from schemas.block import Block, Split, split_id
+from schemas.errors import SourceError
+from schemas.kafka_spec import KafkaSource
+from schemas.spec import JobSpec
+from transforms.io import Sink, Writer
+from transforms.io.kafka_blocks import RecordBlocks
+from transforms.io.kafka_client import Cluster, Partition, offsets, to_records, topic_partition
+from transforms.io.kafka_groups import MEMBERS, group_of
+from transforms.io.kafka_member import Member
+from transforms.live import FeedStatus
+from transforms.metrics import METRICS
+from transforms.watchdog import deadline
+from transforms.writers import forget_writer, open_writer, writer_of
+
+log = logging.getLogger(__name__)
+REOPEN_SECONDS = 3.0
+"""How long a lost chain is left alone: the group tells within this time whether the partition is still ours."""
+
+
+class _Source:
+    def __init__(self, spec: JobSpec) -> None:
+        self.job = spec
+        self.spec = cast("KafkaSource", spec.source)
+        self.cluster = Cluster(self.spec.servers, self.spec.client)
+        self.blocks = RecordBlocks(spec, self.spec)
+        self.kept = self.blocks.kept
+
+    def splits(self) -> list[Split]:
+        """One a partition; with `until`, from where `start` says to where `until` says."""
+        with contextlib.closing(self.cluster.consumer(group_id=group_of(self.job))) as consumer:
+            partitions = self.cluster.require(consumer, self.spec.topics)
+            ids = {topic: consumer._cluster.topic_id(topic) for topic in self.spec.topics}  # noqa: SLF001
+            if self.spec.until is None:
+                return [split_of(p, ids[p.topic]) for p in partitions]
+            starts = starting_points(consumer, partitions, self.spec.start)
+            stops = offsets(consumer, partitions, self.spec.until)
+        return [split_of(p, ids[p.topic], starts[p], max(starts[p], stops[p])) for p in partitions]
+
+    def read(self, split: Split, start: int) -> Iterator[Block]:
+        """The bounded path: one partition, without the group."""
+        partition, stop = partition_of(split), split.stop
+        assert stop is not None
+        with contextlib.closing(self.cluster.consumer(max_poll_records=self.job.blocks.rows)) as consumer:
+            name = topic_partition(partition)
+            consumer.assign([name])
+            consumer.seek(name, start)
+            while start < stop:
+                with self.cluster.explained(f"read {partition}", SourceError), deadline(60, f"poll {partition}"):
+                    polled = consumer.poll(timeout_ms=1000).get(name, [])
+                at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
+                records = [record for record in polled if record.offset < stop]
+                if at > start:
+                    yield self.blocks.block(split.id, split.payload["topic"], start, at, to_records(partition, records))
+                    start = at
+
+    def feed(self, job: str, sink: Sink) -> Feed:
+        """A new member of the group that reads live."""
+        return Feed(self, job, sink)
+
+
+class Feed:
+    """One member of the group and what it reads, as blocks. An `Owner`: it opens and lets go the sink's writers."""
+
+    def __init__(self, source: _Source, job: str, sink: Sink) -> None:
+        self.source, self.job, self.sink = source, job, sink
+        self._splits: dict[Partition, Split] = {}
+        self._released: list[Writer] = []
+        self._lost: dict[Partition, float] = {}
+        self._lock = threading.Lock()
+        spec = source.spec
+        self.member = Member(
+            source.cluster,
+            group_of(source.job),
+            spec.topics,
+            self,
+            poll_rows=source.job.blocks.rows,
+            instance_id=spec.instance_id,
+        )
+
+    def next(self, timeout: float) -> Block | None:
+        """The next block; after `timeout` seconds, or when `member.wake` is called, a heartbeat if one is of use."""
+        self._keep_up()
+        polled = self.member.take(timeout, self.source.job.blocks.rows, self.source.job.blocks.bytes)
+        if polled is not None:
+            split = self._splits.get(polled.partition)
+            if split is not None:
+                p = polled.partition
+                with METRICS.busy("read"):
+                    return self.source.blocks.block(split.id, p.topic, polled.start, polled.stop, polled.records)
+        return next(iter(self.heartbeats()), None)
+
+    def heartbeats(self) -> list[Block]:
+        """One for each split whose writer wants to commit; if there is none, one for any split."""
+        beats, other = [], None
+        for partition, split in list(self._splits.items()):
+            writer = writer_of(self.job, split.id)
+            if writer is None:
+                continue
+            other = self.source.blocks.nothing(split.id, writer.position)
+            leaving = partition in self.member.leaving and writer.position > writer.committed
+            if leaving:
+                writer.hurry()
+            if writer.due:
+                beats.append(other)
+        return beats or ([other] if other is not None else [])
+
+    def status(self) -> FeedStatus:
+        """For the progress line."""
+        lag = {str(partition): behind for partition, behind in self.member.lag().items()}
+        since = time.monotonic() - self.member.joined
+        return FeedStatus(lag, len(self._splits), self.member.silence(), since, self.source.spec.servers)
+
+    def wake(self) -> None:
+        """Ends a `next` that waits."""
+        self.member.wake()
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Leaves the group."""
+        self.member.close(seconds)
+        self._close_released()
+
+    def assigned(self, member: Member, partitions: list[Partition]) -> dict[Partition, int]:
+        """Opens a writer for each partition; the sink's chain says where it goes on."""
+        if not partitions:
+            return {}
+        consumer = member._consumer  # noqa: SLF001
+        group, known = group_of(self.source.job), self.sink.progress()
+        starts = starting_points(consumer, partitions, self.source.spec.start)
+
+        def take_over(partition: Partition) -> int:
+            split = split_of(partition, consumer._cluster.topic_id(partition.topic), starts[partition])  # noqa: SLF001
+            MEMBERS[group, partition] = member
+            progress = known.get(split.id)
+            writer = open_writer(self.job, self.sink, split, progress.stop if progress else None)
+            with self._lock:
+                self._splits[partition] = split
+            return writer.position
+
+        with ThreadPoolExecutor(8, thread_name_prefix="take over") as pool:
+            return dict(zip(partitions, pool.map(take_over, partitions), strict=True))
+
+    def revoked(self, member: Member, partitions: list[Partition]) -> None:
+        """Takes the writers out of reach at once; the thread that uses them closes them."""
+        for partition in partitions:
+            with self._lock:
+                split = self._splits.pop(partition, None)
+                writer = forget_writer(self.job, split.id) if split else None
+                if writer is not None:
+                    self._released.append(writer)
+            if MEMBERS.get((member.group, partition)) is member:
+                del MEMBERS[member.group, partition]
+
+    def _keep_up(self) -> None:
+        """Tells the member what is committed, and reads again what a lost race has dropped."""
+        self._close_released()
+        for partition, split in list(self._splits.items()):
+            writer = writer_of(self.job, split.id)
+            if writer is not None:
+                self._lost.pop(partition, None)
+                self.member.settle(partition, writer.committed)
+                continue
+            self.member.abandon(partition)
+            since = self._lost.setdefault(partition, time.monotonic())
+            if time.monotonic() - since > REOPEN_SECONDS and partition in self.member.assignment:
+                progress = self.sink.progress().get(split.id)
+                writer = open_writer(self.job, self.sink, split, progress.stop if progress else None)
+                self.member.rewind(partition, writer.position)
+
+    def _close_released(self) -> None:
+        with self._lock:
+            released, self._released = self._released, []
+        for writer in released:
+            writer.close()
+
+
+def split_of(partition: Partition, topic_id: object, start: int = 0, stop: int | None = None) -> Split:
+    """A partition as a split: a topic that was deleted and made again is another one."""
+    identity = split_id(str(partition), topic=partition.topic, topic_id=str(topic_id), partition=partition.number)
+    return Split(identity, start, stop, {"topic": partition.topic, "partition": partition.number})
+
+
+def partition_of(split: Split) -> Partition:
+    """The partition that a split is."""
+    return Partition(split.payload["topic"], split.payload["partition"])
+
+
+def starting_points(consumer: KafkaConsumer, partitions: list[Partition], start: str | int) -> dict[Partition, int]:
+    """Where partitions without a chain begin. Raises SourceError for `committed` where nothing is."""
+    if start != "committed":
+        return offsets(consumer, partitions, start)
+    found = {}
+    for partition in partitions:
+        try:
+            at = consumer.committed(topic_partition(partition), timeout_ms=20_000)
+        except errors.KafkaError as error:
+            raise SourceError(f"can't read the committed offset of {partition}: {error}") from error
+        if at is None:
+            raise SourceError(f"source.start is 'committed', but the group has committed nothing for {partition}")
+        found[partition] = int(at)
+    return found
+
+
+def open_source(spec: JobSpec) -> _Source:
+    """See `transforms.io.open_source`."""
+    return _Source(spec)

@@ -1,0 +1,187 @@
+"""Reading without an end: seats, and the pool of feeds that those who sit on them use.
+
+A seat is only a licence to work: an element that makes the runner call `_ReadLiveFn.process` in some worker. Which
+partitions are read there is decided by the source's own group, and where they go on by the sink's chains; so nothing is
+in a runner's checkpoint. A call lasts for a quantum, in which each block is read, classified and committed inside
+its `yield`; then the seat asks to be called again, and whoever is called takes a feed from the pool.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
+
+import apache_beam as beam
+from apache_beam.io.iobase import RestrictionProgress, RestrictionTracker
+from apache_beam.transforms.core import RestrictionProvider
+from apache_beam.utils.timestamp import Duration
+
+from schemas.block import Block
+from transforms.codec import BlockCoder  # noqa: F401  registers the coder of blocks
+from transforms.io import Sink
+from transforms.pulse import listen
+from transforms.stop import STOP, failing
+
+QUANTUM = 60.0
+HEARTBEAT = 0.1
+UNUSED_SECONDS = 15.0
+"""A feed that no seat has used for this long leaves its group."""
+
+
+class FeedStatus(NamedTuple):
+    """lag: messages by split that were not read yet; silence: seconds since the source last answered."""
+
+    lag: dict[str, int]
+    splits: int
+    silence: float
+    age: float
+    where: str
+
+
+class Feed(Protocol):
+    """Blocks of the splits that a member of a group was given. Used by one thread at a time."""
+
+    def next(self, timeout: float) -> Block | None:
+        """A block, or after `timeout` seconds, or at a `wake`, a heartbeat; None when there is no split."""
+
+    def wake(self) -> None:
+        """Ends a `next` that waits. From any thread."""
+
+    def status(self) -> FeedStatus:
+        """How far behind. From any thread."""
+
+    def close(self, seconds: float = 5.0) -> None:
+        """Leave the group."""
+
+
+class LiveSource(Protocol):
+    """A source without an end."""
+
+    def feed(self, job: str, sink: Sink) -> Feed:
+        """A new member of the source's group. Raises SourceError."""
+
+
+class FeedPool:
+    """The feeds of this process that no seat uses at the moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: dict[str, list[tuple[float, Feed]]] = {}
+        self._used: dict[int, Feed] = {}
+
+    def take(self, job: str, source: LiveSource, sink: Sink) -> Feed:
+        """A free feed of the job, or a new one."""
+        with self._lock:
+            free = self._free.get(job, [])
+            feed = free.pop()[1] if free else None
+            if feed is not None:
+                self._used[id(feed)] = feed
+                return feed
+        feed = source.feed(job, sink)
+        with self._lock:
+            self._used[id(feed)] = feed
+        return feed
+
+    def give_back(self, job: str, feed: Feed) -> None:
+        """For the next seat; feeds that were not used for long leave."""
+        now = time.monotonic()
+        with self._lock:
+            self._used.pop(id(feed), None)
+            free = self._free.setdefault(job, [])
+            old = [item for item in free if now - item[0] > UNUSED_SECONDS]
+            self._free[job] = [item for item in free if item not in old] + [(now, feed)]
+        for _, unused in old:
+            unused.close()
+
+    def all(self) -> list[Feed]:
+        """Every feed, used or free."""
+        with self._lock:
+            return [*self._used.values(), *(feed for free in self._free.values() for _, feed in free)]
+
+    def close(self) -> None:
+        """Every feed leaves its group."""
+        for feed in self.all():
+            feed.close()
+        with self._lock:
+            self._free.clear()
+            self._used.clear()
+
+
+FEEDS = FeedPool()
+
+
+class _SeatTracker(RestrictionTracker):  # type: ignore[misc]
+    """Of a restriction that is never done and of which nothing can be split off."""
+
+    def __init__(self, seat: int) -> None:
+        self.seat = seat
+
+    def current_restriction(self) -> int:
+        return self.seat
+
+    def current_progress(self) -> RestrictionProgress:
+        return RestrictionProgress(fraction=0.0)
+
+    def try_claim(self, _: Any) -> bool:
+        return True
+
+    def try_split(self, fraction_of_remainder: float) -> tuple[int, int] | None:
+        return (self.seat, self.seat) if fraction_of_remainder == 0 else None
+
+    def check_done(self) -> bool:
+        return True
+
+    def is_bounded(self) -> bool:
+        return False
+
+
+class _Seats(RestrictionProvider):  # type: ignore[misc]
+    def initial_restriction(self, element: int) -> int:
+        return element
+
+    def create_tracker(self, restriction: int) -> _SeatTracker:
+        return _SeatTracker(restriction)
+
+    def restriction_size(self, element: int, restriction: int) -> int:
+        return 1
+
+    def restriction_coder(self) -> beam.coders.Coder:
+        return beam.coders.VarIntCoder()
+
+
+class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, job: str, source: LiveSource, sink: Sink) -> None:
+        self.job, self.source, self.sink = job, source, sink
+
+    @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
+    def process(self, seat: int, tracker: Any = beam.DoFn.RestrictionParam(_Seats())) -> Iterator[Block]:  # noqa: B008
+        with failing():
+            if STOP.is_set():
+                return
+            feed = FEEDS.take(self.job, self.source, self.sink)
+            deaf = listen(feed.wake)
+            ends = time.monotonic() + QUANTUM
+            try:
+                while not STOP.is_set():
+                    block = feed.next(HEARTBEAT)
+                    if block is not None:
+                        yield block
+                    if time.monotonic() > ends:
+                        tracker.defer_remainder(Duration(0))
+                        return
+            finally:
+                deaf()
+                FEEDS.give_back(self.job, feed)
+
+
+class ReadLive(beam.PTransform):  # type: ignore[misc]
+    """Seat numbers to blocks, without an end."""
+
+    def __init__(self, job: str, source: LiveSource, sink: Sink) -> None:
+        super().__init__()
+        self.fn = _ReadLiveFn(job, source, sink)
+
+    def expand(self, seats: Any) -> Any:
+        return seats | beam.ParDo(self.fn).with_output_types(Block)

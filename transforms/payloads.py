@@ -1,0 +1,136 @@
+"""From the bytes of messages to texts and fields: text, JSON, Avro. Knows no Kafka client.
+
+A message that can't be decoded becomes a dead letter with a reason; its neighbours are not touched.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.errors import DeadCode, SpecError
+from schemas.kafka_spec import META, KafkaSource
+from transforms.text import as_text
+
+CONFLUENT_BYTES = 5
+_MISSING = object()
+
+
+@dataclass
+class Decoded:
+    """texts: large_string, one a message; fields: strings by path; errors: code and message by row number.
+
+    A row with an error has a null text and null fields. Bytes of `payload: text` are not checked here.
+    """
+
+    texts: pa.LargeStringArray
+    fields: dict[str, pa.StringArray] = field(default_factory=dict)
+    errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
+
+
+class Decoder:
+    """Decodes values as the source says. Raises SpecError for a schema that can't be used."""
+
+    def __init__(self, spec: KafkaSource) -> None:
+        self.spec = spec
+        self.paths = [name for name in spec.kept if name not in META]
+        self._load = self._loader()
+
+    def __call__(self, values: pa.BinaryArray) -> Decoded:
+        """Decode a column of values; nulls (tombstones) become `null_text`."""
+        if self.spec.payload == "text":
+            return Decoded(as_text(values, "value"))
+        texts: list[str | None] = []
+        columns: list[list[str | None]] = [[] for _ in self.paths]
+        errors: dict[int, tuple[DeadCode, str]] = {}
+        for row, value in enumerate(values.to_pylist()):
+            try:
+                text, others = self._row(value)
+            except _UndecodableError as error:
+                errors[row] = (error.code, str(error))
+                text, others = None, [None] * len(self.paths)
+            texts.append(text)
+            for column, other in zip(columns, others, strict=True):
+                column.append(other)
+        arrays = {path: pa.array(c, pa.string()) for path, c in zip(self.paths, columns, strict=True)}
+        return Decoded(pa.array(texts, pa.large_string()), arrays, errors)
+
+    def _row(self, value: bytes | None) -> tuple[str, list[str | None]]:
+        if value is None:
+            raise _UndecodableError(DeadCode.NULL_TEXT, "the message has no value")
+        try:
+            record = self._load(value)
+        except UnicodeDecodeError as error:
+            raise _UndecodableError(DeadCode.BAD_ENCODING, f"the value is not valid UTF-8: {error.reason}") from None
+        except RecursionError:
+            raise _UndecodableError(DeadCode.BAD_PAYLOAD, "the value is nested too deep") from None
+        except Exception as error:  # noqa: BLE001  whatever a decoder raises is the message's fault
+            kind = self.spec.payload.upper() if self.spec.payload == "json" else "Avro"
+            raise _UndecodableError(
+                DeadCode.BAD_PAYLOAD, f"not {kind}: {str(error)[:200] or type(error).__name__}"
+            ) from None
+        text = _at(record, self.spec.text)
+        if text is _MISSING:
+            raise _UndecodableError(DeadCode.BAD_SCHEMA, f"field {self.spec.text!r} is missing")
+        if text is None:
+            raise _UndecodableError(DeadCode.NULL_TEXT, f"field {self.spec.text!r} is null")
+        if not isinstance(text, str):
+            raise _UndecodableError(DeadCode.BAD_SCHEMA, f"field {self.spec.text!r} is {type(text).__name__}, not text")
+        others = [_plain(_at(record, path)) for path in self.paths]
+        try:
+            for part in (text, *others):
+                if part is not None:
+                    part.encode()
+        except UnicodeEncodeError:
+            raise _UndecodableError(DeadCode.BAD_ENCODING, "a field holds half of a surrogate pair") from None
+        return text, others
+
+    def _loader(self) -> Callable[[bytes], Any]:
+        if self.spec.payload != "avro":
+            return json.loads
+        import fastavro
+
+        try:
+            schema = fastavro.parse_schema(json.loads(Path(str(self.spec.avro_schema)).read_text(encoding="utf-8")))
+        except Exception as error:  # noqa: BLE001  fastavro raises many kinds
+            raise SpecError(f"source.avro_schema {self.spec.avro_schema}: not an Avro schema: {error}") from None
+        confluent = self.spec.avro_framing == "confluent"
+
+        def load(value: bytes) -> Any:
+            if confluent and (len(value) < CONFLUENT_BYTES or value[0] != 0):
+                raise ValueError("no schema id precedes the value")
+            body = io.BytesIO(value[CONFLUENT_BYTES:] if confluent else value)
+            record = fastavro.schemaless_reader(body, schema, None)
+            if body.read(1):
+                raise ValueError("bytes are left over behind the record")
+            return record
+
+        return load
+
+
+class _UndecodableError(Exception):
+    def __init__(self, code: DeadCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def _at(record: Any, path: str) -> Any:
+    """The value at a dotted path, or `_MISSING`."""
+    for name in path.split("."):
+        if not isinstance(record, dict) or name not in record:
+            return _MISSING
+        record = record[name]
+    return record
+
+
+def _plain(value: Any) -> str | None:
+    """A field as a string: strings as they are, everything else as JSON."""
+    if value is _MISSING or value is None:
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
