@@ -13,6 +13,7 @@ import socket
 import tempfile
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 import fsspec
@@ -21,6 +22,8 @@ from fsspec.implementations.local import LocalFileSystem
 from schemas.errors import SinkError
 
 TMP = "_tmp"
+_ASIDE = "~"
+"""Between the name that a file will have and what tells it from others that want the same name."""
 _STALE_SECONDS = 24 * 3600
 
 
@@ -82,16 +85,29 @@ class Folder:
         self._sync()
         return True
 
-    def put_aside(self, tmp: Path) -> str:
-        """Keep the complete file `tmp` in the folder's `_tmp`, for `move_in`. Returns its name there."""
+    def put_aside(self, tmp: Path, name: str) -> str:
+        """Keep the complete file `tmp` in the folder's `_tmp`, for `move_in` as `name`. Returns its name there."""
+        aside = f"{name}{_ASIDE}{tmp.name}"
         with tmp.open("rb") as opened:
             os.fsync(opened.fileno())
             if not self.local:
                 self.fs.makedirs(f"{self.path}/{TMP}", exist_ok=True)
-                with self.fs.open(f"{self.path}/{TMP}/{tmp.name}", "wb") as remote:
+                with self.fs.open(f"{self.path}/{TMP}/{aside}", "wb") as remote:
                     shutil.copyfileobj(opened, remote, 1 << 20)
-                tmp.unlink()
-        return tmp.name
+        if self.local:
+            tmp.rename(self._tmp / aside)
+        else:
+            tmp.unlink()
+        return aside
+
+    def waiting(self, prefix: str = "") -> list[tuple[str, str]]:
+        """Files that were put aside and are still there: (name there, name to be) of those to be named `prefix`…"""
+        try:
+            found = self.fs.ls(f"{self.path}/{TMP}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = [path.rpartition("/")[2] for path in found]
+        return [(name, name.partition(_ASIDE)[0]) for name in names if _ASIDE in name and name.startswith(prefix)]
 
     def move_in(self, aside: str, name: str) -> None:
         """Make a file that was put aside visible. Repeating it changes nothing."""
@@ -102,15 +118,15 @@ class Folder:
             except FileNotFoundError:
                 return
             self._sync()
-        elif self.fs.exists(source):
+            return
+        with suppress(FileNotFoundError):
             self.fs.cp_file(source, self.at(name))
             self.fs.rm_file(source)
 
     def drop_aside(self, aside: str) -> None:
         """Forget a file that was put aside."""
-        source = f"{self.path}/{TMP}/{aside}"
-        if self.fs.exists(source):
-            self.fs.rm_file(source)
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{TMP}/{aside}")
 
     def delete(self, name: str) -> None:
         try:

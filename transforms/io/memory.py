@@ -30,12 +30,16 @@ class Output:
         self.commits: dict[tuple[str, int], tuple[list[pa.RecordBatch], list[pa.RecordBatch]]] = {}
 
     def labels(self) -> pa.Table:
-        """All committed labels, in order of split and position."""
-        return pa.Table.from_batches([b for key in sorted(self.commits) for b in self.commits[key][0]])
+        """All committed labels, in order of split and position; no columns before the first commit."""
+        return self._table(0)
 
     def dead(self) -> pa.Table:
-        """All committed dead letters, in order of split and position."""
-        return pa.Table.from_batches([b for key in sorted(self.commits) for b in self.commits[key][1]])
+        """All committed dead letters, in order of split and position; no columns before the first commit."""
+        return self._table(1)
+
+    def _table(self, kind: int) -> pa.Table:
+        batches = [batch for key in sorted(self.commits) for batch in self.commits[key][kind]]
+        return pa.Table.from_batches(batches) if batches else pa.table({})
 
 
 def put_table(name: str, table: pa.Table) -> None:
