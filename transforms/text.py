@@ -12,7 +12,7 @@ Array = np.ndarray
 
 
 def as_text(column: pa.Array, name: str) -> pa.LargeStringArray:
-    """A column of any text type as large_string: string, large_string, string_view, dictionary of one, or binary.
+    """A column of any text type as large_string: string, large_string, string_view, dictionary of one, binary, or null.
 
     Bytes are not checked here. Raises SourceError for another type.
     """
@@ -29,7 +29,8 @@ def is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
-        pa.types.is_string(kind)
+        pa.types.is_null(kind)
+        or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
         or pa.types.is_string_view(kind)
         or pa.types.is_binary(kind)
