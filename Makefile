@@ -35,7 +35,7 @@ bench: $(STAMP)  ## the README's figures
 
 lock:  ## renew requirements.lock after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml \
-	  --output-file requirements.lock --generate-hashes --no-emit-index-url --no-header --upgrade
+	  --output-file requirements.lock --generate-hashes --no-emit-index-url --no-header
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

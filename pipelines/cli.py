@@ -162,6 +162,9 @@ def run(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier job.")] = False,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N labelled rows at the end.")] = 0,
     report: ReportOption = None,
+    max_seconds: Annotated[
+        float | None, typer.Option("--max-seconds", min=0, help="Stop after this time, as SIGTERM would.")
+    ] = None,
     metrics_port: Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics.")] = None,
     debug: DebugOption = False,
 ) -> None:
@@ -177,7 +180,7 @@ def run(
         from pipelines.prometheus import serve_metrics
 
         serve_metrics(metrics_port)
-    result = run_job(job, err, overwrite=overwrite, limit=limit)
+    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds)
     if show:
         print_rows(out, sample_rows(job, show), f"{show} of {result.rows_total:,} rows")
     print_report(out, result)
@@ -264,6 +267,48 @@ def replay(
     print_report(out, result)
     if report:
         write_json(report, result.to_dict())
+
+
+@_command
+def optimize(
+    *,
+    what: Annotated[str, typer.Argument(metavar="SPEC|MODEL", help="Job specification, or a model's name.")],
+    sample: Annotated[str, typer.Option("--sample", help="Parquet file with typical texts.", metavar="FILE")],
+    text: Annotated[str, typer.Option("--text", help="Column with the text.")] = "text",
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Texts of the sample to use.")] = 2000,
+    min_agreement: Annotated[
+        float, typer.Option("--min-agreement", min=0, max=1, help="Least share of labels equal to fp32's.")
+    ] = 0.995,
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder of the certificate; default: the cache folder.")
+    ] = None,
+    report: ReportOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Find this machine's fastest backend whose labels are those of fp32, and write its certificate."""
+    from dataclasses import asdict
+    from pathlib import Path
+
+    from pipelines.optimize import optimize_classifier, print_measured, read_sample
+    from pipelines.report import write_json
+    from schemas.spec import Classifier
+    from schemas.spec_file import load_spec
+
+    console, err = _consoles()
+    texts = read_sample(sample, text, rows)
+    if what.endswith((".yaml", ".yml")):
+        classifiers = [c for c in load_spec(what).classify if c.backend.type != "constant"]
+    else:
+        classifiers = [Classifier.model_validate({"model": what, "as": _column(what)})]
+    certificates = {}
+    for classifier in classifiers:
+        console.print(f"[bold]{classifier.model}[/]")
+        folder = Path(out, classifier.as_) if out and len(classifiers) > 1 else Path(out) if out else None
+        result = optimize_classifier(classifier, texts, folder, min_agreement, err)
+        print_measured(console, *result)
+        certificates[classifier.as_] = asdict(result[0])
+    if report:
+        write_json(report, certificates)
 
 
 @_command

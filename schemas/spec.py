@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.spec_base import Spec, TextColumns
+from schemas.sql_spec import SqlDeadLetters, SqlSink, SqlSource
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _.")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -63,7 +64,24 @@ class ConstantBackend(Spec):
     token_budget: int | None = Field(default=None, ge=1, description="Most bytes in one micro-batch.")
 
 
-Backend = Annotated[PyTorchBackend | ConstantBackend, Field(discriminator="type")]
+class OnnxBackend(Spec):
+    """ONNX Runtime. fp32 is exported from the model at the first use; int8 comes from `tagstream optimize` only."""
+
+    type: Literal["onnx"] = "onnx"
+    file: str | None = Field(default=None, description="The exported model; default: made once, in the cache folder.")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: first GPU, else CPU.")
+    token_budget: int | None = Field(default=None, ge=1, description="Most tokens in one micro-batch.")
+
+
+class AutoBackend(Spec):
+    """The fastest backend that `tagstream optimize` has certified for this model; without a certificate fp32."""
+
+    type: Literal["auto"] = "auto"
+    certificate: str | None = Field(default=None, description="Folder of the certificate; default: the cache folder.")
+    min_agreement: Fraction = Field(default=0.995, description="Least share of labels equal to those of fp32.")
+
+
+Backend = Annotated[PyTorchBackend | OnnxBackend | AutoBackend | ConstantBackend, Field(discriminator="type")]
 Provenance = Literal["tokens", "truncated", "model"]
 
 
@@ -129,8 +147,9 @@ class ParquetDeadLetters(Spec):
     path: str = Field(description="Folder of the dead letters.")
 
 
-Source = Annotated[ParquetSource | MemorySource | KafkaSource, Field(discriminator="type")]
-Sink = Annotated[ParquetSink | MemorySink | KafkaSink, Field(discriminator="type")]
+Source = Annotated[ParquetSource | MemorySource | KafkaSource | SqlSource, Field(discriminator="type")]
+Sink = Annotated[ParquetSink | MemorySink | KafkaSink | SqlSink, Field(discriminator="type")]
+DeadLetters = Annotated[ParquetDeadLetters | KafkaDeadLetters | SqlDeadLetters, Field(discriminator="type")]
 
 
 class Blocks(Spec):
@@ -148,8 +167,8 @@ class JobSpec(Spec):
     source: Source
     classify: tuple[Classifier, ...] = Field(min_length=1)
     sink: Sink
-    dead_letters: Annotated[ParquetDeadLetters | KafkaDeadLetters, Field(discriminator="type")] | None = Field(
-        default=None, description="Default: the folder, or the topic, of the sink with -dead behind its name."
+    dead_letters: DeadLetters | None = Field(
+        default=None, description="Default: the folder, topic or table of the sink with -dead (_dead) behind its name."
     )
     payload: bool = Field(default=True, description="Keep the text of a row in its dead letter; replay needs it.")
     max_dead: Fraction = Field(

@@ -59,9 +59,13 @@ class Backend(Protocol):
 
 
 _REGISTRY = {
-    "pytorch": "transforms.backends.pytorch",
+    "auto": "transforms.backends.auto",
     "constant": "transforms.backends.constant",
+    "onnx": "transforms.backends.onnx",
+    "pytorch": "transforms.backends.pytorch",
 }
+_DESCRIBES = {"constant": "transforms.backends.constant"}
+"""What describes a classifier without loading it; by default its Hugging Face config does."""
 
 
 def load_backend(classifier: Classifier) -> Backend:
@@ -73,7 +77,7 @@ def load_backend(classifier: Classifier) -> Backend:
 
 def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
     """Head and identity (the fingerprint's parts, weights left out) of a classifier; loads no model."""
-    module = importlib.import_module(_REGISTRY[classifier.backend.type] + "_files")
+    module = importlib.import_module(_DESCRIBES.get(classifier.backend.type, "transforms.backends.huggingface"))
     head, identity = module.describe(classifier)
     return head, identity
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from schemas.errors import OutOfMemoryError, SpecError
 from schemas.spec import Classifier, ConstantBackend
 from transforms.backends import Encoded
-from transforms.backends.constant_files import describe
+from transforms.labels import Head
 
 Array = np.ndarray
 
@@ -59,6 +59,13 @@ class _Constant:
 
     def close(self) -> None:
         pass
+
+
+def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
+    """Head with the one label, and what identifies it."""
+    spec = cast("ConstantBackend", classifier.backend)
+    head = Head.of(classifier, [spec.label], "softmax", f"constant:{spec.label}")
+    return head, {"backend": "constant", "label": spec.label}
 
 
 def identity(_: Classifier) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, PyTorchBackend
-from transforms.backends.pytorch_files import describe, files_of
+from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.model_files import ModelFiles
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
@@ -33,7 +33,7 @@ class _PyTorch:
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
-        self._model = _load_model(files, self.device, self.precision)
+        self._model = load_model(files, self.device, self.precision)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
@@ -70,12 +70,8 @@ def load(classifier: Classifier) -> _PyTorch:
 def identity(classifier: Classifier) -> dict[str, Any]:
     """What needs the files and the machine: hashes of weights and tokenizer, and what the precision comes to."""
     spec = cast("PyTorchBackend", classifier.backend)
-    files = files_of(classifier)
-    return {
-        "weights": files.weights_hash(),
-        "tokenizer": files.tokenizer_hash(),
-        "precision": choose_precision(spec.precision, choose_device(spec.device)),
-    }
+    precision = choose_precision(spec.precision, choose_device(spec.device))
+    return {**weights_of(classifier), "backend": "pytorch", "precision": precision}
 
 
 def choose_device(wanted: str) -> str:
@@ -100,7 +96,7 @@ def choose_precision(wanted: str, device: str) -> str:
     return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def _load_model(files: ModelFiles, device: str, precision: str) -> Any:
+def load_model(files: ModelFiles, device: str, precision: str) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:

@@ -1,4 +1,4 @@
-"""What the PyTorch backend writes, known from the model's config alone: no PyTorch, no weights."""
+"""What a Hugging Face classifier writes, known from its config alone: no PyTorch, no weights."""
 
 from __future__ import annotations
 
@@ -21,4 +21,10 @@ def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
     """Head, and what identifies the model but for its weights and the precision, which depend on files and machine."""
     files = files_of(classifier)
     head = Head.of(classifier, files.labels, files.activation, files.name)
-    return head, {"backend": "pytorch", "model": files.name, "config": files.config.get("model_type")}
+    return head, {"model": files.name, "architecture": files.config.get("model_type")}
+
+
+def weights_of(classifier: Classifier) -> dict[str, str]:
+    """Hashes of weights and tokenizer, for the fingerprint. Reads the weights once."""
+    files = files_of(classifier)
+    return {"weights": files.weights_hash(), "tokenizer": files.tokenizer_hash()}

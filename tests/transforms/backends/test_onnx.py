@@ -1,0 +1,204 @@
+"""ONNX exports say what PyTorch says; low precision runs with a valid certificate only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from pipelines.cli import app
+from pipelines.optimize import optimize_classifier, same_labels
+from schemas.errors import ModelError
+from schemas.spec import Classifier
+from tests.models import make_model, random_texts
+from transforms.backends import auto, identify, load_backend
+from transforms.backends.onnx_export import INT8_WAYS, cache_folder, export_fp32, quantise
+from transforms.certificate import Certificate
+from transforms.engine import Engine
+from transforms.metrics import METRICS
+from transforms.model_files import find_model
+
+TEXTS = [*random_texts(80, seed=1, longest=30), "", "!", "free " * 200]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a cache folder of its own."""
+    monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
+    auto._choose.cache_clear()
+    METRICS.reset()
+    return tmp_path / "cache"
+
+
+def scores(classifier: Classifier) -> np.ndarray:
+    engine = Engine(load_backend(classifier))
+    try:
+        return engine.submit(pa.array(TEXTS, pa.large_string())).result(120).scores
+    finally:
+        engine.close()
+
+
+def spec(model: Path, **backend) -> Classifier:
+    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
+    """fp32 ONNX scores are those of PyTorch within 1e-4, whatever the padding."""
+    model = make_model(tmp_path / "model", architecture, labels=("a", "b", "c"))
+    expected = scores(spec(model))
+    assert np.ptp(expected) > 0.2, "a model whose scores are all alike would show nothing"
+    np.testing.assert_allclose(scores(spec(model, type="onnx")), expected, atol=1e-4)
+    np.testing.assert_allclose(scores(spec(model, type="onnx", token_budget=64)), expected, atol=1e-4)
+
+
+def test_every_way_of_int8_runs_and_is_smaller(tmp_path: Path) -> None:
+    """Each quantised file loads, is smaller than fp32, and differs from it a little."""
+    model = make_model(tmp_path / "model", hidden_size=64, intermediate_size=256)
+    files = find_model(str(model))
+    fp32 = export_fp32(files, tmp_path)
+    expected = scores(spec(model))
+    for number, way in enumerate(INT8_WAYS):
+        path = quantise(fp32, way, tmp_path / f"{number}.onnx")
+        assert path.stat().st_size < fp32.stat().st_size
+        drift = np.abs(scores(spec(model, type="onnx", file=str(path))) - expected).max()
+        assert 0 < drift < 0.5, way
+    assert (tmp_path / "2.onnx").stat().st_size > (tmp_path / "0.onnx").stat().st_size
+
+
+def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
+    """The certificate names weights, sample, agreement; auto then runs exactly that backend, without a notice."""
+    model = make_model(tmp_path / "model")
+    sample = pa.array(TEXTS, pa.large_string())
+    certificate, measured, failed = optimize_classifier(spec(model), sample, None, 0.9, Console(quiet=True))
+    assert not failed
+    assert {"pytorch fp32", "pytorch bf16", "onnx fp32", "onnx int8"} <= {m.candidate.name for m in measured}
+    winner = max((m for m in measured if m.agreement >= 0.9), key=lambda m: m.rows_per_s)
+    assert certificate.agreement == winner.agreement >= 0.9
+    assert certificate.sample_rows == len(TEXTS)
+    folder = cache_folder(find_model(str(model)))
+    assert Certificate.read(folder) == certificate
+    np.testing.assert_allclose(scores(spec(model, type="auto")), winner.scores, atol=1e-3)
+    assert not METRICS.snapshot().notes
+    assert identify(spec(model, type="auto"))["backend"] == certificate.backend["type"]
+
+
+def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
+    """Nothing runs in low precision by itself."""
+    model = make_model(tmp_path / "model")
+    np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
+    assert "no certificate" in METRICS.snapshot().notes[0]
+    assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
+
+
+def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, Path]:
+    """A model, and the folder of a certificate for an int8 version of it (`real`: one that runs)."""
+    from transforms.certificate import hash_file
+
+    model = make_model(tmp_path / "model")
+    files = find_model(str(model))
+    folder = tmp_path / "certificate"
+    file = folder / "int8-0.onnx"
+    folder.mkdir()
+    if real:
+        quantise(export_fp32(files, folder), INT8_WAYS[0], file)
+    else:
+        file.write_bytes(b"never loaded")
+    certificate = Certificate(
+        weights=files.weights_hash(),
+        tokenizer=files.tokenizer_hash(),
+        backend={"type": "onnx"},
+        file=file.name,
+        file_hash=hash_file(file),
+        sample="0" * 16,
+        sample_rows=1000,
+        agreement=0.997,
+        drift_p99=0.01,
+        drift_max=0.02,
+        rows_per_s=2.0,
+        fp32_rows_per_s=1.0,
+        machine="",
+        versions={},
+        date="2026-01-01",
+    )
+    dataclasses.replace(certificate, **changes).write(folder)
+    return model, folder
+
+
+def test_valid_certificate_is_used(tmp_path: Path) -> None:
+    """The int8 file beside it runs."""
+    model, folder = certified(tmp_path, real=True)
+    classifier = spec(model, type="auto", certificate=str(folder))
+    assert auto.resolve(classifier).backend.file == str(folder / "int8-0.onnx")
+    assert len(scores(classifier)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "backend", "message"),
+    [
+        ({"weights": "f" * 16}, {}, "is for weights ffffffffffffffff"),
+        ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
+        ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
+        ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
+        ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
+        ({"file": "gone.onnx"}, {}, "not the file that the certificate speaks of"),
+    ],
+)
+def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, backend, message: str) -> None:
+    """Other weights, another tokenizer, too little agreement, another file: an error that says what to do."""
+    model, folder = certified(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message) as raised:
+        load_backend(spec(model, type="auto", certificate=str(folder), **backend))
+    assert "tagstream optimize" in str(raised.value)
+
+
+def test_damaged_certificate_is_refused(tmp_path: Path) -> None:
+    """Not JSON, or not all fields."""
+    model, folder = certified(tmp_path)
+    (folder / "certificate.json").write_text(json.dumps({"weights": "x"}))
+    with pytest.raises(ModelError, match="damaged certificate"):
+        load_backend(spec(model, type="auto", certificate=str(folder)))
+
+
+def test_missing_file_and_device_are_clear(tmp_path: Path) -> None:
+    """Named in the message."""
+    model = make_model(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"nothere\.onnx: no such file"):
+        load_backend(spec(model, type="onnx", file="nothere.onnx"))
+    with pytest.raises(ModelError, match="no CUDA"):
+        load_backend(spec(model, type="onnx", device="cuda:0"))
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="can't load it"):
+        load_backend(spec(model, type="onnx", file=str(tmp_path / "bad.onnx")))
+
+
+def test_same_labels() -> None:
+    """Best label, set of labels, or a value within 1 % of the spread."""
+    reference = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    assert same_labels(np.array([[0.6, 0.4], [0.7, 0.3]]), reference, "softmax").tolist() == [True, False]
+    assert same_labels(np.array([[0.6, 0.6], [0.1, 0.7]]), reference, "sigmoid").tolist() == [False, True]
+    assert same_labels(reference + np.array([[0.001], [0.1]]), reference, "identity").tolist() == [True, False]
+
+
+def test_command(tmp_path: Path, cache: Path) -> None:
+    """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
+    model = make_model(tmp_path / "model")
+    pq.write_table(pa.table({"body": [*TEXTS, None]}), tmp_path / "sample.parquet")
+    result = CliRunner().invoke(
+        app,
+        ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet"), "--text", "body", "--report",
+         str(tmp_path / "report.json"), "--min-agreement", "0.9"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "certified:" in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["model"]["sample_rows"] == len(TEXTS)
+    assert list(cache.glob("*/certificate.json"))
+    wrong = CliRunner().invoke(app, ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet")])
+    assert wrong.exit_code == 3

@@ -1,0 +1,54 @@
+"""`backend: auto`: what `tagstream optimize` certified for this model, or fp32 with a notice."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import TypeAdapter
+
+from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
+from transforms import backends
+from transforms.backends.huggingface import files_of
+from transforms.backends.onnx_export import cache_folder
+from transforms.certificate import Certificate
+from transforms.metrics import METRICS
+
+
+def load(classifier: Classifier) -> backends.Backend:
+    """The backend that the certificate names. Raises ModelError for a certificate that does not hold."""
+    return backends.load_backend(resolve(classifier))
+
+
+def identity(classifier: Classifier) -> dict[str, Any]:
+    """That of the backend that runs."""
+    return backends.identify(resolve(classifier))
+
+
+def resolve(classifier: Classifier) -> Classifier:
+    """The classifier with the certified backend in place of `auto`."""
+    chosen, notice = _choose(classifier.model_dump_json())
+    if notice:
+        METRICS.note(notice)
+    return classifier.model_copy(update={"backend": TypeAdapter(Backend).validate_python(chosen)})
+
+
+@cache
+def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
+    classifier = Classifier.model_validate_json(classifier_json)
+    spec = cast("AutoBackend", classifier.backend)
+    files = files_of(classifier)
+    folder = Path(spec.certificate).expanduser() if spec.certificate else cache_folder(files)
+    certificate = Certificate.read(folder)
+    if certificate is None:
+        fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
+        return (
+            fp32,
+            f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {files.name}` may make it faster",
+        )
+    certificate.check(folder, files.weights_hash(), files.tokenizer_hash(), spec.min_agreement)
+    chosen = dict(certificate.backend)
+    if certificate.file is not None:
+        chosen["file"] = str(folder / certificate.file)
+    return chosen, None

@@ -1,0 +1,100 @@
+"""ONNX Runtime: an export of any Hugging Face sequence classifier, fp32 or certified int8. Only here is it imported."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.errors import ModelError, OutOfMemoryError
+from schemas.spec import Classifier, OnnxBackend
+from transforms.backends.huggingface import describe, files_of, weights_of
+from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.tokenise import EncodedTokens, TextTokenizer
+
+Array = np.ndarray
+CPU_TOKENS = 2048
+GPU_TOKENS = 65_536
+
+
+class _Onnx:
+    def __init__(self, classifier: Classifier) -> None:
+        spec = cast("OnnxBackend", classifier.backend)
+        self.head, _ = describe(classifier)
+        self._tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
+        self._session, self.device = _session(model_file(classifier), spec.device)
+        self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
+        self.max_rows = 4096
+
+    def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
+        return self._tokenizer.encode(texts)
+
+    def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
+        ids, mask = self._tokenizer.pad(parts)
+        if ids.shape[1] < 2:  # the export's shortest sequence
+            ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=self._tokenizer.pad_id)
+            mask = np.pad(mask, ((0, 0), (0, 1)))
+        try:
+            (logits,) = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})
+        except Exception as error:
+            if "allocate memory" in str(error) or "bad_alloc" in str(error):  # the arena's words
+                raise OutOfMemoryError(str(error)) from error
+            raise
+        return np.asarray(logits, np.float32)
+
+    def close(self) -> None:
+        del self._session
+
+
+def load(classifier: Classifier) -> _Onnx:
+    """The session, ready to run. Raises ModelError."""
+    return _Onnx(classifier)
+
+
+def identity(classifier: Classifier) -> dict[str, Any]:
+    """Hashes of the model and of the export that runs."""
+    with model_file(classifier).open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return {**weights_of(classifier), "backend": "onnx", "file": digest}
+
+
+def model_file(classifier: Classifier) -> Path:
+    """The file that the specification names, or the fp32 export in the cache, made now if need be."""
+    spec = cast("OnnxBackend", classifier.backend)
+    if spec.file is None:
+        files = files_of(classifier)
+        return export_fp32(files, cache_folder(files))
+    path = Path(spec.file).expanduser()
+    if not path.is_file():
+        raise ModelError(f"{classifier.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")
+    return path
+
+
+def _session(path: Path, device: str) -> tuple[Any, str]:
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise ModelError("backend onnx needs onnxruntime: pip install 'tagstream[onnx]'") from None
+    gpu = "CUDAExecutionProvider" in ort.get_available_providers()
+    if device.startswith("cuda") and not gpu:
+        raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or device: cpu")
+    on_gpu = gpu and device != "cpu"
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # One forward pass at a time uses all cores; nothing else in the graph can run beside it.
+    options.intra_op_num_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    options.inter_op_num_threads = 1
+    # Threads that spin for work would take the tokenizer's core between two micro-batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4
+    index = int(device.partition(":")[2] or 0)
+    providers = [("CUDAExecutionProvider", {"device_id": index})] if on_gpu else []
+    try:
+        session = ort.InferenceSession(path, options, providers=[*providers, "CPUExecutionProvider"])
+    except Exception as error:
+        raise ModelError(f"{path}: onnxruntime can't load it: {' '.join(str(error).split())[:300]}") from error
+    return session, f"cuda:{index}" if on_gpu else "cpu"

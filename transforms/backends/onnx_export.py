@@ -1,0 +1,169 @@
+"""From a Hugging Face folder to ONNX files: fp32 as it is, int8 in several ways. Needs the extra `onnx`.
+
+Owns the cache folder's layout: one folder a model, named by the hashes of weights and tokenizer.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from schemas.errors import ModelError
+from transforms.model_files import ModelFiles
+
+OPSET = 20
+
+
+@dataclass(frozen=True)
+class Int8:
+    """One way to quantise dynamically. `keep_down`: projections to fewer columns stay fp32 (their inputs have
+    outliers); `keep_last`: so does the last layer; `reduce_range`: 7-bit weights, which add up without saturation.
+    """
+
+    name: str
+    keep_down: bool = False
+    keep_last: bool = False
+    reduce_range: bool = False
+
+
+INT8_WAYS = (
+    Int8("int8"),
+    Int8("int8, 7-bit weights", reduce_range=True),
+    Int8("int8, fp32 down-projections", keep_down=True),
+    Int8("int8, fp32 down-projections and last layer", keep_down=True, keep_last=True),
+)
+"""From the fastest to the most careful."""
+
+
+def cache_folder(files: ModelFiles) -> Path:
+    """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
+    root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
+    return root / f"{files.weights_hash()}-{files.tokenizer_hash()}"
+
+
+def export_fp32(files: ModelFiles, folder: Path) -> Path:
+    """The model as ONNX in `folder`; made at the first call. Raises ModelError."""
+    path = folder / "fp32.onnx"
+    if path.exists():
+        return path
+    _need("onnxscript")
+    import torch
+
+    from transforms.backends.pytorch import load_model
+
+    model = load_model(files, "cpu", "fp32")
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
+    # two tensors: one object for both inputs would be exported as one input
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    with _writing(path) as tmp, _quiet():
+        torch.onnx.export(
+            model,
+            (),
+            tmp,
+            kwargs=example,
+            input_names=list(example),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes={name: {0: batch, 1: length} for name in example},
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
+        _compare(files, model, tmp)
+    return path
+
+
+def _compare(files: ModelFiles, model: Any, path: Path) -> None:
+    """Logits of the export and of the model on padded random input. Raises ModelError if they differ by over 1e-3."""
+    import onnxruntime as ort
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, int(files.config["vocab_size"]), (5, 24), generator=generator)
+    lengths = torch.tensor([24, 17, 9, 3, 2])
+    mask = (torch.arange(24) < lengths[:, None]).long()
+    ids = torch.where(mask.bool(), ids, int(files.config.get("pad_token_id") or 0))
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    if (worst := float(np.abs(logits - expected).max())) > 1e-3 * max(1.0, float(np.abs(expected).max())):
+        raise ModelError(f"{files.name}: the ONNX export's logits differ by {worst:.3g}; backend: pytorch works")
+
+
+def quantise(fp32: Path, way: Int8, path: Path) -> Path:
+    """An int8 version of an fp32 export, per channel, matrix products only."""
+    _need("onnx")
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _writing(path) as tmp, _quiet():
+        quantize_dynamic(
+            fp32,
+            tmp,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=way.reduce_range,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_exclude=_excluded(fp32, way),
+        )
+    return path
+
+
+def _excluded(fp32: Path, way: Int8) -> list[str]:
+    """Names of the matrix products that stay fp32."""
+    import onnx
+
+    graph = onnx.load(fp32).graph
+    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in shapes]
+    down = [n for n in products if shapes[n.input[1]][0] > shapes[n.input[1]][1]]
+    kept = {n.name for n in down} if way.keep_down else set()
+    if way.keep_last and len(down) > 1:
+        kept |= {n.name for n in products[products.index(down[-2]) + 1 :]}
+    return sorted(kept)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the body is done: no half-written model is ever loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        yield tmp
+        tmp.replace(path)
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"ONNX export failed: {type(error).__name__}: {reason}. backend: pytorch works") from error
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    import logging
+
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _need(package: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"ONNX needs {package}: pip install 'tagstream[onnx]'")
