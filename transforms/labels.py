@@ -126,5 +126,6 @@ def activate(logits: Array, activation: str) -> Array:
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
     if activation == "sigmoid":
-        return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
+        with np.errstate(over="ignore"):  # 1 / (1 + inf) is the right answer
+            return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     return logits

@@ -69,9 +69,12 @@ def _find_model(name: str, revision: str | None) -> ModelFiles:
         raise ModelError(f"{name}: {path} has no config.json; give the folder that save_pretrained wrote")
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("not an object")  # noqa: TRY004  told like any other damage
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: {config_file} is not readable JSON: {error}") from None
     _check_architecture(name, config)
+    _check_labels(name, config.get("id2label"))
     _check_files(name, path)
     return ModelFiles(name, path, config)
 
@@ -126,6 +129,16 @@ def _check_architecture(name: str, config: dict[str, Any]) -> None:
         raise ModelError(
             f"{name}: needs code from its own repository (auto_map), which is never run; choose a built-in architecture"
         )
+
+
+def _check_labels(name: str, id2label: Any) -> None:
+    numbers = [str(number) for number in range(len(id2label or ()))]
+    if id2label and (
+        not isinstance(id2label, dict)
+        or sorted(id2label, key=str) != sorted(numbers)
+        or len(set(map(str, id2label.values()))) < len(numbers)
+    ):
+        raise ModelError(f"{name}: id2label of its config must map 0, 1, … to different names; correct config.json")
 
 
 def _check_files(name: str, path: Path) -> None:
