@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -79,7 +81,8 @@ class Chain:
 
     `metadata` gives the group's current generation and member id; with a subscribed consumer the broker refuses a
     zombie by them (rule 1). `committed` reads the committed offset and its note, `owned` says whether the group still
-    gives us the partition. One thread commits; `open` and `close` may come from another, during a rebalance.
+    gives us the partition. The note beside the offset names the job and this object. One thread commits; `open` and
+    `close` may come from another, during a rebalance.
     """
 
     def __init__(
@@ -97,6 +100,8 @@ class Chain:
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
         """Where the chain ends; None when it has not begun."""
+        self._me = uuid.uuid4().hex[:16]
+        self._last_writer = ""
         self.doubts = 0
         self._metadata, self._committed, self._owned, self._compression = metadata, committed, owned, compression
         self._producer: KafkaProducer | None = None
@@ -136,13 +141,15 @@ class Chain:
         """
         records = list(records)
         with self._lock:
-            for _ in range(ATTEMPTS):
+            for attempt in range(ATTEMPTS):
                 if self._closed or not self._owned():
                     raise PartitionLostError(str(self.partition))
+                if attempt:  # two that take the chain from each other again and again: one of them waits
+                    time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
                 if self._producer is None:
                     self._reopen()
                 if self.position is not None and self.position != start:
-                    if self.position == stop and stop > start:
+                    if self.position == stop and self._last_writer == self._me:
                         return  # the doubtful transaction had taken place
                     raise ChainMovedError(self.position)
                 try:
@@ -188,7 +195,7 @@ class Chain:
         if too_large:
             # the client fails the records behind it with the same error; the largest is surely too large
             raise RecordTooLargeError(max(too_large, key=lambda index: len(records[index].value or b"")))
-        offsets = {topic_partition(self.partition): OffsetAndMetadata(stop, self.note, -1)}
+        offsets = {topic_partition(self.partition): OffsetAndMetadata(stop, f"{self.note} {self._me}", -1)}
         with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
             producer.send_offsets_to_transaction(offsets, self._metadata())  # rule 1: never the bare group name
         self._same(producer, began, "sending offsets")
@@ -197,8 +204,21 @@ class Chain:
         self._same(producer, began, "the commit")
 
     def _reopen(self) -> None:
-        """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset."""
+        """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
+
+        Again and again when another takes the id meanwhile, for a while.
+        """
         self._discard()
+        for _ in range(ATTEMPTS):
+            try:
+                return self._open_once()
+            except SinkError as error:
+                if not isinstance(error.__cause__, errors.ProducerFencedError):
+                    raise
+                fenced = error
+        raise fenced
+
+    def _open_once(self) -> None:
         arguments = self.cluster.properties(
             KafkaProducer.DEFAULT_CONFIG,
             **TIMEOUTS,
@@ -218,12 +238,10 @@ class Chain:
             except BaseException:
                 _shut(producer)
                 raise
-        if committed is not None and committed[1] and committed[1] != self.note:
+        note, _, self._last_writer = (committed[1] if committed else "").partition(" ")
+        if note and note != self.note:
             _shut(producer)
-            raise LedgerError(
-                f"the group's offset of {self.partition} was committed by {committed[1]!r}, this job is {self.note!r}; "
-                "give the job another name, or delete the group's offsets to begin again"
-            )
+            raise LedgerError(another_job(str(self.partition), note, self.note))
         self.position = None if committed is None else committed[0]
         self._producer = producer
 
@@ -242,6 +260,14 @@ class Chain:
         """Rule 4: another id or epoch means that the commit may have covered nothing."""
         if self._identity(producer) != began:
             raise DoubtError(f"the producer id changed during {after}: {began} -> {self._identity(producer)}")
+
+
+def another_job(where: str, theirs: str, ours: str) -> str:
+    """What to tell when the note beside a committed offset is not ours."""
+    return (
+        f"the group's position in {where} belongs to another job: its fingerprint is {theirs}, this one is {ours}. "
+        "Give the job another name, or --overwrite to forget its positions and begin again"
+    )
 
 
 def _shut(producer: Any) -> None:

@@ -60,6 +60,9 @@ class Messages:
                 "position": letter["position"],
                 "topic": self.split.payload.get("topic"),
                 "partition": self.split.payload.get("partition"),
+                "origin_split": letter["origin_split"],
+                "origin_position": letter["origin_position"],
+                "row": {name: value for name, value in row.items() if name not in MESSAGE} or None,
             }
             headers = [(f"{PREFIX}.{name}", _text(value)) for name, value in reason.items() if value is not None]
             if "__value" in row:

@@ -18,14 +18,14 @@ from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.block import Block, Split
-from schemas.errors import ChainMovedError, DeadCode, SinkError
+from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError
 from schemas.fingerprint import Fingerprint
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.spec import JobSpec
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError
+from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError, another_job
 from transforms.io.kafka_groups import MEMBERS, group_of
 from transforms.io.kafka_messages import Messages
 from transforms.metrics import METRICS
@@ -96,9 +96,17 @@ class _Sink:
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
-        if overwrite:
-            with self._admin() as admin, self.cluster.explained("forget the job's positions", SinkError):
-                admin.delete_groups(self._groups(admin))
+        with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
+            groups = self._groups(admin)
+            found = admin.list_group_offsets(groups) if groups else {}
+            if overwrite and any(found.values()):
+                admin.delete_groups([group for group, positions in found.items() if positions])
+                return
+        for positions in found.values():
+            for partition, at in positions.items():
+                note = at.metadata.partition(" ")[0]
+                if note and note != self.fingerprint:
+                    raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
 
     def progress(self) -> dict[str, Progress]:
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
