@@ -28,25 +28,32 @@ def evaluate_job(
 
     Rows whose true label is null are left out, dead letters are counted. Raises TagstreamError.
     """
-    classify = tuple(c.model_copy(update={"scores": "all", "thresholds": {}}) for c in spec.classify)
+    # the output lives in memory only: names that can't be the label's or the id's
+    columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.classify))]
+    changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}
+    classify = tuple(
+        c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.classify, columns, strict=True)
+    )
     source = spec.source.model_copy(update={"id": None, "keep": (label,)})
     memory = MemorySink(name=f"evaluate-{spec.name}")
     job = spec.model_copy(update={"source": source, "sink": memory, "classify": classify, "dead_letters": None})
-    for classifier in job.classify:
-        head = describe(classifier)[0]
+    heads = [describe(classifier)[0] for classifier in spec.classify]
+    for classifier, head in zip(spec.classify, heads, strict=True):
         if head.activation == "identity":
             raise SpecError(f"{classifier.as_}: a regression model has no labels to evaluate")
         if unknown := sorted(set(without) - set(head.names)):
             raise SpecError(f"{classifier.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
+        if not set(head.names) - set(without):
+            raise SpecError(f"{classifier.as_}: --without leaves no label to choose")
     report = run_job(job, console, overwrite=True, limit=limit)
     labels = output(memory.name).labels()
-    truth = labels[label]
-    labels = labels.filter(pc.is_valid(truth))
+    labels = labels.filter(pc.is_valid(labels[label])) if labels.num_rows else labels
     if not labels.num_rows:
         raise SpecError(f"no row has both a true label in {label!r} and a prediction")
     result: dict[str, Any] = {"rows": labels.num_rows, "dead_letters": dict(report.counts.dead), "label": label}
     result["classifiers"] = {
-        c.as_: _metrics(describe(c)[0], labels[c.as_ + "_scores"], labels[label], without) for c in job.classify
+        c.as_: _metrics(head, labels[f"{column}_scores"], labels[label], without)
+        for c, head, column in zip(spec.classify, heads, columns, strict=True)
     }
     return result
 
@@ -58,7 +65,10 @@ def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, withou
     names = [name for name in head.names if name not in without]
     if head.activation == "sigmoid":
         return _multi_label(head, values, truth)
-    true = truth.cast(pa.string()).to_numpy()
+    try:
+        true = truth.cast(pa.string()).to_numpy()
+    except pa.ArrowException:
+        raise SpecError(f"the true labels are {truth.type}; one label a row must be text or a number") from None
     predicted = np.asarray(head.names, object)[values.argmax(axis=1)]
     unknown = sorted(set(true) - set(names))
     from sklearn.metrics import classification_report, confusion_matrix

@@ -43,18 +43,33 @@ class Job:
     @property
     def columns(self) -> pa.Schema:
         """What is written for a labelled row."""
-        heads = [describe(classifier)[0] for classifier in self.spec.classify]
-        return pa.schema([*self.source.kept, *(field for head in heads for field in head.fields)])
+        position = [pa.field("split", pa.string()), pa.field("position", pa.int64())]
+        return pa.schema(
+            [
+                *self.source.kept,
+                *(field for classifier in self.spec.classify for field in describe(classifier)[0].fields),
+                *(position if getattr(self.spec.sink, "position", False) else []),
+            ]
+        )
 
     def fingerprint(self) -> Fingerprint:
         """Reads the weights once, to hash them. Raises ModelError."""
         settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
+        heads = [describe(classifier)[0] for classifier in self.spec.classify]
         return Fingerprint(
             {
                 "classify": [
-                    {"as": c.as_, **c.model_dump(mode="json", include=settings), **identify(c)}
-                    for c in self.spec.classify
+                    {
+                        "as": c.as_,
+                        **c.model_dump(mode="json", include=settings),
+                        "names": list(head.names),
+                        "activation": head.activation,
+                        **identify(c),
+                    }
+                    for c, head in zip(self.spec.classify, heads, strict=True)
                 ],
+                "text": self.spec.source.text,
+                "split_rows": getattr(self.spec.source, "split_rows", None),  # other splits would do all rows again
                 "columns": [f"{field.name}: {field.type}" for field in self.columns],
             }
         )
@@ -88,10 +103,12 @@ def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
 
 
 def _keep_apart(spec: JobSpec) -> None:
-    """Output inside the input would be read as input the next time."""
+    """Output inside the input would be read as input the next time; labels and dead letters have the same names."""
     if spec.source.type != "parquet" or spec.sink.type != "parquet":
         return
     source = _plain(spec.source.path)
+    if spec.dead_letters is not None and _plain(getattr(spec.dead_letters, "path", "")) == _plain(spec.sink.path):
+        raise SpecError(f"dead_letters.path {spec.sink.path} is sink.path too: choose a folder of their own")
     for field, path in (
         ("sink.path", spec.sink.path),
         ("dead_letters.path", getattr(spec.dead_letters, "path", None)),

@@ -61,6 +61,8 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
     job.sink.prepare(fingerprint, overwrite=overwrite)
     progress = job.sink.progress()
     before = job.rows_done(progress)
+    if before:  # the limit on dead letters is for the first rows of a job
+        job.spec = job.spec.model_copy(update={"max_dead": 1.0})
     left = job.left(progress)
     if foreign := job.foreign(progress):
         console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.job import Job
@@ -21,15 +22,20 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
         job = Job.open(spec, limit=4 * count)
         blocks = [b.batch.select([column, TEXT]) for s in job.splits for b in job.source.read(s, s.start)]
         texts = pa.Table.from_batches(blocks).rename_columns([column, spec.source.text])
-        order = [column, spec.source.text, *(n for n in rows.column_names if n != column)]
-        rows = rows.join(texts, column, join_type="inner").select(order).slice(0, count)
-    return rows
+        found = pc.index_in(_decoded(rows[column]), _decoded(texts[column]))
+        rows = rows.append_column(spec.source.text, texts[spec.source.text].take(found)).filter(pc.is_valid(found))
+        rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
+    return rows.slice(0, count)
+
+
+def _decoded(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    return ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
 
 
 def _committed(spec: JobSpec, count: int) -> pa.Table:
     if isinstance(spec.sink, MemorySink):
         table = output(spec.sink.name).labels()
-        return table.drop_columns([POSITION]).slice(0, count)
+        return table.drop_columns([POSITION]).slice(0, count) if table.num_rows else pa.table({})
     if not isinstance(spec.sink, ParquetSink):
         raise SpecError(f"--show reads the output of a parquet sink; this one is {spec.sink.type}")
     folder = Folder(spec.sink.path)
