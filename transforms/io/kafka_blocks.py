@@ -1,6 +1,6 @@
 """From records of a Kafka partition to blocks: the columns that a source promises, undecodable messages set aside.
 
-For a Kafka sink a block also carries the message itself in columns whose names begin with `__`: key, value, headers and
+For a Kafka sink a block also carries the message itself in columns whose names begin with `~`: key, value, headers and
 timestamp, so that dead letters and `mode: headers` give them back byte for byte.
 """
 
@@ -18,10 +18,10 @@ from transforms.payloads import Decoded, Decoder
 from transforms.text import as_text
 
 MESSAGE = {
-    "__key": pa.binary(),
-    "__value": pa.binary(),
-    "__headers": HEADERS,
-    "__timestamp": pa.timestamp("ms"),
+    "~key": pa.binary(),
+    "~value": pa.binary(),
+    "~headers": HEADERS,
+    "~timestamp": pa.timestamp("ms"),
 }
 """The message itself, by column."""
 _META_TYPES = {
@@ -75,7 +75,7 @@ class RecordBlocks:
     @staticmethod
     def _column(name: str, topic: str, records: pa.RecordBatch, decoded: Decoded) -> pa.Array:
         if name in MESSAGE:
-            return records.column(name.removeprefix("__"))
+            return records.column(name.removeprefix("~"))
         if name == "topic":
             return pa.array([topic]).take(pa.array(np.zeros(records.num_rows, np.int32)))
         if name in META:

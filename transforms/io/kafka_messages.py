@@ -35,7 +35,7 @@ class Messages:
         batch = block.batch
         names = [name for name in batch.schema.names if name != POSITION and name not in MESSAGE]
         rows = batch.select(names).to_pylist()
-        if "__key" not in batch.schema.names:
+        if "~key" not in batch.schema.names:
             key = self.job.source.id
             return [self._record(_key(row.get(key)) if key else None, _json(row), [], None) for row in rows]
         keys, values, headers, times = (batch.column(name) for name in MESSAGE)
@@ -65,10 +65,10 @@ class Messages:
                 "row": {name: value for name, value in row.items() if name not in MESSAGE} or None,
             }
             headers = [(f"{PREFIX}.{name}", _text(value)) for name, value in reason.items() if value is not None]
-            if "__value" in row:
-                key, value, time = row["__key"], row["__value"] if self.job.payload else None, row["__timestamp"]
+            if "~value" in row:
+                key, value, time = row["~key"], row["~value"] if self.job.payload else None, row["~timestamp"]
                 stamp = None if time is None else round(time.replace(tzinfo=dt.UTC).timestamp() * 1000)
-                headers = _pairs(row["__headers"]) + headers
+                headers = _pairs(row["~headers"]) + headers
             else:
                 key, value, stamp = _key(row.get(self.job.source.id)), letter["payload"], None
             records.append(self._record(key, value, headers, stamp, self.dead_topic))

@@ -31,6 +31,8 @@ from transforms.io.kafka_messages import Messages
 from transforms.metrics import METRICS
 from transforms.watchdog import deadline
 
+RETRY_SECONDS = 30.0
+
 
 class _Writer(ChainWriter):
     def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
@@ -97,8 +99,7 @@ class _Sink:
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
-            groups = self._groups(admin)
-            found = admin.list_group_offsets(groups) if groups else {}
+            found = self._positions(admin)
             if overwrite and any(found.values()):
                 admin.delete_groups([group for group, positions in found.items() if positions])
                 return
@@ -110,8 +111,7 @@ class _Sink:
 
     def progress(self) -> dict[str, Progress]:
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
-            groups = self._groups(admin)
-            found = admin.list_group_offsets(groups) if groups else {}
+            found = self._positions(admin)
         if self.live_source is not None:
             from transforms.io.kafka_source import split_of
 
@@ -171,6 +171,20 @@ class _Sink:
             except Exception as error:
                 raise SinkError(f"output: {error}") from error
         return self._partitions[topic]
+
+    def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
+        """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
+        ends = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                groups = self._groups(admin)
+                found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
+            except errors.RetriableError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.1)
+            else:
+                return found
 
     def _groups(self, admin: KafkaAdminClient) -> list[str]:
         if self.live_source is not None:

@@ -1,0 +1,362 @@
+"""Whole jobs with Kafka at one end or both, against a real broker."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import random
+import threading
+import time
+
+import fastavro
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from kafka import KafkaProducer
+from rich.console import Console
+
+from pipelines.run import run_job
+from schemas.errors import SinkError, SourceError, SpecError
+from schemas.spec import JobSpec
+from tests.services.java import wait_until
+from tests.services.kafka_faults import count, differences, read_all
+from transforms.live import FEEDS
+from transforms.stop import STOP
+
+pytestmark = pytest.mark.xdist_group("kafka")
+numbers = itertools.count()
+
+
+class Topics:
+    """Input, output and dead-letter topic of one test, and the job that goes with them."""
+
+    def __init__(self, broker, partitions=2, servers=None, client=None):
+        self.broker = broker
+        self.servers = servers or broker.servers
+        self.client = client or {}
+        self.name = f"job-{os.getpid()}-{next(numbers)}"
+        self.source = broker.create_topic(f"{self.name}-in", partitions)
+        self.target = broker.create_topic(f"{self.name}-out", partitions)
+        self.dead = broker.create_topic(f"{self.name}-out-dead", partitions)
+
+    def spec(self, source=None, sink=None, backend=None, **job):
+        kafka = {"type": "kafka", "servers": self.servers, "topics": self.source, "client": self.client}
+        return JobSpec.model_validate(
+            {
+                "name": self.name,
+                "source": kafka | (source or {}),
+                "classify": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
+                "sink": sink if sink and "path" in sink else {"type": "kafka", "topic": self.target} | (sink or {}),
+                **job,
+            }
+        )
+
+    def send(self, values, **kwargs):
+        producer = KafkaProducer(bootstrap_servers=self.broker.servers, max_request_size=20 << 20)
+        for value in values:
+            producer.send(self.source, value, **kwargs)
+        producer.flush(30)
+        producer.close()
+
+    def labelled(self):
+        return sum(map(len, read_all(self.broker.servers, self.target).values()))
+
+    def all(self, topic):
+        return [record for records in read_all(self.broker.servers, topic).values() for record in records]
+
+
+@pytest.fixture
+def topics(kafka):
+    return Topics(kafka)
+
+
+@contextlib.contextmanager
+def running(spec, **kwargs):
+    """The job runs while the body does; then it is asked to stop. Gives a dictionary that gets the report."""
+    result = {}
+
+    def run():
+        try:
+            result["report"] = run_job(spec, Console(file=io.StringIO()), **kwargs)
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        STOP.request()
+        thread.join(60)
+        assert not thread.is_alive(), "the job does not stop"
+        if "error" in result:
+            raise result["error"]
+
+
+def headers_of(record):
+    return dict(record.headers)
+
+
+def test_json_in_json_out(topics):
+    """Key, timestamp and partition stay; id, kept fields and labels are in the value."""
+    topics.send([b'{"user": {"name": "ann"}, "body": "hello"}'], key=b"k1", partition=1, timestamp_ms=1234)
+    spec = topics.spec({"payload": "json", "text": "body", "id": "key", "keep": ["user.name", "offset"]})
+    with running(spec) as result:
+        wait_until(topics.labelled, 60, "a label")
+    (record,) = topics.all(topics.target)
+    assert json.loads(record.value) == {
+        "key": "k1",
+        "user.name": "ann",
+        "offset": 0,
+        "tag": "constant",
+        "tag_score": 1.0,
+        "tag_truncated": False,
+    }
+    assert (record.key, record.partition, record.timestamp) == (b"k1", 1, 1234)
+    assert (result["report"].counts.rows_in, result["report"].counts.rows_out) == (1, 1)
+
+
+def test_labels_in_headers_leave_the_message_as_it_was(topics):
+    """Value, key, timestamp and headers byte for byte."""
+    value = b'{"body":   "hello", "b": "\\u00e4"}'
+    topics.send([value], key=b"\x00\xff", headers=[("trace", b"\x01")], timestamp_ms=99, partition=0)
+    with running(topics.spec({"payload": "json", "text": "body"}, {"mode": "headers"})):
+        wait_until(topics.labelled, 60, "a label")
+    (record,) = topics.all(topics.target)
+    assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
+    assert record.headers[0] == ("trace", b"\x01")
+    assert headers_of(record)["tag"] == b"constant"
+
+
+def test_avro(topics, tmp_path):
+    """Records of a given schema; what is none is a dead letter."""
+    schema = {
+        "type": "record",
+        "name": "M",
+        "fields": [{"name": "body", "type": "string"}, {"name": "n", "type": "int"}],
+    }
+    (tmp_path / "m.avsc").write_text(json.dumps(schema))
+    body = io.BytesIO()
+    fastavro.schemaless_writer(body, fastavro.parse_schema(schema), {"body": "hello", "n": 5})
+    topics.send([b"\x00\x00\x00\x00\x07" + body.getvalue(), b"\x00", b"junk that is long enough"], partition=0)
+    avro = {"payload": "avro", "avro_schema": str(tmp_path / "m.avsc"), "avro_framing": "confluent"}
+    with running(topics.spec(avro | {"text": "body", "keep": ["n"]})):
+        wait_until(lambda: count(topics.servers, topics.dead) == 2, 60, "two dead letters")
+    assert json.loads(topics.all(topics.target)[0].value)["n"] == "5"
+    assert {headers_of(r)["tagstream.code"] for r in topics.all(topics.dead)} == {b"bad_payload"}
+
+
+def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics):
+    """Fuzzed payloads between good ones: bytes unchanged, a reason each, in one transaction with the labels."""
+    chance = random.Random(11)
+    good = [json.dumps({"body": f"text {i}"}).encode() for i in range(1000)]
+    bad = [
+        chance.choice(
+            [
+                lambda: chance.randbytes(chance.randint(1, 60)),
+                lambda: b'{"body": %d}' % chance.randint(0, 9),
+                lambda: b'{"other": "x"}',
+                lambda: b'{"body": null}',
+                lambda: b'{"body": "\\ud800"}',
+                lambda: b'{"body": "cut',
+                lambda: b"",
+                lambda: b"[" * 5000,
+            ]
+        )()
+        for _ in range(1000)
+    ]
+    bad.append(None)
+    messages = [*good, *bad]
+    chance.shuffle(messages)
+    producer = KafkaProducer(bootstrap_servers=topics.servers)
+    for i, value in enumerate(messages):
+        producer.send(topics.source, value, key=b"%d" % i, headers=[("n", b"%d" % i)], timestamp_ms=1000 + i)
+    producer.close()
+    with running(topics.spec({"payload": "json", "text": "body", "id": "key"})) as result:
+        wait_until(
+            lambda: topics.labelled() >= 1000 and count(topics.servers, topics.dead) >= 1001, 90, "all done", 0.3
+        )
+    letters = topics.all(topics.dead)
+    assert sorted(int(r.key) for r in topics.all(topics.target)) == [i for i, m in enumerate(messages) if m in good]
+    assert {int(r.key): r.value for r in letters} == {i: m for i, m in enumerate(messages) if m not in good}
+    for r in letters:
+        assert headers_of(r).get("n") == r.key, r
+        assert r.timestamp == 1000 + int(r.key)
+        assert headers_of(r)["tagstream.message"]
+    dead = result["report"].counts.dead
+    assert {"bad_payload", "bad_schema", "bad_encoding", "null_text"} == set(dead)
+    assert sum(dead.values()) == 1001
+
+
+def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka):
+    """With headers even a message that just fits the input may not fit the output."""
+    topics = Topics(kafka)
+    with kafka.admin() as admin:
+        from kafka.admin import ConfigResource, ConfigResourceType
+
+        admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.source, {"max.message.bytes": "6000000"})])
+    topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
+    with running(topics.spec(sink={"mode": "headers"})) as result:
+        wait_until(lambda: topics.labelled() == 2, 60, "two labels")
+    (letter,) = topics.all(topics.dead)
+    assert headers_of(letter)["tagstream.code"] == b"too_large"
+    assert result["report"].counts.dead == {"too_large": 1}
+
+
+def test_bounded_replay_to_parquet(topics, tmp_path):
+    """`until: latest` reads what is there and ends; a second run finds only what is new."""
+    topics.send([b"text %d" % i for i in range(500)])
+    spec = topics.spec(
+        {"until": "latest", "keep": ["partition", "offset"]}, {"type": "parquet", "path": f"{tmp_path}/out"}
+    )
+    report = run_job(spec, Console(file=io.StringIO()))
+    assert (report.state, report.rows_total, report.counts.rows_in) == ("done", 500, 500)
+    topics.send([b"late %d" % i for i in range(7)])
+    assert run_job(spec, Console(file=io.StringIO())).counts.rows_in == 7
+    rows = pq.read_table(f"{tmp_path}/out").select(["partition", "offset"]).to_pylist()
+    assert len({(r["partition"], r["offset"]) for r in rows}) == len(rows) == 507
+
+
+def test_start_and_until_at_a_time(topics):
+    """Messages from one time to another, of each partition."""
+    for at in (1_000, 2_000, 3_000, 4_000):
+        for partition in (0, 1):
+            topics.send([b"at %d" % at], partition=partition, timestamp_ms=at)
+    report = run_job(topics.spec({"start": 2_000, "until": 4_000}), Console(file=io.StringIO()))
+    assert report.counts.rows_in == 4
+    assert {r.timestamp for r in topics.all(topics.target)} == {2_000, 3_000}
+
+
+def test_latest_is_settled_at_the_first_start(topics):
+    """What comes while the job is away is not skipped."""
+    topics.send([b"old"] * 10)
+    spec = topics.spec({"start": "latest"})
+    with running(spec):
+        wait_until(lambda: any(f.status().splits == 2 for f in FEEDS.all()), 60, "partitions")
+    topics.send([b"while away"] * 5)
+    with running(spec):
+        wait_until(lambda: topics.labelled() == 5, 60, "what came meanwhile")
+
+
+def test_stream_to_parquet_goes_on_where_the_chain_ends(topics, tmp_path):
+    """Files appear by time; after a restart no message is missing and none is there twice."""
+    sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3}
+    spec = topics.spec({"keep": ["partition", "offset"]}, sink)
+    for part in range(2):
+        topics.send([b"part %d" % part] * 300)
+        with running(spec):
+            done = (part + 1) * 300
+            wait_until(lambda d=done: _rows(tmp_path / "out") >= d, 60, "files")
+    rows = pq.read_table(f"{tmp_path}/out").select(["partition", "offset"]).to_pylist()
+    assert len({(r["partition"], r["offset"]) for r in rows}) == len(rows) == 600
+
+
+def _rows(folder):
+    return sum(pq.read_metadata(f).num_rows for f in folder.glob("*.parquet")) if folder.exists() else 0
+
+
+def test_parquet_to_kafka_is_written_once(topics, tmp_path):
+    """Run twice: the second time there is nothing to do."""
+    pq.write_table(pa.table({"id": range(1000), "text": [f"t{i}" for i in range(1000)]}), tmp_path / "in.parquet")
+    source = {"type": "parquet", "path": f"{tmp_path}/in.parquet", "id": "id", "split_rows": 300}
+    spec = JobSpec.model_validate(
+        {
+            "name": topics.name,
+            "source": source,
+            "classify": [{"as": "tag", "backend": {"type": "constant", "fail_on": "7$"}}],
+            "sink": {"type": "kafka", "servers": topics.servers, "topic": topics.target},
+            "max_dead": 1,
+        }
+    )
+    assert run_job(spec, Console(file=io.StringIO())).counts.rows_in == 1000
+    assert run_job(spec, Console(file=io.StringIO())).counts.rows_in == 0
+    ids = sorted(json.loads(r.value)["id"] for r in topics.all(topics.target))
+    dead = topics.all(topics.dead)
+    assert ids == [i for i in range(1000) if not str(i).endswith("7")]
+    assert sorted(int(r.key) for r in dead) == [i for i in range(1000) if str(i).endswith("7")]
+
+
+def test_a_slow_model_costs_no_membership(topics):
+    """A block that takes longer than the session and the poll interval: no rebalance, each message once."""
+    topics.send([b"slow %d" % i for i in range(8)], partition=0)
+    with running(topics.spec(backend={"ms_per_row": 1100})):
+        wait_until(lambda: FEEDS.all() and FEEDS.all()[0].status().splits == 2, 60, "partitions")
+        before = FEEDS.all()[0].member.metadata()
+        wait_until(lambda: topics.labelled() == 8, 60, "labels", 0.3)
+        after = FEEDS.all()[0].member.metadata()
+    assert (before.generation_id, before.member_id) == (after.generation_id, after.member_id)
+    assert topics.labelled() == 8
+
+
+def test_stops_within_seconds_and_commits_what_is_in_flight(topics):
+    """Nothing is read again after a stop under load."""
+    topics.send([b"m %d" % i for i in range(3000)])
+    spec = topics.spec(sink={"mode": "headers"})
+    with running(spec):
+        wait_until(lambda: topics.labelled() > 0, 60, "labels")
+        STOP.request()
+        began = time.monotonic()
+        wait_until(lambda: not FEEDS.all(), 10, "the member has left")
+        assert time.monotonic() - began < 10
+    with running(spec):
+        wait_until(lambda: topics.labelled() >= 3000, 60, "the rest", 0.3)
+    found = differences(topics.servers, topics.source, topics.target)
+    assert (found["in"], found["out"], found["lost"], found["doubled"]) == (3000, 3000, 0, 0)
+
+
+def test_by_key_and_fewer_partitions(kafka):
+    """Fewer output partitions are an error by default and fine by key."""
+    topics = Topics(kafka, 3)
+    small = kafka.create_topic(f"{topics.name}-small", 2)
+    kafka.create_topic(f"{small}-dead")
+    topics.send([b"hello"], key=b"a", partition=2)
+    with pytest.raises(SinkError, match=r"has 2 partitions, the input has one numbered 2: .*by-key"):
+        run_job(topics.spec({"until": "latest"}, {"topic": small}), Console(file=io.StringIO()))
+    run_job(topics.spec({"until": "latest"}, {"topic": small, "partitioner": "by-key"}), Console(file=io.StringIO()))
+    assert count(kafka.servers, small) == 1
+
+
+@pytest.mark.parametrize("until", [None, "latest"])
+def test_unknown_topic_unknown_broker(topics, until):
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(SourceError, match="can't read nowhere: the topic does not exist"):
+        run_job(topics.spec({"topics": "nowhere", "until": until}), quiet)
+    with pytest.raises(SinkError, match="can't read nowhere: the topic does not exist"):
+        run_job(topics.spec({"until": until}, {"topic": "nowhere"}), quiet)
+    with pytest.raises(SourceError, match=r"no Kafka broker .* answers at 127\.0\.0\.1:1"):
+        run_job(topics.spec({"servers": "127.0.0.1:1", "client": {"bootstrap_timeout_ms": 1000}}), quiet)
+
+
+def test_limit_is_for_input_that_ends(topics):
+    with pytest.raises(SpecError, match=r"source\.until=latest"):
+        run_job(topics.spec(), Console(file=io.StringIO()), limit=5)
+
+
+def test_another_model_on_the_same_group_is_refused(topics):
+    """The group's positions belong to the first job."""
+    topics.send([b"one"])
+    quiet = Console(file=io.StringIO())
+    run_job(topics.spec({"until": "latest"}), quiet)
+    with pytest.raises(SinkError, match="belongs to another job"):
+        run_job(topics.spec({"until": "latest"}, backend={"label": "other"}), quiet)
+
+
+def test_over_tls_with_scram(secure_kafka):
+    """Source, sink and ledger through one login."""
+    topics = Topics(secure_kafka, servers=secure_kafka.secure_servers, client=secure_kafka.secure_client())
+    topics.send([b"hello"])
+    with running(topics.spec()):
+        wait_until(topics.labelled, 60, "a label")
+
+
+def test_a_foreign_client_reads_the_output(topics):
+    """Kafka's own console consumer, committed messages only."""
+    topics.send([b"hello %d" % i for i in range(20)])
+    run_job(topics.spec({"until": "latest"}), Console(file=io.StringIO()))
+    arguments = ["--bootstrap-server", topics.servers, "--topic", topics.target, "--from-beginning"]
+    arguments += ["--isolation-level", "read_committed", "--timeout-ms", "6000"]
+    printed = topics.broker.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *arguments)
+    assert [json.loads(line)["tag"] for line in printed.splitlines() if line.startswith("{")] == ["constant"] * 20
