@@ -34,7 +34,7 @@ def evaluate_job(
     classify = tuple(
         c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.classify, columns, strict=True)
     )
-    source = spec.source.model_copy(update={"id": None, "keep": (label,)})
+    source = spec.source.model_copy(update={"keep": (label,)})
     memory = MemorySink(name=f"evaluate-{spec.name}")
     job = spec.model_copy(update={"source": source, "sink": memory, "classify": classify, "dead_letters": None})
     heads = [describe(classifier)[0] for classifier in spec.classify]

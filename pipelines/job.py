@@ -8,11 +8,11 @@ import fsspec
 import pyarrow as pa
 
 from schemas.block import Split
-from schemas.errors import SpecError
+from schemas.errors import LedgerError, SpecError
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec
 from transforms.backends import describe, identify
-from transforms.io import Progress, Sink, Source, open_sink, open_source
+from transforms.io import PlanKeeper, PlanningSource, Progress, Sink, Source, open_sink, open_source
 
 
 @dataclass
@@ -23,13 +23,32 @@ class Job:
     source: Source
     sink: Sink
     splits: list[Split]
+    limit: int | None = None
 
     @classmethod
-    def open(cls, spec: JobSpec, limit: int | None = None) -> Job:
-        """Look at source and sink without touching either. Raises SpecError, SourceError."""
+    def open(cls, spec: JobSpec, limit: int | None = None, *, overwrite: bool = False) -> Job:
+        """Look at source and sink without touching either. `overwrite`: what the output holds does not count.
+
+        Raises SpecError, SourceError.
+        """
         _keep_apart(spec)
-        source = open_source(spec)
-        return cls(spec, source, open_sink(spec), _first_rows(source.splits(), limit))
+        source, sink = open_source(spec), open_sink(spec)
+        if not isinstance(source, PlanningSource):
+            return cls(spec, source, sink, _first_rows(source.splits(), limit), limit)
+        if not isinstance(sink, PlanKeeper):
+            raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
+        agreed = [] if overwrite else sink.plan()
+        return cls(spec, source, sink, _first_rows(agreed + source.more_splits(agreed), limit), limit)
+
+    def settle(self) -> None:
+        """Agree with the sink, which is prepared, on the splits: other processes may have planned differently."""
+        if isinstance(self.source, PlanningSource) and isinstance(self.sink, PlanKeeper):
+            agreed = self.sink.plan()
+            if more := self.source.more_splits(agreed):
+                before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
+                if len(agreed) == before:
+                    raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
+            self.splits = _first_rows(agreed, self.limit)
 
     @property
     def live(self) -> bool:
@@ -71,7 +90,8 @@ class Job:
                 "text": self.spec.source.text,
                 "split_rows": getattr(self.spec.source, "split_rows", None),  # other splits would do all rows again
                 "columns": [f"{field.name}: {field.type}" for field in self.columns],
-            }
+            },
+            self.columns,
         )
 
     def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
@@ -82,7 +102,7 @@ class Job:
     def rows_done(self, progress: dict[str, Progress]) -> int:
         """Rows of this input that the ledger has, dead letters included."""
         reached = ((split, progress.get(split.id)) for split in self.splits)
-        return sum(min(p.stop, split.stop or p.stop) - split.start for split, p in reached if p is not None)
+        return sum(split.rows_up_to(p.stop) for split, p in reached if p is not None)
 
     def foreign(self, progress: dict[str, Progress]) -> int:
         """Splits in the output that the input does not have (any more): it was changed or moved."""
@@ -97,7 +117,7 @@ def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
     for split in splits:
         if room <= 0:
             break
-        kept.append(replace(split, stop=split.start + min(split.rows, room)))
+        kept.append(split if split.whole else replace(split, stop=split.start + min(split.rows, room)))
         room -= split.rows
     return kept
 

@@ -43,7 +43,7 @@ def run_job(
     if spec.live and limit is not None:
         raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
     with console.status("looking at the input"):
-        job = Job.open(spec, limit)
+        job = Job.open(spec, limit, overwrite=overwrite)
     return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
 
 
@@ -59,6 +59,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
+    job.settle()
     progress = job.sink.progress()
     before = job.rows_done(progress)
     if before:  # the limit on dead letters is for the first rows of a job

@@ -23,23 +23,39 @@ ORIGIN_SPLIT = "__origin_split"
 ORIGIN_POSITION = "__origin_position"
 """Column of a replayed block: int64, the row's position in that split."""
 
+END = 10**12
+"""Stop of a split that is read and committed whole, whatever number of rows it has by then."""
+
 
 @dataclass(frozen=True)
 class Split:
     """An independent, ordered run of input rows: positions `start` (included) to `stop` (not), None if unbounded.
 
-    `id` is stable: same input, same id. `payload` is what the source needs to find the rows again.
+    `id` is stable: same input, same id. `payload` is what the source needs to find the rows again, as JSON values.
+    `planned`: rows expected in a split that is read and committed whole, because positions inside it aren't stable.
     """
 
     id: str
     start: int
     stop: int | None
     payload: dict[str, Any] = field(default_factory=dict, hash=False)
+    planned: int | None = None
+
+    @property
+    def whole(self) -> bool:
+        """It is committed as a whole, or not at all."""
+        return self.planned is not None
 
     @property
     def rows(self) -> int:
-        """Positions in the split; 0 when it is unbounded."""
-        return 0 if self.stop is None else self.stop - self.start
+        """Positions in the split, or rows planned; 0 when it is unbounded."""
+        return self.rows_up_to(self.stop or self.start)
+
+    def rows_up_to(self, position: int) -> int:
+        """Rows that are done when the chain ends at `position`."""
+        if self.planned is not None:
+            return self.planned if position == self.stop else 0
+        return min(position, self.stop or position) - self.start
 
 
 def split_id(stem: str, **identity: Any) -> str:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import pyarrow as pa
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that decides what a labelled row looks like, as plain JSON values."""
+    """Everything that decides what a labelled row looks like, as plain JSON values.
+
+    `schema`: the columns themselves, for a sink that makes them before the first row; None if read from an output.
+    """
 
     parts: dict[str, Any]
+    schema: pa.Schema | None = field(default=None, compare=False)
 
     @property
     def hash(self) -> str:

@@ -49,7 +49,7 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 METRICS.add(dropped=block.num_rows - taken.num_rows)
                 self._tally(taken)
                 done = writer.position == writer.split.stop
-                if done or writer.due:
+                if done or (writer.due and not writer.split.whole):
                     self._commit(writer, split)
                 if done:
                     close_writer(self.job, split)
@@ -61,7 +61,7 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 if (writer := writer_of(self.job, split)) is None:
                     continue
                 live = writer.split.stop is None
-                if writer.due or not live or STOP.is_set():
+                if not writer.split.whole and (writer.due or not live or STOP.is_set()):
                     self._commit(writer, split)
                 if not live:  # a live split's writer stays with its reader, over many bundles
                     close_writer(self.job, split)

@@ -33,7 +33,7 @@ class Postgres:
         if not (self.folder / "data").exists():
             self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth-local=trust", "-E", "UTF8",
                       "--auth-host=scram-sha-256", "--no-sync", f"--pwfile={self._password_file()}")  # fmt: skip
-        options = f"-k {self.folder} -p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=60"
+        options = f"-k {self.folder} -p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200"
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-l", str(self.log), "-w", "start")
         return self
 
@@ -57,6 +57,13 @@ class Postgres:
         with adbc.connect(self.uri(), autocommit=True) as connection, connection.cursor() as cursor:
             cursor.execute(f'CREATE DATABASE "{name}"')
         return self.uri(name)
+
+    def databases(self) -> list[str]:
+        import adbc_driver_postgresql.dbapi as adbc
+
+        with adbc.connect(self.uri()) as connection, connection.cursor() as cursor:
+            cursor.execute("SELECT datname FROM pg_database")
+            return [name for (name,) in cursor.fetchall()]
 
     def close(self) -> None:
         self.stop("immediate")

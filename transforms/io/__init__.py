@@ -10,7 +10,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -31,7 +31,7 @@ class Commit:
 
 @dataclass(frozen=True)
 class Progress:
-    """What the ledger says of one split: where its chain ends; rows of its last commit and the seconds they took."""
+    """What the ledger says of one split: where its chain ends; rows of its last commits and the seconds they took."""
 
     stop: int
     rows: int = 0
@@ -48,6 +48,17 @@ class Source(Protocol):
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """Blocks from position `start` to the end of the split, without gap or overlap. Raises SourceError."""
+
+
+@runtime_checkable
+class PlanningSource(Source, Protocol):
+    """A source that would plan other splits tomorrow, as its rows come and go: the sink keeps what was planned."""
+
+    def more_splits(self, planned: list[Split]) -> list[Split]:
+        """Splits for the rows that `planned` does not cover and that the job should do; all rows if it is empty.
+
+        Raises LedgerError if `planned` was not planned for this input.
+        """
 
 
 class Writer(Protocol):
@@ -101,15 +112,28 @@ class Sink(Protocol):
         """A writer at the end of the split's chain; `known`: a position that the chain has reached for certain."""
 
 
+@runtime_checkable
+class PlanKeeper(Sink, Protocol):
+    """A sink that can keep the plan of a `PlanningSource` beside its ledger, so that all processes follow the same."""
+
+    def plan(self) -> list[Split]:
+        """The splits that were agreed on, in order; empty if there is no output yet."""
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        """Append `more` if the plan still has `planned` splits. Returns the plan, by whoever was first."""
+
+
 _SOURCES = {
     "parquet": "transforms.io.parquet_source",
     "memory": "transforms.io.memory",
     "kafka": "transforms.io.kafka_source",
+    "sql": "transforms.io.sql_source",
 }
 _SINKS = {
     "parquet": "transforms.io.parquet_sink",
     "memory": "transforms.io.memory",
     "kafka": "transforms.io.kafka_sink",
+    "sql": "transforms.io.sql_sink",
 }
 
 

@@ -27,6 +27,7 @@ class Output:
         self.lock = threading.Lock()
         self.fingerprint: Fingerprint | None = None
         self.ends: dict[str, int] = {}
+        self.plan: list[Split] = []
         self.commits: dict[tuple[str, int], tuple[list[pa.RecordBatch], list[pa.RecordBatch]]] = {}
 
     def labels(self) -> pa.Table:
@@ -112,6 +113,16 @@ class _Sink:
 
     def progress(self) -> dict[str, Progress]:
         return {split: Progress(end) for split, end in output(self.spec.name).ends.items()}
+
+    def plan(self) -> list[Split]:
+        return list(output(self.spec.name).plan)
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        held = output(self.spec.name)
+        with held.lock:
+            if len(held.plan) == planned:
+                held.plan += more
+            return list(held.plan)
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
         held = output(self.spec.name)

@@ -30,6 +30,7 @@ from schemas.spec import JobSpec, ParquetSink
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.folder import Folder
+from transforms.io.plan_files import plan_files, read_plan, write_plan
 
 KEY = b"tagstream"
 """Footer metadata key of every file; its value is JSON, see `Footer`."""
@@ -206,6 +207,16 @@ class _Sink:
             for split, footer in self._last_footers().items()
         }
 
+    def plan(self) -> list[Split]:
+        return [] if self.folder.exists(OVERWRITING) else read_plan(self.folder)
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        try:
+            write_plan(self.folder, planned, more)
+        except OSError as error:
+            raise self.folder.error(error, "writing the plan") from error
+        return read_plan(self.folder)
+
     def open(self, split: Split, known: int | None = None) -> _Writer:
         self.complete_moves(split.id)
         return _Writer(self, split, self.end(split.id, split.start if known is None else known))
@@ -291,6 +302,8 @@ class _Sink:
             for aside, _ in folder.waiting():
                 folder.drop_aside(aside)
             folder.clear_tmp(everything=True)
+        for name in plan_files(self.folder):
+            self.folder.delete(name)
         self.folder.delete(JOB_FILE)
         self.folder.delete(OVERWRITING)
 

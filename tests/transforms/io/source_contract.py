@@ -83,6 +83,8 @@ class SourceContract:
     """
 
     kept_types: tuple[str, ...] = tuple(columns_of_all_types(1))
+    key: str | None = None
+    """Column of whole numbers without which the source reads nothing."""
 
     def open_source(self, folder: Path, table: pa.Table, blocks: dict[str, int], **settings: Any) -> Source:
         """A source of the table's rows; `folder` is empty at the first call and the test's own."""
@@ -133,7 +135,7 @@ class SourceContract:
         source = self.source(tmp_path, plain_table(60), {"rows": 7}, split_rows=25)
         for split in source.splits():
             whole = [id_ for b in self.read(source, split, split.start) for id_ in b.batch["id"].to_pylist()]
-            for start in range(split.start, split.stop + 1):
+            for start in [*range(split.start, split.start + split.rows + 1), split.stop]:
                 ids = [id_ for b in self.read(source, split, start) for id_ in b.batch["id"].to_pylist()]
                 assert ids == whole[start - split.start :]
 
@@ -179,10 +181,11 @@ class SourceContract:
     def test_kept_columns_pass_unchanged(self, tmp_path: Path) -> None:
         """Type and value of every kept column, in the order asked for."""
         held = {name: array for name, array in columns_of_all_types(60).items() if name in self.kept_types}
-        table = pa.table({"text": [f"t{i}" for i in range(60)], **held})
+        keys = {self.key: pa.array(range(60))} if self.key else {}
+        table = pa.table({"text": [f"t{i}" for i in range(60)], **held, **keys})
         names = [*reversed(held), "text"]
-        source = self.source(tmp_path, table, {"rows": 7}, split_rows=20, id=None, keep=names)
-        assert source.kept.names == names
+        source = self.source(tmp_path, table, {"rows": 7}, split_rows=20, id=self.key, keep=names)
+        assert source.kept.names == [*keys, *names]
         blocks = [b for split in source.splits() for b in self.read(source, split, split.start)]
         got = pa.Table.from_batches([b.batch for b in blocks])
         for name in names:
@@ -193,8 +196,8 @@ class SourceContract:
     def test_only_what_is_asked_for(self, tmp_path: Path) -> None:
         """Other columns are not even in the block."""
         table = plain_table(10).append_column("other", pa.array(range(10)))
-        source = self.source(tmp_path, table, id=None)
-        assert source.kept.names == []
+        source = self.source(tmp_path, table, id=self.key)
+        assert source.kept.names == ([self.key] if self.key else [])
         assert self.rows(source, TEXT) == table["text"].to_pylist()
 
     def test_null_and_invalid_texts_are_kept(self, tmp_path: Path) -> None:

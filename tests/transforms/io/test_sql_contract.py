@@ -1,0 +1,79 @@
+"""PostgreSQL and SQLite keep what sources and sinks promise."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from tests.services.postgres import Postgres
+from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.sink_contract import KEPT, SinkContract
+from tests.transforms.io.source_contract import SourceContract, job
+from transforms.io import Sink, Source, open_sink, open_source
+
+
+class _OnPostgres:
+    @pytest.fixture(autouse=True)
+    def _server(self, postgres: Postgres) -> None:
+        type(self).server = postgres
+
+    def database(self, folder: Path) -> Database:
+        return PostgresDatabase(self.server, hashlib.md5(str(folder).encode()).hexdigest())
+
+
+class _OnSqlite:
+    def database(self, folder: Path) -> Database:
+        return SqliteDatabase(folder)
+
+
+class TableSourceContract(SourceContract):
+    key = "id"
+
+    def open_source(self, folder: Path, table: pa.Table, blocks: dict[str, int], **settings: Any) -> Source:
+        database = self.database(folder)
+        if not database.table("SELECT * FROM rows").num_columns:
+            database.fill("rows", table, key="id")
+        return open_source(job({**database.settings(), "table": "rows", **settings}, **blocks))
+
+
+class TableSinkContract(SinkContract):
+    def open_sink(self, folder: Path, **settings: Any) -> Sink:
+        return open_sink(self.job({**self.database(folder).settings(), "table": "labels", **settings}))
+
+    def labels(self, folder: Path) -> pa.Table:
+        found = self.database(folder).table("SELECT * FROM labels")
+        if "tag_score" in found.column_names:
+            score = found.column_names.index("tag_score")
+            found = found.set_column(score, "tag_score", found["tag_score"].cast(pa.float32()))
+        if not found.num_rows:  # SQLite knows no types then
+            return pa.table({})
+        return found.cast(pa.schema([field.remove_metadata() for field in found.schema]))
+
+    def dead(self, folder: Path) -> pa.Table:
+        return self.database(folder).dead("labels_dead", KEPT)
+
+
+class TestPostgresSource(_OnPostgres, TableSourceContract):
+    kept_types = ("bool", "double", "date", "instant", "string", "binary", "list", "a.b")
+
+    def test_null_and_invalid_texts_are_kept(self, tmp_path: Path) -> None:
+        """The database holds valid UTF-8 without NUL only."""
+        table = pa.table({"id": range(3), "text": ["ok", None, ""]})
+        source = self.source(tmp_path, table)
+        assert self.rows(source, "__text") == ["ok", None, ""]
+
+
+class TestPostgresSink(_OnPostgres, TableSinkContract):
+    pass
+
+
+class TestSqliteSource(_OnSqlite, TableSourceContract):
+    kept_types = ("string", "binary", "a.b")  # a NaN is NULL there
+
+
+class TestSqliteSink(_OnSqlite, TableSinkContract):
+    pass

@@ -1,0 +1,240 @@
+"""One connection to a database through ADBC: which driver, what its errors mean, and no password in any of them.
+
+Statements are given with bound values; results and staged rows are Arrow. A session is used by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote, urlsplit
+
+import pyarrow as pa
+
+from schemas.errors import SourceError, TagstreamError
+from schemas.sql_spec import masked
+from transforms.io.sql_dialect import Dialect, PostgreSQL, SQLite, quote
+
+RETRY_SECONDS = 60.0
+"""How long lost connections, deadlocks and locks are retried before they are an error."""
+
+T = TypeVar("T")
+
+
+class Kind(Enum):
+    """What to do about a failure."""
+
+    LOST = "connection lost or refused: open a new one"
+    BUSY = "locked, deadlocked, not serialisable: try again"
+    DUPLICATE = "a key, a table or a column is there already"
+    OTHER = "tell the user"
+
+
+class DatabaseError(Exception):
+    """A statement failed. Internal: source and sink turn it into errors of theirs. The message has no secrets."""
+
+    def __init__(self, message: str, kind: Kind) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Session(Protocol):
+    """An open connection, always in a transaction."""
+
+    dialect: Dialect
+
+    def query(self, statement: str, values: Sequence[pa.Scalar] = ()) -> pa.Table:
+        """All rows of a SELECT."""
+
+    def run(self, statement: str, values: Sequence[pa.Scalar] = ()) -> None:
+        """A statement without result."""
+
+    def stage(self, name: str, rows: pa.RecordBatchReader) -> str:
+        """Rows as a temporary table of this connection; its name, quoted."""
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None:
+        """Never raises: a connection that can't roll back is lost, and its transaction with it."""
+
+    def close(self) -> None:
+        """Never raises."""
+
+
+_DRIVERS: dict[str, tuple[str, str, type[Dialect]]] = {
+    "postgresql": ("adbc_driver_postgresql", "adbc-driver-postgresql", PostgreSQL),
+    "postgres": ("adbc_driver_postgresql", "adbc-driver-postgresql", PostgreSQL),
+    "sqlite": ("adbc_driver_sqlite", "adbc-driver-sqlite", SQLite),
+    "snowflake": ("adbc_driver_snowflake", "adbc-driver-snowflake", Dialect),
+    "bigquery": ("adbc_driver_bigquery", "adbc-driver-bigquery", Dialect),
+    "grpc": ("adbc_driver_flightsql", "adbc-driver-flightsql", Dialect),
+    "grpc+tls": ("adbc_driver_flightsql", "adbc-driver-flightsql", Dialect),
+}
+_LOST = (
+    "no connection to the server", "server closed the connection", "connection refused", "could not connect",
+    "connection reset", "connection timed out", "broken pipe", "terminating connection", "the database system is",
+    "ssl connection has been closed", "too many clients", "bad connection",
+)  # fmt: skip
+_BUSY = ("database is locked", "database table is locked", "database schema has changed")
+_EXISTS = ("already exists", "duplicate column name")
+_EXISTS_STATES = {"42P07", "42701", "42710"}
+_BUSY_STATES = {"40001", "40P01", "55P03"}
+
+
+class _AdbcSession:
+    def __init__(self, uri: str) -> None:
+        self._secrets = _secrets_of(uri)
+        scheme = urlsplit(uri).scheme
+        if scheme not in _DRIVERS:
+            raise SourceError(f"{masked(uri)}: no driver for {scheme}://; there are {', '.join(_DRIVERS)}")
+        module, package, dialect = _DRIVERS[scheme]
+        self.dialect = dialect()
+        try:
+            driver = importlib.import_module(f"{module}.dbapi")
+        except ImportError:
+            raise SourceError(f"{scheme}:// needs a driver: pip install 'tagstream[sql]' {package}") from None
+        with self._translated(f"{masked(uri)}: can't connect"):
+            self._connection = driver.connect(_as_driver_wants(uri), autocommit=False)
+        for statement in self.dialect.setup:
+            self.query(statement)
+            self.commit()
+
+    def query(self, statement: str, values: Sequence[pa.Scalar] = ()) -> pa.Table:
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(statement, _bound(values)) if values else cursor.execute(statement)
+            return cursor.fetch_arrow_table()
+
+    def run(self, statement: str, values: Sequence[pa.Scalar] = ()) -> None:
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.execute(statement, _bound(values)) if values else cursor.execute(statement)
+
+    def stage(self, name: str, rows: pa.RecordBatchReader) -> str:
+        with self._translated(), self._connection.cursor() as cursor:
+            cursor.adbc_ingest(name, rows, mode="create", temporary=True)
+        return quote(name)
+
+    def commit(self) -> None:
+        with self._translated():
+            self._connection.commit()
+
+    def rollback(self) -> None:
+        with suppress(Exception):
+            self._connection.rollback()
+
+    def close(self) -> None:
+        with suppress(Exception):
+            self._connection.rollback()
+        with suppress(Exception):
+            self._connection.close()
+
+    @contextmanager
+    def _translated(self, where: str = "") -> Iterator[None]:
+        from adbc_driver_manager import Error
+
+        try:
+            yield
+        except Error as error:
+            message = " ".join(str(error).split())
+            kind = _kind(message, getattr(error, "sqlstate", None), type(error).__name__)
+            for secret in self._secrets:
+                message = message.replace(secret, "***")
+            raise DatabaseError(f"{where}: {message}" if where else message, kind) from None
+
+
+def connect(uri: str) -> Session:
+    """A new session. Raises SourceError for an unknown scheme or a driver that is not installed, DatabaseError."""
+    return _AdbcSession(uri)
+
+
+class Sessions:
+    """Connections of one process to one database that are open and not used right now. Connecting takes long."""
+
+    def __init__(self, opening: Callable[[], Session]) -> None:
+        self._opening = opening
+        self._idle: list[Session] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_opening": self._opening, "_idle": []}
+
+    def take(self) -> Session:
+        """An open session at the begin of a transaction. Raises DatabaseError."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._opening()
+
+    def give(self, session: Session, *, lost: bool = False) -> None:
+        """What the transaction has not committed is undone. `lost`: do not use the session again."""
+        if lost:
+            session.close()
+        else:
+            session.rollback()
+            self._idle.append(session)
+
+    @contextmanager
+    def lent(self) -> Iterator[Session]:
+        """A session for one transaction. Raises DatabaseError."""
+        session, lost = self.take(), False
+        try:
+            yield session
+        except DatabaseError as failure:
+            lost = failure.kind is Kind.LOST
+            raise
+        finally:
+            self.give(session, lost=lost)
+
+
+def retried(
+    work: Callable[[], T], error: type[TagstreamError], hint: Callable[[str], str] = lambda message: message
+) -> T:
+    """What `work` returns; it opens its own session and is done anew when the connection is lost or the database busy.
+
+    Gives up after RETRY_SECONDS. Raises `error` for what does not pass; DatabaseError of kind DUPLICATE as it is.
+    """
+    deadline, pause = time.monotonic() + RETRY_SECONDS, 0.05
+    while True:
+        try:
+            return work()
+        except DatabaseError as failure:
+            if failure.kind is Kind.DUPLICATE:
+                raise
+            if failure.kind is Kind.OTHER or time.monotonic() > deadline:
+                raise error(hint(str(failure))) from None
+        time.sleep(pause)
+        pause = min(2 * pause, 2.0)
+
+
+def _kind(message: str, state: str | None, name: str) -> Kind:
+    low = message.lower()
+    if state in _EXISTS_STATES or any(text in low for text in _EXISTS):
+        return Kind.DUPLICATE
+    if name == "IntegrityError" and (state == "23505" or "unique" in low or "duplicate" in low or "primary key" in low):
+        return Kind.DUPLICATE
+    if (state or "") in _BUSY_STATES or any(text in low for text in _BUSY):
+        return Kind.BUSY
+    if (state or "").startswith(("08", "57P", "53")) or any(text in low for text in _LOST):
+        return Kind.LOST
+    return Kind.OTHER
+
+
+def _bound(values: Sequence[pa.Scalar]) -> pa.RecordBatch:
+    arrays = [pa.array([value.as_py()], value.type) for value in values]
+    return pa.RecordBatch.from_arrays(arrays, [str(number) for number in range(len(values))])
+
+
+def _as_driver_wants(uri: str) -> str:
+    """SQLite's driver takes a path: three slashes before a relative one, four before an absolute one."""
+    path = uri.removeprefix("sqlite:///").removeprefix("sqlite:")
+    return unquote(path) if path != uri else uri
+
+
+def _secrets_of(uri: str) -> list[str]:
+    """Whatever of the URI must not appear in a message: the whole of it, its password as written and as meant."""
+    password = urlsplit(uri).password
+    query = [part.partition("=")[2] for part in urlsplit(uri).query.split("&") if "password" in part or "token" in part]
+    found = [uri, *([password, unquote(password)] if password else []), *query]
+    return sorted({secret for secret in found if secret}, key=len, reverse=True)

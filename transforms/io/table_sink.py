@@ -1,0 +1,238 @@
+"""A table of a database as a sink, with the ledger beside it. For every database that has a `Session`.
+
+One commit is one transaction: the ledger row first, whose primary key (job, split, start) lets only one writer go on;
+then labels and dead letters, ingested as Arrow into temporary tables and moved by one statement each. Crash points:
+
+1. anywhere before the database commits: nothing happened, whoever comes next does the span again
+2. after that, before we hear of it: the retry finds its own writer's name in the ledger and is done
+
+Rows wait for their commit in a file (`Spool`), so that a lost connection, a deadlock or a lock costs another try only.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar, cast
+
+import pyarrow as pa
+
+from schemas.block import Block, Split
+from schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
+from schemas.fingerprint import Fingerprint
+from schemas.results import DEAD_ROW
+from schemas.spec import JobSpec
+from schemas.sql_spec import SqlSink
+from transforms.io import Commit, Progress
+from transforms.io.chain import ChainWriter
+from transforms.io.json_text import as_json
+from transforms.io.ledger_tables import Ledger, columns_in
+from transforms.io.spool import Spool
+from transforms.io.sql_dialect import beside, last_part, quote, table_name
+from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
+from transforms.io.target_table import Target
+
+_SPOOL_BYTES = 256 << 20
+T = TypeVar("T")
+
+
+class _Writer(ChainWriter):
+    def __init__(self, sink: TableSink, split: Split, position: int, commit_every: float) -> None:
+        super().__init__(split, position, commit_every)
+        self._sink = sink
+        self._labels: Spool | None = None
+        self._letters: Spool | None = None
+        self._written = pa.schema([])
+        self._id = uuid.uuid4().hex
+
+    @property
+    def due(self) -> bool:
+        waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
+        return super().due or waiting >= _SPOOL_BYTES
+
+    def _stage(self, block: Block) -> None:
+        self._written = block.batch.select(self._sink.target.written(block.batch.schema)).schema
+        labels = flat(block.batch.select(self._written.names))
+        self._labels = self._labels or Spool(labels.schema)
+        self._labels.add(labels)
+        if block.dead.num_rows:
+            letters = _letters(self._sink.spec.name, block.dead)
+            self._letters = self._letters or Spool(letters.schema)
+            self._letters.add(letters)
+
+    def _append(self, commit: Commit, seconds: float) -> None:
+        assert self._labels is not None
+        labels = self._labels
+        self._sink.know_columns(self._written)
+        try:
+            self._sink.within(lambda session: self._move(session, commit, seconds, labels))
+        except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
+            span = commit.span
+            writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
+            if writer is None:
+                raise SinkError(f"{self._sink.where}: a key is there twice: {failure}") from None
+            if writer != self._id:
+                raise ChainMovedError(self._sink.end(self.split)) from None
+
+    def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
+        """One transaction, but for its end."""
+        sink = self._sink
+        sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
+        sink.check_owner(session)
+        for spool, move in ((labels, sink.target.move), (self._letters, sink.move_letters)):
+            if spool is not None and spool.rows:
+                staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", spool.reader())
+                move(session, staged, spool.schema)
+                session.run(f"DROP TABLE {staged}")
+
+    def _discard(self) -> None:
+        for spool in (self._labels, self._letters):
+            if spool is not None:
+                spool.close()
+        self._labels = self._letters = None
+
+
+class TableSink:
+    """See `transforms.io.Sink`. `connect` opens a session; `where` is the database as it may be shown."""
+
+    def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
+        self.spec = spec
+        self.sink = cast("SqlSink", spec.sink)
+        self.sessions = Sessions(connect)
+        self.where = where
+        key = self.sink.key or getattr(spec.source, "key", ()) or tuple(filter(None, [spec.source.id]))
+        if self.sink.mode != "append" and not key:
+            raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key: give source.id or sink.key")
+        if missing := [name for name in key if name not in spec.source.kept]:
+            raise SpecError(f"sink.key: {missing[0]!r} is no id or kept column of the source")
+        dead = getattr(spec.dead_letters, "table", None)
+        self.dead = table_name(dead) if dead else beside(self.sink.table, f"{last_part(self.sink.table)}_dead")
+        self.ledger = Ledger(spec.name, self.sink.table, self.dead)
+        self.target = Target(self.sink, key, spec.source.kept)
+        self.fingerprint = ""
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        self.fingerprint = fingerprint.hash
+
+        def work(session: Session) -> None:
+            there = columns_in(session, self.target.table)
+            self.ledger.create(session)
+            held = self.ledger.job_row(session)
+            if held is not None and held.target != self.sink.table:
+                raise LedgerError(
+                    f"{self.where}: job {self.spec.name!r} already writes to {held.target}; give this one another name"
+                )
+            if held is not None and overwrite:
+                there = self.target.clear(session, there, held.made)
+                self.ledger.forget(session)
+                held = None
+            if held is not None and held.fingerprint.hash != fingerprint.hash:
+                raise LedgerError(self._differs(held.fingerprint, fingerprint))
+            if held is None:
+                self.ledger.insert_job(session, fingerprint)
+            if fingerprint.schema is not None:
+                made = self.target.ensure(session, fingerprint.schema, there, held.made if held else [])
+                self.ledger.set_made(session, made)
+
+        self._first(work)
+
+    def know_columns(self, schema: pa.Schema) -> None:
+        """Make the table or the columns that are missing, if `prepare` was not told of them."""
+        if self.target.known:
+            return
+
+        def work(session: Session) -> None:
+            there = columns_in(session, self.target.table)
+            held = self.ledger.job_row(session)
+            self.ledger.set_made(session, self.target.ensure(session, schema, there, held.made if held else []))
+
+        self._first(work)
+
+    def _first(self, work: Callable[[Session], None]) -> None:
+        """Run what makes tables: another process may make the same ones in this moment, and is then done first."""
+        for _ in range(3):
+            with suppress(DatabaseError):
+                self.within(work)
+                return
+        raise SinkError(f"{self.where}: other processes make and remove the job's tables all the time")
+
+    def progress(self) -> dict[str, Progress]:
+        return self.within(lambda s: self.ledger.progress(s) if self.ledger.exists(s) else {})
+
+    def plan(self) -> list[Split]:
+        """See `transforms.io.Sink`."""
+        return self.within(lambda s: self.ledger.plan(s) if self.ledger.exists(s) else [])
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        """See `transforms.io.Sink`."""
+        with suppress(DatabaseError):  # another process was first
+            self.within(lambda session: self.ledger.insert_plan(session, planned, more))
+        return self.plan()
+
+    def open(self, split: Split, known: int | None = None) -> _Writer:
+        return _Writer(self, split, self.end(split), self.sink.commit_every)
+
+    def end(self, split: Split) -> int:
+        """Where the split's chain ends."""
+        end = self.within(lambda session: self.ledger.end(session, split.id))
+        return split.start if end is None else end
+
+    def within(self, work: Callable[[Session], T]) -> T:
+        """What `work` returns, in one transaction, retried as a whole. Raises SinkError; DatabaseError: it exists."""
+
+        def attempt() -> T:
+            with self.sessions.lent() as session:
+                result = work(session)
+                session.commit()
+                return result
+
+        return retried(attempt, SinkError, lambda message: f"{self.where}: {message}")
+
+    def check_owner(self, session: Session) -> None:
+        """The output still belongs to this job as it was when it began: nobody has overwritten it."""
+        held = self.ledger.job_row(session)
+        if held is None or held.fingerprint.hash != self.fingerprint:
+            raise LedgerError(f"{self.where}: the output of job {self.spec.name!r} was overwritten while this one ran")
+
+    def move_letters(self, session: Session, staged: str, schema: pa.Schema) -> None:
+        names = ", ".join(quote(name) for name in schema.names)
+        session.run(f"INSERT INTO {self.dead} ({names}) SELECT {names} FROM {staged}")
+
+    def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
+        lines = "".join(f"\n  {line}" for line in held.differences(mine)[:6])
+        lines = lines.replace(" here,", " in the output,").replace(" there", " in this job")
+        return (
+            f"{self.sink.path} holds the output of another job {self.spec.name!r}: its fingerprint is {held.hash}, "
+            f"this job's is {mine.hash}.{lines}\n--overwrite replaces it; another name and table write beside it"
+        )
+
+
+def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with types that databases take: nested values as JSON text, dictionaries decoded."""
+    return pa.RecordBatch.from_arrays([_plain(column) for column in batch.columns], batch.schema.names)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(column.storage)
+    if pa.types.is_dictionary(kind):
+        return _plain(column.dictionary_decode())
+    if pa.types.is_nested(kind):
+        return as_json(column)
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.string())
+    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.binary())
+    return column
+
+
+def _letters(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
+    """Dead letters as rows of their table."""
+    n = dead.num_rows
+    rows = as_json(dead.column(DEAD_ROW)) if DEAD_ROW in dead.schema.names else pa.nulls(n, pa.string())
+    columns = {name: dead.column(name) for name in dead.schema.names}
+    columns |= {"job": pa.array([job] * n, pa.string()), DEAD_ROW: rows}
+    order = ["job", *(name for name in dead.schema.names if name != DEAD_ROW), DEAD_ROW]
+    return pa.RecordBatch.from_arrays([columns[name] for name in order], order)
