@@ -1,8 +1,9 @@
-"""Command line of the recipe.
+"""Command line of the recipe; every command takes `--data FOLDER`.
 
-python -m models.train spam|sentiment --data FOLDER   train, calibrate and write a classifier
-python -m models.train results --data FOLDER          measure the bundled ones, write RESULTS.md and the cards
-python -m models.train demo --data FOLDER             write examples/sms.parquet
+- `python -m models.train spam` or `sentiment`: train, calibrate and write a classifier.
+- `python -m models.train spam --transfer enron1`: leave a source out, record how the model does on it.
+- `python -m models.train results`: measure the bundled classifiers, write RESULTS.md and the cards' figures.
+- `python -m models.train demo`: write examples/sms.parquet.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models import ROOT
-from models.train import demo, export, loop, report, shrink, tokenizer
+from models.train import demo, export, loop, report, shrink, tokenizer, transfer
 from models.train.data import TRAIN, TUNE
 from models.train.tasks import TASKS
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("what", choices=[*sorted(TASKS), "results", "demo"])
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled Parquet files")
     parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
-    parser.add_argument("--without", action="append", default=[], help="leave this source out of training")
+    parser.add_argument("--transfer", metavar="SOURCE", help="leave this source out and measure on it, write no model")
     parser.add_argument("--epochs", type=float, default=1.0, help="share of the lessons (which hold their own repeats)")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -41,7 +42,15 @@ def main() -> None:
         demo.write(given.data, given.out or ROOT.parent / "examples" / "sms.parquet")
     else:
         task = TASKS[given.what]
-        make(task, given.data, given.out or ROOT / task.name, given.epochs, frozenset(given.without))
+        left_out = frozenset({given.transfer} - {None})
+
+        def build(folder: Path) -> None:
+            make(task, given.data, folder, given.epochs, left_out)
+
+        if given.transfer:
+            transfer.run(task, given.transfer, given.data, build)
+        else:
+            build(given.out or ROOT / task.name)
 
 
 def make(task: Task, data: Path, out: Path, epochs: float, without: frozenset[str]) -> None:

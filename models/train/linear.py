@@ -39,12 +39,11 @@ class Linear:
         return np.asarray(self.model.predict_proba(self.words.transform(texts)), dtype=np.float32)
 
 
-def out_of_fold(texts: Sequence[str], labels: Sequence[int], variants: Sequence[Sequence[str]]) -> list[Scores]:
-    """Scores of every variant of every text, from models fitted on the whole texts of the other folds."""
-    out = [np.zeros((len(texts), len(set(labels))), dtype=np.float32) for _ in variants]
+def out_of_fold(texts: Sequence[str], labels: Sequence[int], parts: Sequence[str]) -> Scores:
+    """Scores of a part of every text, from models fitted on the whole texts of the other folds."""
+    out = np.zeros((len(texts), len(set(labels))), dtype=np.float32)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=7)
     for fit, rest in folds.split(np.zeros(len(labels)), labels):
         model = Linear().fit([texts[i] for i in fit], [labels[i] for i in fit])
-        for scores, variant in zip(out, variants, strict=True):
-            scores[rest] = model.probabilities([variant[i] for i in rest])
+        out[rest] = model.probabilities([parts[i] for i in rest])
     return out

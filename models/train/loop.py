@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertForSequenceClassification
 
+from models.train.rounding import rounded
+
 Scores = npt.NDArray[np.float32]  # rows, labels
 
 
@@ -43,6 +45,7 @@ class Settings:
     rows: int = 96
     warmup: float = 0.06
     weight_decay: float = 0.01
+    rounded: float = 0.2  # share of the steps, the last ones, that run with simulated int8 arithmetic
     seed: int = 7
 
 
@@ -83,7 +86,8 @@ def train(
     for step, batch in enumerate(plan, 1):
         ids, attention = _tensors(encoded, batch)
         _choose_attention(model, ids)
-        with torch.autocast("cpu", torch.bfloat16):
+        late = step > len(plan) * (1 - settings.rounded)
+        with torch.autocast("cpu", torch.bfloat16), rounded(model, enabled=late):
             logits = model(input_ids=ids, attention_mask=attention).logits
         loss = _loss(logits.float(), targets[batch], masks[batch])
         optimiser.zero_grad(set_to_none=True)
@@ -97,12 +101,14 @@ def train(
             print(f"step {step}/{len(plan)}  loss {np.mean(losses[-100:]):.4f}  {spent:.0f} s", flush=True)
 
 
-def score(model: BertForSequenceClassification, encoded: Sequence[Sequence[int]], tokens: int = 8192) -> Scores:
-    """Logits of every row, in the rows' order."""
+def score(
+    model: BertForSequenceClassification, encoded: Sequence[Sequence[int]], *, tokens: int = 8192, exact: bool = False
+) -> Scores:
+    """Logits of every row, in the rows' order; `exact` keeps to float32."""
     model.eval()
     out = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not exact):
         for batch in _cut(order, encoded, tokens, 256):
             ids, attention = _tensors(encoded, batch)
             _choose_attention(model, ids)

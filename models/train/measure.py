@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sklearn.metrics import accuracy_score, f1_score
 from tokenizers import Tokenizer
@@ -14,12 +15,12 @@ from transformers import AutoModelForSequenceClassification
 
 from models.train import augment
 from models.train.data import HELD, Row, rows
-from models.train.loop import Scores, encode
-from models.train.sentiment import POLES
+from models.train.loop import Scores, encode, score
+from models.train.sentiment import NEUTRAL, POLES
 from models.train.spam import NOT_SPAM
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from models.train.task import Task
@@ -45,44 +46,41 @@ class Figures:
 
 
 class Classifier:
-    """The folder as any user would load it; long text is cut into windows whose probabilities are averaged."""
+    """The folder as any user would load it, in float32 unless `fast` allows bfloat16 arithmetic."""
 
-    def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, *, fast: bool = False) -> None:
+        self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.window = int(self.model.config.max_position_embeddings)
+        self.fast = fast
 
-    def probabilities(self, texts: Sequence[str], pool: str = "truncate") -> Scores:
-        encoded = encode(self.tokenizer, texts, 10**9 if pool == "window" else self.window)
-        pieces, owners = _windows(encoded, self.window)
-        out = np.zeros((len(pieces), self.model.config.num_labels), dtype=np.float32)
-        order = sorted(range(len(pieces)), key=lambda i: len(pieces[i]))
-        with torch.inference_mode():
-            for start in range(0, len(order), 32):
-                batch = order[start : start + 32]
-                width = max(len(pieces[i]) for i in batch)
-                ids = torch.zeros((len(batch), width), dtype=torch.long)
-                for row, i in enumerate(batch):
-                    ids[row, : len(pieces[i])] = torch.tensor(pieces[i])
-                logits = self.model(input_ids=ids, attention_mask=(ids != 0).long()).logits
-                out[batch] = logits.softmax(dim=-1).numpy()
-        total = np.zeros((len(texts), out.shape[1]), dtype=np.float32)
-        np.add.at(total, owners, out)
+    def probabilities(self, texts: Sequence[str]) -> Scores:
+        """Of the texts' first window: what is longer is cut."""
+        return self._softmax(encode(self.tokenizer, texts, self.window))
+
+    def pooled(self, texts: Sequence[str]) -> Scores:
+        """Long text in overlapping windows, whose probabilities are averaged."""
+        pieces, owners = windows(encode(self.tokenizer, texts, 10**9), self.window)
+        total = np.zeros((len(texts), self.model.config.num_labels), dtype=np.float32)
+        np.add.at(total, owners, self._softmax(pieces))
         return np.divide(total, np.bincount(owners, minlength=len(texts))[:, None], dtype=np.float32)
 
+    def _softmax(self, encoded: Sequence[Sequence[int]]) -> Scores:
+        logits = score(self.model, encoded, exact=not self.fast)
+        return np.asarray(torch.tensor(logits).softmax(dim=-1).numpy(), dtype=np.float32)
 
-def _windows(encoded: Sequence[Sequence[int]], size: int) -> tuple[list[list[int]], np.ndarray]:
+
+def windows(encoded: Sequence[Sequence[int]], size: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
     """Windows of `size` tokens, [CLS] and [SEP] in each, neighbours sharing an eighth; and the row of every window."""
     pieces: list[list[int]] = []
     owners: list[int] = []
     for row, ids in enumerate(encoded):
         first, last, body = ids[0], ids[-1], list(ids[1:-1])
         room = size - 2
-        step = room - room // 8
-        for start in range(0, max(1, len(body) - room // 8), step):
+        for start in range(0, max(1, len(body) - room // 8), room - room // 8):
             pieces.append([first, *body[start : start + room], last])
             owners.append(row)
-    return pieces, np.array(owners)
+    return pieces, np.array(owners, dtype=np.int64)
 
 
 def calibration_error(probabilities: Scores, labels: Sequence[int], bins: int = 15) -> float:
@@ -93,25 +91,23 @@ def calibration_error(probabilities: Scores, labels: Sequence[int], bins: int = 
     return float(sum(gaps))
 
 
-def labelled(classifier: Classifier, task: Task, name: str, held: Sequence[Row], pool: str = "truncate") -> Figures:
+def labelled(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figures:
     labels = [task.index(row) for row in held]
-    found = classifier.probabilities([row.text for row in held], pool)
     guess = found.argmax(axis=1)
-    present = sorted(set(labels))
     return Figures(
         set=name,
         rows=len(held),
         accuracy=float(accuracy_score(labels, guess)),
-        macro_f1=float(f1_score(labels, guess, labels=present, average="macro")),
+        macro_f1=float(f1_score(labels, guess, labels=sorted(set(labels)), average="macro")),
         f1=tuple(float(f) for f in f1_score(labels, guess, labels=range(len(task.labels)), average=None)),
         ece=calibration_error(found, labels),
     )
 
 
-def poles(classifier: Classifier, task: Task, name: str, held: Sequence[Row], pool: str = "truncate") -> Figures:
+def poles(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figures:
     """Negative against positive with neutral left out of the softmax."""
     labels = [task.index(row) for row in held]
-    found = classifier.probabilities([row.text for row in held], pool) * np.array(POLES, dtype=np.float32)
+    found = found * np.array(POLES, dtype=np.float32)
     found /= found.sum(axis=1, keepdims=True)
     guess = found.argmax(axis=1)
     return Figures(
@@ -123,39 +119,64 @@ def poles(classifier: Classifier, task: Task, name: str, held: Sequence[Row], po
     )
 
 
-def spam_figures(classifier: Classifier, task: Task, data: Path) -> list[Figures]:
-    found: list[Figures] = []
-    for name in task.sources:
-        held = rows(data, name, HELD)
-        found.append(labelled(classifier, task, name, held))
-        spam = [row.text for row in held if row.label == "spam"]
+def of_source(classifier: Classifier, task: Task, data: Path, name: str) -> list[Figures]:
+    """The figures of one labelled source on its held-out rows."""
+    held = rows(data, name, HELD)
+    if name == "sst2":
+        held = [row for row in held if len(row.text.split()) >= 8]
+        return [poles(task, "sst2 (8 words and more)", held, classifier.probabilities([row.text for row in held]))]
+    texts = [row.text for row in held]
+    if name == "imdb":
+        cut, whole = classifier.probabilities(texts), classifier.pooled(texts)
+        return [
+            poles(task, "imdb, cut to one window", held, cut),
+            poles(task, "imdb, windows pooled", held, whole),
+            labelled(task, "imdb, windows pooled, three-way", held, whole),
+        ]
+    if name == "enron1":
+        return [
+            labelled(task, "enron1, cut to one window", held, classifier.probabilities(texts)),
+            labelled(task, "enron1, windows pooled", held, classifier.pooled(texts)),
+        ]
+    return [labelled(task, name, held, classifier.probabilities(texts))]
+
+
+def evasion(classifier: Classifier, data: Path, name: str) -> list[Figures]:
+    """Recall on held-out spam before and after each trick."""
+    spam = [row.text for row in rows(data, name, HELD) if row.label == "spam"]
+    found = []
+    for trick, apply in {"as it is": lambda text, _rng: text, **augment.EVASIONS}.items():
         rng = random.Random(EVASION_SEED)
-        for trick, apply in {"as it is": lambda text, _rng: text, **augment.EVASIONS}.items():
-            hit = classifier.probabilities([apply(text, rng) for text in spam]).argmax(axis=1)
-            found.append(Figures(set=f"{name} spam, {trick}", rows=len(spam), recall=float(hit.mean())))
+        hit = classifier.probabilities([apply(text, rng) for text in spam]).argmax(axis=1)
+        found.append(Figures(set=f"{name} spam, {trick}", rows=len(spam), recall=float(hit.mean())))
+    return found
+
+
+def false_positives(classifier: Classifier, data: Path) -> list[Figures]:
+    found: list[Figures] = []
     wrong = total = 0
     for name in NOT_SPAM:
         held = rows(data, name, HELD)
         hit = classifier.probabilities([row.text for row in held]).argmax(axis=1)
         wrong, total = wrong + int(hit.sum()), total + len(held)
         found.append(Figures(set=f"{name} (no spam)", rows=len(held), false_positives=float(hit.mean())))
-    found.append(Figures(set="all files without spam", rows=total, false_positives=wrong / total))
-    return found
+    return [*found, Figures(set="all files without spam", rows=total, false_positives=wrong / total)]
 
 
-def sentiment_figures(classifier: Classifier, task: Task, data: Path) -> list[Figures]:
-    found: list[Figures] = []
-    sentences = [row for row in rows(data, "sst2", HELD) if len(row.text.split()) >= 8]
-    found.append(poles(classifier, task, "sst2 (8 words and more)", sentences))
-    reviews = rows(data, "imdb", HELD)
-    found += [poles(classifier, task, f"imdb, {pool}", reviews, pool) for pool in ("truncate", "window")]
-    found += [labelled(classifier, task, name, rows(data, name, HELD)) for name in ("semeval", "tweeteval")]
-    headlines = rows(data, "agnews", HELD)
-    neutral = classifier.probabilities([row.text for row in headlines]).argmax(axis=1) == 1
-    found.append(Figures(set="agnews, called neutral", rows=len(headlines), recall=float(neutral.mean())))
-    return found
+def neutral_headlines(classifier: Classifier, data: Path) -> Figures:
+    held = rows(data, "agnews", HELD)
+    neutral = classifier.probabilities([row.text for row in held]).argmax(axis=1) == NEUTRAL
+    return Figures(set="agnews, called neutral", rows=len(held), recall=float(neutral.mean()))
 
 
-def measure(folder: Path, task: Task, data: Path) -> list[Figures]:
-    classifier = Classifier(folder)
-    return (spam_figures if task.name == "spam" else sentiment_figures)(classifier, task, data)
+def measure(folder: Path, task: Task, data: Path, *, fast: bool = False) -> Iterator[Figures]:
+    """Every figure of a task, as they come."""
+    classifier = Classifier(folder, fast=fast)
+    for name in task.sources:
+        yield from of_source(classifier, task, data, name)
+    if task.name == "spam":
+        for name in task.sources:
+            yield from evasion(classifier, data, name)
+        yield from false_positives(classifier, data)
+    else:
+        yield neutral_headlines(classifier, data)

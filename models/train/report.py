@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from models import ROOT
+from models.train import transfer
 from models.train.export import size_of
 from models.train.measure import Figures, measure
 from models.train.tasks import TASKS
@@ -31,7 +32,7 @@ def write(data: Path) -> None:
     ]
     for name, task in sorted(TASKS.items()):
         folder = ROOT / name
-        figures = table(measure(folder, task, data), task.labels)
+        figures = table([*measure(folder, task, data), *transfer.figures_of(task)], task.labels)
         size = f"Size of the folder: {size_of(folder) / 1e6:.1f} MB."
         parts += [f"## tagstream/{name}", figures, size]
         _fill(folder / "README.md", figures)

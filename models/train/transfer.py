@@ -1,0 +1,44 @@
+"""How a classifier does on a source that its training never saw: one whole source is left out in turn."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from models import ROOT
+from models.train.measure import Classifier, Figures, of_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from models.train.task import Task
+
+RECORD = ROOT / "transfer.json"
+
+
+def run(task: Task, source: str, data: Path, make: Callable[[Path], None]) -> None:
+    """Train without `source` into a temporary folder, measure on its held-out rows, record the figures."""
+    with tempfile.TemporaryDirectory() as folder:
+        make(Path(folder))
+        figures = of_source(Classifier(Path(folder)), task, data, source)
+    record = recorded()
+    record[f"{task.name} without {source}"] = [one.plain() for one in figures]
+    RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", encoding="utf-8")
+
+
+def recorded() -> dict[str, list[dict[str, object]]]:
+    if not RECORD.exists():
+        return {}
+    found: dict[str, list[dict[str, object]]] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return found
+
+
+def figures_of(task: Task) -> list[Figures]:
+    """What was recorded for a task, the left-out source named in the set."""
+    found = []
+    for name, entries in recorded().items():
+        if name.startswith(f"{task.name} without "):
+            found += [Figures(**{**one, "set": f"{one['set']} ({name})"}) for one in entries]  # type: ignore[arg-type]
+    return found
