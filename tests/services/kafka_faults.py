@@ -57,6 +57,7 @@ class Worker:
     def __init__(self, *arguments: str, log) -> None:
         self.arguments = arguments
         self.log = log
+        log.touch()
         self.starts = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._supervise, daemon=True)
