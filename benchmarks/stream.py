@@ -34,6 +34,7 @@ name: {name}
 source: {{type: kafka, servers: "{servers}", topics: {source}}}
 classify: [{classify}]
 sink: {{type: kafka, topic: {target}, mode: headers}}
+blocks: {{rows: 512}}
 """
 BULK = """
 source: {{type: parquet, path: {folder}/bulk.parquet}}

@@ -8,6 +8,7 @@ its `yield`; then the seat asks to be called again, and whoever is called takes 
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from transforms.stop import STOP, failing
 
 QUANTUM = 60.0
 HEARTBEAT = 0.1
+SWITCH_SECONDS = 0.0005
 UNUSED_SECONDS = 15.0
 """A feed that no seat has used for this long leaves its group."""
 
@@ -154,6 +156,10 @@ class _Seats(RestrictionProvider):  # type: ignore[misc]
 class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
     def __init__(self, job: str, source: LiveSource, sink: Sink) -> None:
         self.job, self.source, self.sink = job, source, sink
+
+    def setup(self) -> None:
+        """Many threads that answer each other: with the default of 5 ms a commit waits that long for each answer."""
+        sys.setswitchinterval(SWITCH_SECONDS)
 
     @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
     def process(self, seat: int, tracker: Any = beam.DoFn.RestrictionParam(_Seats())) -> Iterator[Block]:  # noqa: B008

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
@@ -18,6 +19,8 @@ from transforms.metrics import METRICS
 from transforms.stop import STOP, failing
 from transforms.writers import close_writer, writer_of
 
+COMMITS_AT_ONCE = 8
+
 
 class _WriteFn(beam.DoFn):  # type: ignore[misc]
     """A split that another writer has moved on is given up: what is left of it is found at the next pass."""
@@ -28,6 +31,11 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
 
     def setup(self) -> None:
         self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+        self.waiting: set[str] = set()
+        self.pool = ThreadPoolExecutor(COMMITS_AT_ONCE, thread_name_prefix="commit")
+
+    def teardown(self) -> None:
+        self.pool.shutdown(wait=False)
 
     def process(self, block: Block) -> None:
         with failing():
@@ -36,9 +44,9 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
             if writer is None:
                 METRICS.add(dropped=block.num_rows)
                 return
-            if block.span.start == block.span.stop:  # a heartbeat: it may be time to commit
-                if writer.due:
-                    self._commit(writer, split)
+            if block.span.start == block.span.stop:  # a heartbeat: the reader has nothing to read before the commits
+                self.waiting.add(split)
+                self._commit_waiting()
                 return
             live = writer.split.stop is None
             if live and block.span.start > writer.position:  # the reader goes back to the chain's end
@@ -49,7 +57,9 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 METRICS.add(dropped=block.num_rows - taken.num_rows)
                 self._tally(taken)
                 done = writer.position == writer.split.stop
-                if done or (writer.due and not writer.split.whole):
+                if live:
+                    self.waiting.add(split)
+                elif done or (writer.due and not writer.split.whole):
                     self._commit(writer, split)
                 if done:
                     close_writer(self.job, split)
@@ -67,15 +77,28 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                     close_writer(self.job, split)
                     self.labels.pop(split)
 
+    def _commit_waiting(self) -> None:
+        """The live splits that are due, at the same time: each commit mostly waits for the system's answers."""
+        writers = {split: writer_of(self.job, split) for split in self.waiting}
+        due = {split: writer for split, writer in writers.items() if writer is not None and writer.due}
+        self.waiting.clear()
+        with METRICS.busy("write"):
+            if len(due) == 1:
+                for split, writer in due.items():
+                    self._commit(writer, split)
+            elif due:
+                for split, outcome in zip(due, self.pool.map(_try_commit, due.values()), strict=True):
+                    self._settle(split, outcome)
+
     def _commit(self, writer: Writer, split: str) -> None:
-        try:
-            commit = writer.commit()
-        except ChainMovedError:
+        self._settle(split, _try_commit(writer))
+
+    def _settle(self, split: str, outcome: Commit | ChainMovedError | None) -> None:
+        if isinstance(outcome, ChainMovedError):
             METRICS.add(lost_races=1)
             close_writer(self.job, split)
-        else:
-            if commit is not None:
-                self._count(commit, self.labels[split])
+        elif outcome is not None:
+            self._count(outcome, self.labels[split])
         self.labels[split].clear()
 
     @staticmethod
@@ -95,6 +118,13 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
             if pa.types.is_string(column.type):
                 for count in pc.value_counts(column):
                     tally[name, str(count["values"].as_py())] += count["counts"].as_py()
+
+
+def _try_commit(writer: Writer) -> Commit | ChainMovedError | None:
+    try:
+        return writer.commit()
+    except ChainMovedError as moved:
+        return moved
 
 
 class WriteLabels(beam.PTransform):  # type: ignore[misc]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
+from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -81,7 +82,7 @@ class Member:
             self._consumer.close(timeout_ms=1000)
             raise
         self._ready = threading.Condition()
-        self._queues: dict[Partition, deque[Polled]] = {}
+        self._queues: OrderedDict[Partition, deque[Polled]] = OrderedDict()
         self._bytes = 0
         self._taken: dict[Partition, int] = {}
         self._settled: dict[Partition, int] = {}
@@ -100,17 +101,20 @@ class Member:
 
     # ---- for the processing thread
 
-    def take(self, timeout: float, rows: int = 2048, size: int = 8 << 20) -> Polled | None:
+    def take(
+        self, timeout: float, rows: int = 2048, size: int = 8 << 20, without: Container[Partition] = ()
+    ) -> Polled | None:
         """Records of the partition that has waited longest, as many as are there within `rows` and `size` bytes.
 
-        None after `timeout` seconds without any. Raises what ended the polling thread: SourceError, mostly.
+        `without`: partitions to leave alone. None after `timeout` seconds without any. Raises what ended the polling
+        thread: SourceError, mostly.
         """
         with self._ready:
             self._ready.wait_for(lambda: self._error or self._woken or any(self._queues.values()), timeout)
             self._woken = False
             if self._error is not None:
                 raise self._error
-            queue = next((q for q in self._queues.values() if q), None)
+            queue = next((q for p, q in self._queues.items() if q and p not in without), None)
             if queue is None:
                 return None
             parts = [queue.popleft()]
@@ -120,7 +124,7 @@ class Member:
                 total, nbytes = total + parts[-1].records.num_rows, nbytes + parts[-1].records.nbytes
             self._bytes -= nbytes
             partition = parts[0].partition
-            self._queues[partition] = self._queues.pop(partition)  # to the end: partitions take turns
+            self._queues.move_to_end(partition)  # partitions take turns
             self._taken[partition] = parts[-1].stop
         records = parts[0].records if len(parts) == 1 else pa.concat_batches([p.records for p in parts])
         return Polled(partition, parts[0].start, parts[-1].stop, records)
@@ -256,7 +260,7 @@ class Member:
                 with self._ready:
                     self._drop(partition)
                     self._next[partition] = position
-        mine = [topic_partition(p) for p in self._queues if self._assigned(p)]
+        mine = [topic_partition(p) for p in self.assignment if self._assigned(p)]
         if full and mine:
             self._consumer.pause(*mine)
         elif self._paused and mine:

@@ -98,29 +98,31 @@ class Feed:
     def next(self, timeout: float) -> Block | None:
         """The next block; after `timeout` seconds, or when `member.wake` is called, a heartbeat if one is of use."""
         self._keep_up()
-        polled = self.member.take(timeout, self.source.job.blocks.rows, self.source.job.blocks.bytes)
+        due = self._due()
+        blocks = self.source.job.blocks
+        polled = self.member.take(0.0 if due else timeout, blocks.rows, blocks.bytes, without=due)
         if polled is not None:
             split = self._splits.get(polled.partition)
             if split is not None:
                 p = polled.partition
                 with METRICS.busy("read"):
                     return self.source.blocks.block(split.id, p.topic, polled.start, polled.stop, polled.records)
-        return next(iter(self.heartbeats()), None)
+        for split in [self._splits[p] for p in due if p in self._splits] or list(self._splits.values()):
+            if (writer := writer_of(self.job, split.id)) is not None:
+                return self.source.blocks.nothing(split.id, writer.position)
+        return None
 
-    def heartbeats(self) -> list[Block]:
-        """One for each split whose writer wants to commit; if there is none, one for any split."""
-        beats, other = [], None
+    def _due(self) -> list[Partition]:
+        """Partitions whose writers want to commit: they are not read on before a heartbeat has made them do so."""
+        due = []
         for partition, split in list(self._splits.items()):
-            writer = writer_of(self.job, split.id)
-            if writer is None:
+            if (writer := writer_of(self.job, split.id)) is None:
                 continue
-            other = self.source.blocks.nothing(split.id, writer.position)
-            leaving = partition in self.member.leaving and writer.position > writer.committed
-            if leaving:
+            if partition in self.member.leaving and writer.position > writer.committed:
                 writer.hurry()
             if writer.due:
-                beats.append(other)
-        return beats or ([other] if other is not None else [])
+                due.append(partition)
+        return due
 
     def status(self) -> FeedStatus:
         """For the progress line."""
