@@ -72,6 +72,7 @@ class DeadCode(StrEnum):
     INFERENCE_FAILED = "inference_failed"
     OUT_OF_MEMORY = "out_of_memory"
     TOO_LARGE = "too_large"
+    REFUSED = "refused"
 
 
 REASONS: dict[DeadCode, str] = {
@@ -85,4 +86,5 @@ REASONS: dict[DeadCode, str] = {
     DeadCode.INFERENCE_FAILED: "the model failed on this text",
     DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than there is",
     DeadCode.TOO_LARGE: "the labelled message is larger than the output topic takes",
+    DeadCode.REFUSED: "the output can't hold a value of this row",
 }

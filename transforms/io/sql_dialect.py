@@ -76,7 +76,8 @@ class Dialect:
     """Run first in a transaction that reads: the database's consistent snapshot."""
     setup: tuple[str, ...] = ()
     """Run once on every connection."""
-    transactional_ddl = True
+    refuses_nul = False
+    """A text may not hold the character U+0000."""
     types: tuple[tuple[Any, str], ...] = (
         (pa.types.is_boolean, "BOOLEAN"),
         (pa.types.is_integer, "BIGINT"),
@@ -170,6 +171,7 @@ class PostgreSQL(_OnConflict):
     """PostgreSQL 12 and later."""
 
     name = "PostgreSQL"
+    refuses_nul = True
     begin = ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
     text_type = "TEXT"
     json_type = "JSONB"

@@ -14,14 +14,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import TypeVar, cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from schemas.block import Block, Split
-from schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
+from schemas.block import TEXT, Block, Split
+from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError
 from schemas.fingerprint import Fingerprint
-from schemas.results import DEAD_ROW
+from schemas.results import DEAD_ROW, dead_letters
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSink
 from transforms.io import Commit, Progress
@@ -43,7 +46,6 @@ class _Writer(ChainWriter):
         self._sink = sink
         self._labels: Spool | None = None
         self._letters: Spool | None = None
-        self._written = pa.schema([])
         self._id = uuid.uuid4().hex
 
     @property
@@ -51,9 +53,12 @@ class _Writer(ChainWriter):
         waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
 
+    def write(self, block: Block) -> Block:
+        self._sink.know_columns(block.batch.schema)
+        return super().write(without_nul(block) if self._sink.target.refuses_nul else block)
+
     def _stage(self, block: Block) -> None:
-        self._written = block.batch.select(self._sink.target.written(block.batch.schema)).schema
-        labels = flat(block.batch.select(self._written.names))
+        labels = flat(block.batch.select(self._sink.target.written(block.batch.schema)))
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         if block.dead.num_rows:
@@ -64,7 +69,6 @@ class _Writer(ChainWriter):
     def _append(self, commit: Commit, seconds: float) -> None:
         assert self._labels is not None
         labels = self._labels
-        self._sink.know_columns(self._written)
         try:
             self._sink.within(lambda session: self._move(session, commit, seconds, labels))
         except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
@@ -226,6 +230,25 @@ def _plain(column: pa.Array) -> pa.Array:
     if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
         return column.cast(pa.binary())
     return column
+
+
+def without_nul(block: Block) -> Block:
+    """Rows with U+0000 in a text that would be written become dead letters."""
+    batch, bad = block.batch, np.zeros(block.batch.num_rows, bool)
+    for column in flat(batch).columns:
+        if pa.types.is_string(column.type):
+            found = pc.fill_null(pc.match_substring(column, "\x00"), fill_value=False)
+            bad |= found.to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(bad)
+    if not len(rows):
+        return block
+    kept = [f.name for f in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
+    ours = [name for name in batch.schema.names if name.startswith("__")]
+    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
+    n = len(rows)
+    letters = dead_letters(block.span.split, source, rows, [DeadCode.REFUSED] * n, [""] * n, payload=False)
+    both = pa.Table.from_batches([block.dead, letters]).sort_by("position").combine_chunks()
+    return replace(block, batch=batch.filter(pa.array(~bad)), dead=both.to_batches()[0])
 
 
 def _letters(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:

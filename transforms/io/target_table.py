@@ -27,6 +27,7 @@ class Target:
         self.key = tuple(key)
         self.kept = tuple(kept)
         self.table = table_name(sink.table)
+        self.refuses_nul = False
         self._declared: dict[str, str] | None = None
 
     @property
@@ -55,6 +56,7 @@ class Target:
             made = [TABLE, *names]
         else:
             made = self._extend(session, schema, there, made)
+        self.refuses_nul = session.dialect.refuses_nul
         now = session.query(f"SELECT * FROM {self.table} WHERE 1 = 0").schema
         declared = ((field.name, session.dialect.declared(field)) for field in now)
         self._declared = {name: kind for name, kind in declared if kind is not None}
