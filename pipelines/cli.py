@@ -180,6 +180,10 @@ def run(
         from pipelines.prometheus import serve_metrics
 
         serve_metrics(metrics_port)
+    if job.live:  # a call that hangs for ever must not end a job that nobody starts again
+        from transforms.watchdog import WATCHDOG, restart_process
+
+        WATCHDOG.end = restart_process
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds)
     if show:
         print_rows(out, sample_rows(job, show), f"{show} of {result.rows_total:,} rows")
@@ -328,6 +332,30 @@ def models(*, debug: DebugOption = False) -> None:
         size = sum(file.stat().st_size for file in path.iterdir())
         table.add_row(name, ", ".join(files.labels), f"{size / 1e6:.1f} MB", str(path / "README.md"))
     out.print(table)
+
+
+@_command
+def verify(
+    *,
+    spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job specification with a Kafka source.")],
+    set_: SetOption = None,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Most time for the live path.")] = 600.0,
+    report: ReportOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Label what is in the topics live and in bulk, and compare every label. Writes to no output."""
+    from pipelines.report import write_json
+    from pipelines.verify import verify_job
+
+    out, err = _consoles()
+    verdict = verify_job(_load(locals()), err, seconds)
+    if report:
+        write_json(report, verdict.to_dict())
+    for example in verdict.examples:
+        out.print(example)
+    out.print(f"{verdict.rows:,} labels and {verdict.dead:,} dead letters compared, {verdict.different:,} differ")
+    if verdict.different:
+        raise typer.Exit(1)
 
 
 @_command

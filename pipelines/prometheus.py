@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, start_http_server
@@ -9,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from schemas.errors import SpecError
+from transforms.live import FEEDS
 from transforms.metrics import METRICS, STAGES
 
 
@@ -35,6 +37,28 @@ class _JobCollector(Collector):
             busy.add_metric([stage], now.busy[stage])
         yield busy
         yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
+        yield from self._live()
+
+    @staticmethod
+    def _live() -> Iterable[Metric]:
+        """Of jobs without an end: how far behind, how late, how long without an answer."""
+        feeds = [feed.status() for feed in FEEDS.all()]
+        lag = GaugeMetricFamily("tagstream_lag_messages", "Messages not read yet", labels=["split"])
+        for split, behind in (item for feed in feeds for item in feed.lag.items()):
+            lag.add_metric([split], behind)
+        yield lag
+        silence = max((feed.silence for feed in feeds), default=0.0)
+        yield GaugeMetricFamily("tagstream_source_silence_seconds", "Since the source last answered", silence)
+        if METRICS.last_commit is not None:
+            since = time.monotonic() - METRICS.last_commit
+            yield GaugeMetricFamily("tagstream_last_commit_seconds", "Since the last commit", since)
+        if (quantiles := METRICS.latency(0.5, 0.99)) is not None:
+            latency = GaugeMetricFamily(
+                "tagstream_latency_seconds", "Message timestamp to commit, latest messages", labels=["quantile"]
+            )
+            latency.add_metric(["0.5"], quantiles[0])
+            latency.add_metric(["0.99"], quantiles[1])
+            yield latency
 
 
 def serve_metrics(port: int) -> None:

@@ -23,7 +23,7 @@ class Watchdog:
     """One daemon thread that looks at all deadlines of this process four times a second."""
 
     def __init__(self, end: Callable[[str], None] | None = None) -> None:
-        self._end = end or end_process
+        self.end = end or end_process
         self._deadlines: dict[int, tuple[float, float, str]] = {}
         self._keys = itertools.count()
         self._thread: threading.Thread | None = None
@@ -58,7 +58,7 @@ class Watchdog:
                     self._deadlines[key] = (at + stopped, seconds, what)
                 elif now > at:
                     self._deadlines.pop(key, None)
-                    self._end(f"{what} took longer than {seconds:g} s")
+                    self.end(f"{what} took longer than {seconds:g} s")
 
 
 def end_process(message: str) -> None:
@@ -67,6 +67,14 @@ def end_process(message: str) -> None:
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.flush()
     os._exit(EXIT_CODE)
+
+
+def restart_process(message: str) -> None:
+    """The same, but this very process begins again with its own command line: for runs that nobody else restarts."""
+    sys.stderr.write(f"tagstream: watchdog: {message}; starting again, nothing is lost\n")
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stderr.flush()
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606  threads that hang end with the old image
 
 
 WATCHDOG = Watchdog()

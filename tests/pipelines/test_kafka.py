@@ -19,6 +19,7 @@ from kafka import KafkaProducer
 from rich.console import Console
 
 from pipelines.run import run_job
+from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
 from schemas.spec import JobSpec
 from tests.services.java import wait_until
@@ -360,3 +361,25 @@ def test_a_foreign_client_reads_the_output(topics):
     arguments += ["--isolation-level", "read_committed", "--timeout-ms", "6000"]
     printed = topics.broker.tool("org.apache.kafka.tools.consumer.ConsoleConsumer", *arguments)
     assert [json.loads(line)["tag"] for line in printed.splitlines() if line.startswith("{")] == ["constant"] * 20
+
+
+def test_verify_compares_live_and_bulk(topics):
+    """Every label and dead letter of the range, and no output is touched."""
+    topics.send([b"text %d" % i for i in range(300)])
+    spec = topics.spec(backend={"fail_on": "7$"})
+    verdict = verify_job(spec, Console(file=io.StringIO()), 60)
+    assert (verdict.rows, verdict.dead, verdict.different) == (270, 30, 0)
+    assert not topics.labelled()
+
+
+def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
+    """The group's offsets follow the chains."""
+    topics.send([b"x"] * 50, partition=0)
+    sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.2}
+    with running(topics.spec(sink=sink)), topics.broker.admin() as admin:
+
+        def committed():
+            found = admin.list_group_offsets([topics.name])[topics.name]
+            return {tp.partition: at.offset for tp, at in found.items()}.get(0)
+
+        wait_until(lambda: committed() == 50, 30, "the group's offset")

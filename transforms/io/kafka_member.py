@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import pyarrow as pa
 from kafka import errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.structs import ConsumerGroupMetadata
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from schemas.errors import SourceError, TagstreamError
 from transforms.io.kafka_client import Cluster, Partition, explain, offsets, to_records, topic_partition
@@ -88,6 +88,8 @@ class Member:
         self._settled: dict[Partition, int] = {}
         self._next: dict[Partition, int] = {}
         self._rewinds: dict[Partition, int] = {}
+        self._reports: dict[Partition, int] = {}
+        self._reported: dict[Partition, int] = {}
         self._leaving: set[Partition] = set()
         self._arriving: set[Partition] = set()
         self._finished: set[Partition] = set()
@@ -144,6 +146,11 @@ class Member:
         with self._ready:
             self._woken = True
             self._ready.notify_all()
+
+    def report(self, positions: dict[Partition, int]) -> None:
+        """Commits offsets for lag tools only, some time soon: positions come from elsewhere."""
+        with self._ready:
+            self._reports.update({p: at for p, at in positions.items() if self._reported.get(p) != at})
 
     def rewind(self, partition: Partition, position: int) -> None:
         """Goes on from `position` after a chain has moved; what was polled meanwhile is thrown away."""
@@ -260,6 +267,11 @@ class Member:
                 with self._ready:
                     self._drop(partition)
                     self._next[partition] = position
+        with self._ready:
+            reports, self._reports = self._reports, {}
+        if told := {p: at for p, at in reports.items() if self._assigned(p)}:
+            self._consumer.commit_async({topic_partition(p): OffsetAndMetadata(at, "", -1) for p, at in told.items()})
+            self._reported.update(told)
         mine = [topic_partition(p) for p in self.assignment if self._assigned(p)]
         if full and mine:
             self._consumer.pause(*mine)

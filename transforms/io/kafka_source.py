@@ -31,6 +31,8 @@ from transforms.watchdog import deadline
 from transforms.writers import forget_writer, open_writer, writer_of
 
 log = logging.getLogger(__name__)
+REPORT_SECONDS = 2.0
+"""How often the group's offsets follow the chains of a sink that has a ledger of its own; lag tools look at them."""
 REOPEN_SECONDS = 3.0
 """How long a lost chain is left alone: the group tells within this time whether the partition is still ours."""
 
@@ -84,6 +86,7 @@ class Feed:
         self._splits: dict[Partition, Split] = {}
         self._released: list[Writer] = []
         self._lost: dict[Partition, float] = {}
+        self._reported = 0.0
         self._lock = threading.Lock()
         spec = source.spec
         self.member = Member(
@@ -173,6 +176,11 @@ class Feed:
     def _keep_up(self) -> None:
         """Tells the member what is committed, and reads again what a lost race has dropped."""
         self._close_released()
+        report = self.source.job.sink.type != "kafka" and time.monotonic() - self._reported > REPORT_SECONDS
+        if report:
+            self._reported = time.monotonic()
+            writers = {p: writer_of(self.job, split.id) for p, split in list(self._splits.items())}
+            self.member.report({p: writer.committed for p, writer in writers.items() if writer is not None})
         for partition, split in list(self._splits.items()):
             writer = writer_of(self.job, split.id)
             if writer is not None:
