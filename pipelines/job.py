@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from dataclasses import dataclass, replace
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -17,13 +19,17 @@ from transforms.io import PlanKeeper, PlanningSource, Progress, Sink, Source, op
 
 @dataclass
 class Job:
-    """See the module. `splits`: those of the whole input, cut to the limit if there is one."""
+    """See the module.
+
+    `splits`: those of the whole input, cut to the limit if there is one; `replays`: the input is dead letters.
+    """
 
     spec: JobSpec
     source: Source
     sink: Sink
     splits: list[Split]
     limit: int | None = None
+    replays: bool = False
 
     @classmethod
     def open(cls, spec: JobSpec, limit: int | None = None, *, overwrite: bool = False) -> Job:
@@ -94,6 +100,11 @@ class Job:
             self.columns,
         )
 
+    def expectations(self) -> list[dict[str, Any]]:
+        """What workers elsewhere must find: the same models and precision, and the same version of tagstream."""
+        version = importlib.metadata.version("tagstream")
+        return [{"tagstream": version, **identify(classifier)} for classifier in self.spec.classify]
+
     def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
         """Splits that are not done, with the position that each one's chain has reached."""
         reached = [(split, progress[split.id].stop if split.id in progress else split.start) for split in self.splits]
@@ -106,6 +117,8 @@ class Job:
 
     def foreign(self, progress: dict[str, Progress]) -> int:
         """Splits in the output that the input does not have (any more): it was changed or moved."""
+        if self.replays:
+            return 0
         mine = {split.id for split in self.splits}
         return sum(split not in mine and not split.startswith("replay-") for split in progress)
 

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.text import Text
 
 from pipelines.build import build_live
+from pipelines.cluster import run_live_remote
 from pipelines.job import Job
 from pipelines.local import execute
 from pipelines.report import Report
@@ -29,24 +30,32 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
     started = time.monotonic()
+    if job.spec.runner.type != "local":
+        run_live_remote(job, console)
+        return _report(job, fingerprint.hash, started, 0.0)
     with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
         for classifier in job.spec.classify:
             shared_engine(classifier)
     load_seconds = time.monotonic() - started
     with LiveLine(console) as line:
         execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+    return _report(job, fingerprint.hash, line.started, load_seconds)
+
+
+def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> Report:
     counts = METRICS.snapshot()
     return Report(
         job=job.spec.name,
         state="stopped",
-        fingerprint=fingerprint.hash,
+        fingerprint=fingerprint,
         rows_total=counts.rows_in,
         rows_before=0,
         rows_left=0,
-        seconds=time.monotonic() - line.started,
+        seconds=time.monotonic() - started,
         load_seconds=load_seconds,
         counts=counts,
         output=getattr(job.spec.sink, "path", getattr(job.spec.sink, "topic", job.spec.sink.type)),
+        remote=job.spec.runner.type != "local",
     )
 
 

@@ -81,8 +81,9 @@ def print_report(console: Console, report: Report) -> None:
     table.add_column()
     before = f" ({report.rows_before:,} were done before)" if report.rows_before else ""
     table.add_row("rows in", f"{counts.rows_in:,} of {report.rows_total:,}{before}")
-    table.add_row("rows out", f"{counts.rows_out:,}")
-    table.add_row("dead letters", f"{counts.dead_rows:,}")
+    if not report.remote:
+        table.add_row("rows out", f"{counts.rows_out:,}")
+        table.add_row("dead letters", f"{counts.dead_rows:,}")
     for code, count, reason in dead_lines(counts.dead):
         table.add_row(f"  {code}", f"{count:,}  {reason}")
     if report.rows_left:
@@ -96,11 +97,12 @@ def print_report(console: Console, report: Report) -> None:
         table.add_row(column, ", ".join(shares[:8]) + (", …" if len(shares) > 8 else ""))
     if counts.truncated:
         table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
-    table.add_row(
-        "speed",
-        f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}; {counts.tokens:,} tokens, "
-        f"{counts.padding:.1%} padding; models loaded in {report.load_seconds:.1f} s",
-    )
+    speed = f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}"
+    if not report.remote:
+        speed += (
+            f"; {counts.tokens:,} tokens, {counts.padding:.1%} padding; models loaded in {report.load_seconds:.1f} s"
+        )
+    table.add_row("speed", speed)
     if (stage := bottleneck(counts)) is not None:
         table.add_row("bounded by", ADVICE[stage])
     table.add_row("output", report.output)

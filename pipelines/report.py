@@ -33,6 +33,8 @@ class Report:
     load_seconds: float
     counts: Snapshot
     output: str
+    remote: bool = False
+    """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
 
     @property
     def rows_per_s(self) -> float:
@@ -44,6 +46,10 @@ class Report:
         labels: dict[str, dict[str, int]] = {}
         for (column, label), count in counts.labels.most_common():
             labels.setdefault(column, {})[label] = count
+        unknown: dict[str, Any] = {}
+        if self.remote:
+            names = ("rows_out", "dead_letters", "labels", "truncated", "duplicates", "commits", "dropped", "tokens")
+            unknown = dict.fromkeys((*names, "tokens_per_s", "padding", "micro_batches", "busy_seconds", "bottleneck"))
         return {
             "job": self.job,
             "state": self.state,
@@ -69,6 +75,7 @@ class Report:
             "micro_batches": counts.micro_batches,
             "busy_seconds": {stage: round(counts.busy[stage], 3) for stage in STAGES},
             "bottleneck": bottleneck(counts),
+            **unknown,
         }
 
 

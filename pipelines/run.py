@@ -18,6 +18,7 @@ from types import FrameType
 from rich.console import Console
 
 from pipelines.build import build
+from pipelines.cluster import run_pass_remote
 from pipelines.job import Job
 from pipelines.live import run_live
 from pipelines.local import execute
@@ -72,7 +73,11 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         )
     started = time.monotonic()
     load_seconds = 0.0
-    if left:
+    if left and job.spec.runner.type != "local":
+        while left and not STOP.is_set():
+            run_pass_remote(job, left, console)
+            left = _still_left(job, left)
+    elif left:
         with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
             for classifier in job.spec.classify:
                 shared_engine(classifier)
@@ -83,10 +88,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             started = line.started
             while left and not STOP.is_set():
                 _run_pass(job, left, line)
-                still_left = job.left(job.sink.progress())
-                if still_left == left and not STOP.is_set():
-                    raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
-                left = still_left
+                left = _still_left(job, left)
     seconds = time.monotonic() - started
     rows_left = job.rows - job.rows_done(job.sink.progress())
     return Report(
@@ -100,7 +102,16 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         load_seconds=load_seconds,
         counts=METRICS.snapshot(),
         output=getattr(job.spec.sink, "path", job.spec.sink.type),
+        remote=job.spec.runner.type != "local",
     )
+
+
+def _still_left(job: Job, before: list[tuple[Split, int]]) -> list[tuple[Split, int]]:
+    """What a pass has left undone. Raises LedgerError if it has done nothing at all."""
+    left = job.left(job.sink.progress())
+    if left == before and not STOP.is_set():
+        raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
+    return left
 
 
 def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:

@@ -47,6 +47,12 @@ class LedgerError(SinkError):
     """The output belongs to another job, or its chain is broken."""
 
 
+class RunnerError(TagstreamError):
+    """The cluster that should run the job can't be reached, or refuses or fails it."""
+
+    exit_code = 6
+
+
 class ChainMovedError(Exception):
     """Another writer has appended to the chain first. Internal: the loser drops its work. `position`: its end."""
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from schemas.runner_spec import LocalRunner, Runner
 from schemas.spec_base import Spec, TextColumns
 from schemas.sql_spec import SqlDeadLetters, SqlSink, SqlSource
 
@@ -175,6 +176,7 @@ class JobSpec(Spec):
         default=0.05, description="A bulk job stops if more than this share of its first 1,000 rows are dead letters."
     )
     blocks: Blocks = Field(default_factory=Blocks)
+    runner: Runner = Field(default_factory=LocalRunner)
 
     @property
     def live(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["tests.services.kafka", "tests.services.postgres"]
+pytest_plugins = ["tests.services.flink", "tests.services.kafka", "tests.services.postgres"]
 
 
 def pytest_addoption(parser):

@@ -5,6 +5,7 @@ Owns which rows become dead letters, and how many blocks are in flight. Knows no
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -19,10 +20,11 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from schemas.block import TEXT, Block
-from schemas.errors import DeadCode, DeadLetterLimitError
+from schemas.block import TEXT, Block, take_rows
+from schemas.errors import DeadCode, DeadLetterLimitError, ModelError
 from schemas.results import dead_letters
 from schemas.spec import JobSpec
+from transforms.backends import identify
 from transforms.engine import Engine, Prediction, shared_engine
 from transforms.pulse import beat
 from transforms.stop import STOP, failing
@@ -86,7 +88,7 @@ class BlockClassifier:
             _, dead = self._bury(pending.block.span.split, batch, dead, rows, list(codes), list(messages))
             alive = np.ones(batch.num_rows, bool)
             alive[rows] = False
-            labelled = labelled.filter(pa.array(alive))
+            labelled = take_rows(labelled, np.flatnonzero(alive))
         return Block(pending.block.span, labelled, dead)
 
     def _errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
@@ -108,10 +110,12 @@ class BlockClassifier:
         """Move `rows` from the batch to the dead letters, which stay in order of position."""
         buried = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
         both = pa.Table.from_batches([dead, buried]) if dead.num_rows else pa.Table.from_batches([buried])
-        both = both.sort_by("position") if dead.num_rows else both
+        both = both.combine_chunks().to_batches()[0]
+        if dead.num_rows:
+            both = take_rows(both, np.argsort(both.column("position").to_numpy(), kind="stable"))
         alive = np.ones(batch.num_rows, bool)
         alive[rows] = False
-        return batch.filter(pa.array(alive)), both.combine_chunks().to_batches()[0]
+        return take_rows(batch, np.flatnonzero(alive)), both
 
 
 class DeadLetterLimit:
@@ -152,11 +156,14 @@ class DeadLetterLimit:
 class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
     """Keeps some blocks in flight, emits them in order, drains at the end of the bundle."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
         self.spec = spec
+        self.expected = expected
 
     def setup(self) -> None:
         with failing():
+            if self.expected is not None:
+                _check_worker(self.spec, self.expected)
             self.classifier = BlockClassifier(self.spec)
         self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
         self.pending: deque[Pending] = deque()
@@ -211,12 +218,28 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
                 return block
 
 
+def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
+    """Raises ModelError if this worker's labels would not be those that the job's fingerprint promises."""
+    version = importlib.metadata.version("tagstream")
+    for classifier, wanted in zip(spec.classify, expected, strict=True):
+        found = {"tagstream": version, **identify(classifier)}
+        wrong = [
+            f"{key}: {found.get(key)} here, {value} there" for key, value in wanted.items() if found.get(key) != value
+        ]
+        if wrong:
+            raise ModelError(
+                f"{classifier.as_}: this worker is not like the machine that submitted the job ({'; '.join(wrong)}). "
+                "Install the same tagstream and model on both; with backend.precision: auto set the precision"
+            )
+
+
 class Classify(beam.PTransform):  # type: ignore[misc]
     """Blocks of text to blocks of labels and dead letters."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
         super().__init__()
         self.spec = spec
+        self.expected = expected
 
     def expand(self, blocks: Any) -> Any:
-        return blocks | beam.ParDo(_ClassifyFn(self.spec)).with_output_types(Block)
+        return blocks | beam.ParDo(_ClassifyFn(self.spec, self.expected)).with_output_types(Block)

@@ -1,0 +1,155 @@
+"""A pipeline on a cluster: checked, submitted, followed to its end. What is done is what the sink's ledger says.
+
+A deterministic error of a worker would make Flink restart the job for ever; it is looked for among the failures that
+Flink reports, and ends the job with the worker's own message.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipelines.flink import ENDED, Flink, FlinkJob
+from schemas import errors
+from schemas.errors import RunnerError, TagstreamError
+from schemas.runner_spec import BeamRunner, FlinkRunner
+from transforms.stop import STOP
+
+POLL_SECONDS = 1.0
+SUBMIT_SECONDS = 180.0
+"""A healthy job runs 15 to 30 s after submission, most of it the staging of jars; a busy cluster takes longer."""
+CONNECT_SECONDS = 5.0
+Build = Callable[[beam.Pipeline], None]
+Report = Callable[[str], None]
+"""Called with the job's state every now and then."""
+
+
+def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say: Callable[[str], None]) -> FlinkJob:
+    """Start the job and wait until it runs. What can be seen before is checked before. Raises RunnerError."""
+    flink = Flink(spec.rest)
+    _reachable("runner.job_server", spec.job_server, "start Beam's Flink job server")
+    total, free = flink.slots()
+    if free < spec.parallelism:
+        raise RunnerError(
+            f"Flink has {total} task slots, {free} free; runner.parallelism asks for {spec.parallelism}. "
+            "Lower it, add task managers, or cancel another job"
+        )
+    if spec.environment.type == "EXTERNAL" and spec.environment.config.startswith(("localhost:", "127.0.0.1:")):
+        _reachable(
+            "runner.environment.config", spec.environment.config, "start Beam's worker pool on each task manager"
+        )
+    unique = f"{name}-{uuid.uuid4().hex[:8]}"
+    options = [
+        "--runner=PortableRunner",
+        f"--job_endpoint={spec.job_server}",
+        f"--environment_type={spec.environment.type}",
+        f"--environment_config={spec.environment.config}",
+        f"--parallelism={spec.parallelism}",
+        f"--job_name={unique}",
+        "--no_save_main_session",
+    ]
+    if live:
+        # A bundle a block: the default of a second would be a second of latency.
+        options += ["--streaming", "--max_bundle_size=1", "--max_bundle_time_mills=10"]
+        options += [f"--checkpointing_interval={spec.checkpoint_ms}"]
+    _run(options, build)
+    say(f"submitted {unique}")
+    return _wait_until_running(flink, unique)
+
+
+def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
+    """Until the job ends, or is asked to stop: then it is cancelled. Returns Flink's state. Raises what failed."""
+    flink = Flink(spec.rest)
+    while True:
+        now = flink.job(job.id)
+        state = now.state if now else "GONE"
+        if state in {"FAILED", "FAILING", "RESTARTING"}:
+            _raise_known(flink, job, final=state == "FAILED")
+        if state in ENDED or state == "GONE":
+            return state
+        if STOP.is_set():
+            flink.cancel(job)
+        report(state)
+        time.sleep(POLL_SECONDS)
+
+
+def run_beam(spec: BeamRunner, name: str, build: Build) -> None:
+    """Submit to any other runner and wait for the end. Raises RunnerError."""
+    result = _run([*spec.options, f"--job_name={name}-{uuid.uuid4().hex[:8]}", "--no_save_main_session"], build)
+    state = result.wait_until_finish()
+    if state not in {"DONE", None}:
+        raise RunnerError(f"the runner ended the job in state {state}; see its own logs")
+
+
+def _run(options: list[str], build: Build) -> Any:
+    pipeline = beam.Pipeline(options=PipelineOptions(options))
+    build(pipeline)
+    try:
+        return pipeline.run()
+    except Exception as error:
+        raise RunnerError(f"the runner refused the job: {_last_line(str(error))}") from error
+
+
+def _wait_until_running(flink: Flink, name: str) -> FlinkJob:
+    deadline = time.monotonic() + SUBMIT_SECONDS
+    seen: FlinkJob | None = None
+    while time.monotonic() < deadline:
+        seen = flink.job(name)
+        if seen is not None and seen.state in {"RUNNING", "FINISHED"}:
+            return seen
+        if seen is not None and seen.state in {"FAILED", "RESTARTING"}:
+            _raise_known(flink, seen, final=True)
+        time.sleep(0.3)
+    state = seen.state if seen else "unknown to Flink"
+    raise RunnerError(f"job {name} does not run after {SUBMIT_SECONDS:.0f} s: it is {state}; see {flink.rest}")
+
+
+def _raise_known(flink: Flink, job: FlinkJob, *, final: bool) -> None:
+    """Raises the worker's own error if there is one, and cancels the job; else, if `final`, a RunnerError."""
+    failures = flink.failures(job)
+    for text in failures:
+        if (found := known_error(text)) is not None:
+            current = flink.job(job.id)
+            if current is not None and current.state not in ENDED:
+                flink.cancel(job)
+            raise found
+        if "UNAVAILABLE" in text and ("onnection refused" in text or "io exception" in text):
+            if not final:
+                continue
+            raise RunnerError(
+                "a task manager can't reach a Python worker; is the worker pool up where runner.environment says? "
+                + _last_line(text)
+            )
+    if final:
+        raise RunnerError(
+            f"Flink ended the job as failed: {_last_line(failures[0]) if failures else 'no reason given'}"
+        )
+
+
+def known_error(trace: str) -> TagstreamError | None:
+    """The error of ours that a worker's traceback ends with."""
+    for name, message in re.findall(r"^(?:schemas\.errors\.)?(\w+Error): (.+)$", trace, re.MULTILINE):
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, TagstreamError):
+            return kind(re.sub(r" \[while running .*", "", message))
+    return None
+
+
+def _reachable(field: str, address: str, hint: str) -> None:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise RunnerError(f"{field} {address} does not answer ({error}); {hint}") from error
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("\tat ", "\t... "))]
+    return (lines[-1] if lines else text)[:500]

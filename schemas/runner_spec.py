@@ -1,0 +1,58 @@
+"""Where a job runs: this machine, a Flink cluster, or any other runner that Apache Beam has."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.spec_base import Spec
+
+Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="host:port")]
+
+
+class LocalRunner(Spec):
+    """The process that the command starts."""
+
+    type: Literal["local"] = "local"
+
+
+class WorkerEnvironment(Spec):
+    """How Flink's task managers get Python workers; see Beam's documentation of `--environment_type`."""
+
+    type: Literal["EXTERNAL", "DOCKER", "PROCESS"] = "EXTERNAL"
+    config: str = Field(
+        default="localhost:50000",
+        description="EXTERNAL: host:port of the worker pool, as task managers see it; DOCKER: image; PROCESS: JSON.",
+    )
+
+
+class FlinkRunner(Spec):
+    """A Flink cluster, through Beam's job server."""
+
+    type: Literal["flink"] = "flink"
+    job_server: Address = Field(default="localhost:8099", description="Beam's Flink job server.")
+    rest: str = Field(
+        default="http://localhost:8081", pattern=r"^https?://", description="Flink's REST address and dashboard."
+    )
+    parallelism: int = Field(default=1, ge=1, description="Task slots to use.")
+    environment: WorkerEnvironment = Field(default_factory=WorkerEnvironment)
+    seats_per_slot: int = Field(
+        default=4, ge=1, description="Live sources: seats a slot, so that no worker is left without one."
+    )
+    checkpoint_ms: int = Field(
+        default=600_000,
+        ge=1000,
+        description="Live sources: Flink's checkpoint interval. Correctness rests on the sink, not on checkpoints.",
+    )
+
+
+class BeamRunner(Spec):
+    """Any runner of Apache Beam, by its own options. `live` sources need one that runs splittable DoFns."""
+
+    type: Literal["beam"] = "beam"
+    options: tuple[str, ...] = Field(min_length=1, description="As on Beam's command line: --runner=…, --region=…")
+    seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
+
+
+Runner = Annotated[LocalRunner | FlinkRunner | BeamRunner, Field(discriminator="type")]

@@ -1,0 +1,145 @@
+"""The same specification on a real Flink cluster: same rows, same labels, exactly once, clear errors."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.pipelines.test_crash import query
+from tests.services.flink import FlinkCluster
+from tests.services.java import free_ports, wait_until
+
+pytestmark = pytest.mark.xdist_group("flink")
+
+
+def write_job(folder: Path, rows: int, runner: dict, **backend) -> Path:
+    texts = [None if i % 89 == 0 else f"message number {i % 1000} of many" for i in range(rows)]
+    (folder / "in").mkdir()
+    pq.write_table(pa.table({"id": range(rows), "text": texts}), folder / "in/a.parquet", row_group_size=5_000)
+    spec = {
+        "name": "flink-test",
+        "source": {"type": "parquet", "path": f"{folder}/in", "id": "id", "split_rows": 4000},
+        "classify": [{"as": "tag", "backend": {"type": "constant", **backend}}],
+        "sink": {"type": "parquet", "path": f"{folder}/out", "commit_every": 1.0},
+        "blocks": {"rows": 250},
+        "runner": runner,
+    }
+    path = folder / "job.yaml"
+    path.write_text(json.dumps(spec))  # JSON is YAML
+    return path
+
+
+def start(spec: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "pipelines.cli", "run", str(spec), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 240) -> str:
+    output = process.communicate(timeout=seconds)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def check_complete(folder: Path, rows: int) -> None:
+    ids = [i for (i,) in query(f"select id from read_parquet('{folder}/out/*.parquet')")]
+    dead = [i for (i,) in query(f"select \"row\".id from read_parquet('{folder}/out-dead/*.parquet')")]
+    assert sorted(dead) == [i for i in range(rows) if i % 89 == 0]
+    assert sorted(ids) == [i for i in range(rows) if i % 89]
+
+
+def test_bulk_equals_the_local_run(flink: FlinkCluster, tmp_path: Path) -> None:
+    """Rows, labels and dead letters are those of a local run of the same specification; a rerun has nothing to do."""
+    spec = write_job(tmp_path, 20_000, flink.runner)
+    output = finish(start(spec, "--report", str(tmp_path / "report.json")))
+    assert f"{flink.flink.rest}/#/job/" in output
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["state"], report["rows_in"], report["rows_left"]) == ("done", 20_000, 0)
+    check_complete(tmp_path, 20_000)
+    finish(start(spec, "--set", f"sink.path={tmp_path}/local", "--set", "runner={type: local}"))
+    both = [
+        query(f"select * from read_parquet('{tmp_path}/{name}/*.parquet') order by id") for name in ("out", "local")
+    ]
+    assert both[0] == both[1]
+    assert "0 of 20,000 (20,000 were done before)" in finish(start(spec))
+
+
+def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path) -> None:
+    """kill -9 of a Python worker, then of a task manager, in the middle: every row exactly once."""
+    spec = write_job(tmp_path, 24_000, flink.runner, ms_per_row=1.0)
+    process = start(spec)
+
+    def files() -> int:
+        return len(list((tmp_path / "out").glob("*.parquet"))) if process.poll() is None else 1 << 30
+
+    wait_until(lambda: files() > 2, 120, "some files are committed")
+    assert process.poll() is None, process.communicate()[0]
+    worker = flink.workers()[0]
+    subprocess.run(["kill", "-9", str(worker)], check=True)
+    before = files()
+    wait_until(lambda: files() > before + 1, 120, "work goes on after a worker's death")
+    assert process.poll() is None
+    flink.kill("taskmanager2")
+    flink.start_process("taskmanager2")
+    finish(process)
+    check_complete(tmp_path, 24_000)
+
+
+def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
+    """SIGTERM cancels the job on the cluster and exits 0; the next run does the rest."""
+    spec = write_job(tmp_path, 16_000, flink.runner, ms_per_row=1.0)
+    process = start(spec, "--report", str(tmp_path / "report.json"))
+    wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+    process.send_signal(signal.SIGTERM)
+    finish(process)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["state"] == "stopped"
+    assert report["rows_left"] > 0
+    assert {job.state for job in flink.flink.jobs() if "flink-test" in job.name} <= {"CANCELED", "FINISHED"}
+    finish(start(spec))
+    check_complete(tmp_path, 16_000)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"job_server": "127.0.0.1:{closed}"}, "runner.job_server 127.0.0.1:{closed} does not answer"),
+        ({"rest": "http://127.0.0.1:{closed}"}, "does not answer"),
+        ({"parallelism": 50}, "2 task slots, 2 free; runner.parallelism asks for 50"),
+        ({"environment": {"config": "127.0.0.1:{closed}"}}, "start Beam's worker pool"),
+    ],
+)
+def test_submission_errors_are_clear(flink: FlinkCluster, tmp_path: Path, change: dict, message: str) -> None:
+    """Exit 6, and the message names the field and what to do."""
+    wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
+    (closed,) = free_ports(1)
+    runner = json.loads(json.dumps({**flink.runner, **change}).replace("{closed}", str(closed)))
+    process = start(write_job(tmp_path, 100, runner))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 6, output
+    assert message.replace("{closed}", str(closed)) in " ".join(output.split())
+    assert "Traceback" not in output
+
+
+def test_error_of_a_worker_ends_the_job(flink: FlinkCluster, tmp_path: Path) -> None:
+    """A file that goes away after planning: the worker's message, not a restart loop, and exit 3."""
+    wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
+    spec = write_job(tmp_path, 8_000, flink.runner, ms_per_row=2.0)
+    process = start(spec)
+    wait_until(
+        lambda: (tmp_path / "out/_job.json").exists() or process.poll() is not None, 120, "the output is claimed"
+    )
+    (tmp_path / "in/a.parquet").unlink()
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 3, output
+    assert "a.parquet: can't be read" in output
