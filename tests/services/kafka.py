@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.certificates import Authority
-from tests.services.java import free_ports, jars, tail, wait_until
+from tests.services.java import ROOT, free_ports, jars, tail, wait_until
 
 USERS = {"admin": "admin-secret", "tagger": "tagger-secret", "stranger": "stranger-secret"}
 LOG4J = """
@@ -241,3 +241,34 @@ def mortal_kafka():
         yield broker.start()
     finally:
         broker.close()
+
+
+def main() -> None:
+    """`python -m tests.services.kafka`: a broker on port 9092 with some messages to try a job on, until Ctrl-C."""
+    import pyarrow.parquet as pq
+    from kafka import KafkaProducer
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    broker = KafkaBroker()
+    broker.port, broker.servers = 9092, "127.0.0.1:9092"
+    try:
+        broker.start()
+        for topic in ("messages", "labels", "labels-dead"):
+            broker.create_topic(topic, 4)
+        texts = pq.read_table(ROOT / "examples" / "sms.parquet").column("text").to_pylist()
+        with contextlib.closing(KafkaProducer(bootstrap_servers=broker.servers)) as producer:
+            for number, text in enumerate(texts):
+                producer.send("messages", text.encode(), key=b"%d" % number)
+        print(
+            f"{broker.servers}: {len(texts):,} messages in topic 'messages'; Ctrl-C ends the broker and its data",
+            flush=True,
+        )
+        broker.process.wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        broker.close()
+
+
+if __name__ == "__main__":
+    main()
