@@ -1,8 +1,8 @@
 """One model, shared by everything in the process that wants labels from it.
 
-    submit(texts) -> Future     tokenised in a small thread pool
+    submit(texts) -> Future     tokenised in a thread of its own
                                 -> pool of pending sequences of all submitters, sorted by length
-                                -> micro-batches under a token budget, one forward pass after the other
+                                -> micro-batches under a token budget, as many at once as the backend takes
                                 -> scattered back; a future completes when its last sequence is done
 
 The engine never waits to fill a micro-batch: whenever the device is free it takes what is there. So an idle stream
@@ -16,7 +16,6 @@ fails too the backend is dead: all futures get a ModelError and nothing is dead-
 from __future__ import annotations
 
 import threading
-from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,8 +31,10 @@ from transforms.metrics import METRICS
 from transforms.packing import Pool
 
 Array = np.ndarray
-TOKENISER_THREADS = 2
-_DEVICES: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+TOKENISER_THREADS = 1
+"""One: the Rust tokenizer spreads a batch over all cores by itself, and takes 1 % of a six-layer model's time."""
+_DEVICES: dict[str, threading.Semaphore] = {}
+_DEVICES_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -66,16 +67,21 @@ class Engine:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self.token_budget = backend.token_budget
+        self._parallel = max(1, backend.parallel)
         self._tokenisers = ThreadPoolExecutor(TOKENISER_THREADS, thread_name_prefix="tokenise")
-        self._encode_lock = threading.Lock()
         self._pool = Pool()
         self._ready = threading.Condition()
         self._live: set[_Submission] = set()
         self._works: tuple[Encoded, Array] | None = None
         self._dead: ModelError | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._loop, name="infer", daemon=True)
-        self._thread.start()
+        with _DEVICES_LOCK:
+            self._device = _DEVICES.setdefault(backend.device, threading.Semaphore(self._parallel))
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"infer-{n}", daemon=True) for n in range(self._parallel)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, texts: pa.LargeStringArray) -> Future[Prediction]:
         """Scores for valid UTF-8 texts without nulls; equal texts are inferred once. Returns at once."""
@@ -90,8 +96,9 @@ class Engine:
         """Stop the threads, free the device. Pending futures get a ModelError."""
         with self._ready:
             self._closed = True
-            self._ready.notify()
-        self._thread.join()
+            self._ready.notify_all()
+        for thread in self._threads:
+            thread.join()
         self._tokenisers.shutdown(cancel_futures=True)
         self.backend.close()
 
@@ -100,7 +107,7 @@ class Engine:
             unique = texts.dictionary_encode()
             submission = _Submission(future, unique.indices.to_numpy(zero_copy_only=False))
             METRICS.add(duplicates=len(texts) - len(unique.dictionary))
-            with self._encode_lock, METRICS.busy("tokenise"):
+            with METRICS.busy("tokenise"):
                 submission.encoded = self._encode(unique.dictionary, submission)
             encoded = submission.encoded
             submission.errors.update(encoded.errors)
@@ -114,7 +121,7 @@ class Engine:
                     raise self._dead or ModelError("the engine is closed")
                 self._live.add(submission)
                 self._pool.add(submission, encoded.lengths)
-                self._ready.notify()
+                self._ready.notify_all()
         except BaseException as error:  # noqa: BLE001  a worker thread: the submitter re-raises it
             future.set_exception(error)
 
@@ -141,24 +148,30 @@ class Engine:
         try:
             while True:
                 with self._ready:
-                    while not self._closed and not len(self._pool):
+                    while not self._closed and self._dead is None and not len(self._pool):
                         self._ready.wait()
-                    if self._closed:
-                        raise ModelError("the engine is closed")
+                    if self._dead is not None or self._closed:
+                        raise self._dead or ModelError("the engine is closed")
                     micro = self._pool.take(self.token_budget, self.backend.max_rows)
                 METRICS.add(
                     micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
                 )
                 parts: Any = micro.parts
-                with _DEVICES[self.backend.device], METRICS.busy("infer"):
+                with self._device, METRICS.busy("infer", 1 / self._parallel):
                     self._run(parts)
-                for submission, sequences in parts:
-                    submission.left -= len(sequences)
-                    if not submission.left:
+                for submission in self._done(parts):
+                    self._finish(submission)
+                    with self._ready:
                         self._live.discard(submission)
-                        self._finish(submission)
-        except BaseException as error:  # noqa: BLE001  the only consumer: whoever waits must hear of it
+        except BaseException as error:  # noqa: BLE001  nobody else runs the model: whoever waits must hear of it
             self._die(error if isinstance(error, ModelError) else ModelError(f"inference stopped: {_one_line(error)}"))
+
+    def _done(self, parts: list[tuple[_Submission, Array]]) -> list[_Submission]:
+        """Submissions that have all their logits with these."""
+        with self._ready:
+            for submission, sequences in parts:
+                submission.left -= len(sequences)
+            return [s for s, _ in parts if not s.left and s in self._live]
 
     def _run(self, parts: list[tuple[_Submission, Array]]) -> None:
         """One forward pass, or as many as it takes to know what to say of every sequence."""
@@ -178,7 +191,8 @@ class Engine:
             logits = self.backend.forward([(s.encoded, sequences) for s, sequences in parts])
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
-            self.token_budget = max(1, min(self.token_budget, rows * longest) // 2)
+            with self._ready:
+                self.token_budget = max(1, min(self.token_budget, rows * longest // 2))
             return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
         except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
             return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)
@@ -237,9 +251,11 @@ class Engine:
 
     def _die(self, error: ModelError) -> None:
         with self._ready:
-            self._dead = error
-            for submission in self._live:
-                submission.future.set_exception(error)
+            self._dead = self._dead or error
+            while self._live:
+                if not (future := self._live.pop().future).done():
+                    future.set_exception(error)
+            self._ready.notify_all()
 
 
 def _one_line(error: BaseException) -> str:

@@ -94,14 +94,14 @@ class JobMetrics:
                 setattr(self._now, name, getattr(self._now, name) + count)
 
     @contextmanager
-    def busy(self, stage: str) -> Iterator[None]:
-        """Count the wall time of the body as work of `stage`."""
+    def busy(self, stage: str, share: float = 1.0) -> Iterator[None]:
+        """Count the wall time of the body, times `share`, as work of `stage`: 1/n in a stage of n threads."""
         started = time.perf_counter()
         try:
             yield
         finally:
             with self._lock:
-                self._now.busy[stage] += time.perf_counter() - started  # type: ignore[assignment]
+                self._now.busy[stage] += share * (time.perf_counter() - started)  # type: ignore[assignment]
 
     def snapshot(self) -> Snapshot:
         with self._lock:

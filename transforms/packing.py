@@ -14,7 +14,7 @@ Array = np.ndarray
 
 TOLERANCE = 0.8
 """A micro-batch reaches down to this share of its longest sequence, so that padding stays low in the long tail …"""
-MIN_TOKENS = 512
+MIN_TOKENS = 256
 """… unless it would hold fewer tokens than this: then it is so short that a second forward pass costs more."""
 PATIENCE = 4
 """Micro-batches that smaller submitters may take before the oldest one gets its turn."""

@@ -43,6 +43,7 @@ class LengthBackend:
     device = "length"
     token_budget = 64
     max_rows = 8
+    parallel = 1
 
     def __init__(self) -> None:
         self.head = describe(classifier(label="x"))[0]

@@ -1,8 +1,8 @@
 """What runs a model, behind one protocol, and the registry of what there is.
 
 A backend turns texts into sequences (`encode`) and micro-batches of sequences into logits (`forward`). It knows
-nothing of blocks, packing, labels or threads: `encode` and `forward` are each called by one thread at a time,
-but by different threads.
+nothing of blocks, packing or labels. `encode` is called by one thread at a time, `forward` by up to `parallel`
+threads at once.
 """
 
 from __future__ import annotations
@@ -38,12 +38,13 @@ class Encoded:
 
 
 class Backend(Protocol):
-    """See the module. `device`: backends with the same one share it, one forward pass at a time."""
+    """See the module. `device`: backends with the same one share it, `parallel` forward passes at a time."""
 
     head: Head
     device: str
     token_budget: int
     max_rows: int
+    parallel: int
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Sequences of valid UTF-8 texts without nulls. May raise on a text; the engine then finds which."""

@@ -29,6 +29,7 @@ class _Onnx:
         self._session, self.device = _session(model_file(classifier), spec.device)
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
+        self.parallel = 1
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
