@@ -6,6 +6,7 @@ Paths are those of https://nightlies.apache.org/flink/flink-docs-stable/docs/ops
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -30,8 +31,10 @@ class FlinkJob:
 class Flink:
     """Raises RunnerError when the cluster does not answer."""
 
-    def __init__(self, rest: str) -> None:
+    def __init__(self, rest: str, patience: float = 0.0) -> None:
+        """`patience`: seconds for which a cluster that was there may be silent, as while a JobManager restarts."""
         self.rest = rest.rstrip("/")
+        self.patience = patience
 
     def slots(self) -> tuple[int, int]:
         """Task slots: all, and free ones."""
@@ -65,6 +68,16 @@ class Flink:
         return f"{self.rest}/#/job/{job.id}/overview"
 
     def _call(self, path: str, method: str = "GET") -> Any:
+        give_up = time.monotonic() + self.patience
+        while True:
+            try:
+                return self._ask(path, method)
+            except RunnerError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(1.0)
+
+    def _ask(self, path: str, method: str) -> Any:
         request = urllib.request.Request(self.rest + path, method=method)  # noqa: S310  the specification allows http(s) only
         try:
             with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:  # noqa: S310

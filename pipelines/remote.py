@@ -26,6 +26,8 @@ POLL_SECONDS = 1.0
 SUBMIT_SECONDS = 180.0
 """A healthy job runs 15 to 30 s after submission, most of it the staging of jars; a busy cluster takes longer."""
 CONNECT_SECONDS = 5.0
+SILENCE_SECONDS = 60.0
+"""How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
 Build = Callable[[beam.Pipeline], None]
 Report = Callable[[str], None]
 """Called with the job's state every now and then."""
@@ -61,12 +63,12 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         options += [f"--checkpointing_interval={spec.checkpoint_ms}"]
     _run(options, build)
     say(f"submitted {unique}")
-    return _wait_until_running(flink, unique)
+    return _wait_until_running(Flink(spec.rest, SILENCE_SECONDS), unique)
 
 
 def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
     """Until the job ends, or is asked to stop: then it is cancelled. Returns Flink's state. Raises what failed."""
-    flink = Flink(spec.rest)
+    flink = Flink(spec.rest, SILENCE_SECONDS)
     while True:
         now = flink.job(job.id)
         state = now.state if now else "GONE"
