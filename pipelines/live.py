@@ -15,11 +15,14 @@ from pipelines.cluster import run_live_remote
 from pipelines.job import Job
 from pipelines.local import execute
 from pipelines.report import Report
+from schemas.errors import TagstreamError
 from transforms.engine import shared_engine
 from transforms.live import FEEDS
 from transforms.metrics import METRICS
+from transforms.stop import FAILURES, STOP
 
 PLAIN_EVERY = 10.0
+RETRY_SECONDS = 1.0
 WORRY_SECONDS = 5.0
 """Without an answer, or without a partition, for longer than this is said."""
 
@@ -38,7 +41,15 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
             shared_engine(classifier)
     load_seconds = time.monotonic() - started
     with LiveLine(console) as line:
-        execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+        while not STOP.is_set():
+            try:
+                execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+            except TagstreamError as error:
+                if not error.transient:
+                    raise
+                console.print(f"{error}; trying again", highlight=False, soft_wrap=True)
+                FAILURES.clear()
+                STOP.wait(RETRY_SECONDS)
     return _report(job, fingerprint.hash, line.started, load_seconds)
 
 

@@ -13,6 +13,8 @@ class TagstreamError(Exception):
     """Base of all errors that a user can do something about."""
 
     exit_code = 1
+    transient = False
+    """The other side can't be reached just now: a job without an end tries again."""
 
 
 class SpecError(TagstreamError):

@@ -141,7 +141,7 @@ class _SeatTracker(RestrictionTracker):  # type: ignore[misc]
 
 class _Seats(RestrictionProvider):  # type: ignore[misc]
     def initial_restriction(self, element: int) -> int:
-        return element
+        return element + 1  # the SDK takes a residual that is 0 for none, and the seat would be gone after a quantum
 
     def create_tracker(self, restriction: int) -> _SeatTracker:
         return _SeatTracker(restriction)

@@ -28,6 +28,10 @@ class Stop:
     def is_set(self) -> bool:
         return self._event.is_set()
 
+    def wait(self, seconds: float) -> bool:
+        """Up to `seconds`, shorter when it is requested; whether it is."""
+        return self._event.wait(seconds)
+
     def seconds_left(self) -> float:
         """Seconds of grace left, at least 0."""
         return max(0.0, self._deadline - time.monotonic())

@@ -75,13 +75,13 @@ def topics(kafka):
 
 
 @contextlib.contextmanager
-def running(spec, **kwargs):
+def running(spec, console=None, **kwargs):
     """The job runs while the body does; then it is asked to stop. Gives a dictionary that gets the report."""
     result = {}
 
     def run():
         try:
-            result["report"] = run_job(spec, Console(file=io.StringIO()), **kwargs)
+            result["report"] = run_job(spec, console or Console(file=io.StringIO()), **kwargs)
         except BaseException as error:
             result["error"] = error
 
@@ -383,3 +383,30 @@ def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
             return {tp.partition: at.offset for tp, at in found.items()}.get(0)
 
         wait_until(lambda: committed() == 50, 30, "the group's offset")
+
+
+def test_goes_on_after_the_quantum(topics, monkeypatch):
+    """A seat asks to be called again, and the same member reads on."""
+    monkeypatch.setattr("transforms.live.QUANTUM", 0.3)
+    with running(topics.spec()):
+        for part in range(4):
+            topics.send([b"part %d" % part])
+            wait_until(lambda n=part + 1: topics.labelled() == n, 30, "its label")
+            (feed,) = FEEDS.all()
+            assert feed.member.metadata().generation_id == 1
+
+
+def test_survives_a_broker_that_is_away(mortal_kafka):
+    """Longer than any client waits for a connection: the job says so and goes on when the broker is back."""
+    topics = Topics(mortal_kafka, client={"bootstrap_timeout_ms": 1000, "request_timeout_ms": 2000})
+    topics.send([b"before"])
+    console = Console(file=io.StringIO())
+    with running(topics.spec(), console):
+        wait_until(topics.labelled, 60, "a label")
+        topics.broker.kill()
+        began = time.monotonic()
+        wait_until(lambda: time.monotonic() > began + 6, 20, "it is away for a while", 0.5)
+        topics.broker.start()
+        topics.send([b"after"])
+        wait_until(lambda: topics.labelled() == 2, 90, "the second label", 0.5)
+    assert topics.labelled() == 2

@@ -51,7 +51,11 @@ def test_topic_to_topic(job, request):
 
     def progress(more):
         before = count(broker.servers, "out")
-        wait_until(lambda: count(broker.servers, "out") >= before + more, 180, "labels go on", 0.5)
+        try:
+            wait_until(lambda: count(broker.servers, "out") >= before + more, 180, "labels go on", 0.5)
+        except AssertionError as error:
+            with broker.admin() as admin:
+                raise AssertionError(f"{error}; the group: {admin.describe_groups(['crash'])}") from None
 
     progress(300)
     second = start(sink)

@@ -234,13 +234,15 @@ def secure_kafka():
 
 
 @pytest.fixture
-def mortal_kafka():
-    """A broker of one test alone, which may kill it."""
-    broker = KafkaBroker()
+def mortal_kafka(tmp_path):
+    """A broker of one test alone, which may kill it; its log stays in the test's folder."""
+    broker = KafkaBroker(tmp_path / "kafka")
+    broker.folder.mkdir()
     try:
         yield broker.start()
     finally:
-        broker.close()
+        broker.kill()
+        shutil.rmtree(broker.folder / "data", ignore_errors=True)
 
 
 def main() -> None:

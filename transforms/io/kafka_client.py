@@ -39,6 +39,8 @@ PROTECTED = {
     "key_deserializer", "value_deserializer", "key_serializer", "value_serializer", "partitioner", "kafka_client",
 }  # fmt: skip
 """Client properties that exactly-once delivery rests on; a specification can't set them."""
+TRANSIENT = (errors.RetriableError, errors.BrokerNotAvailableError, OSError)
+"""Errors that a broker which comes back ends."""
 
 
 class Partition(NamedTuple):
@@ -122,7 +124,9 @@ class Cluster:
             raise
         except Exception as error:
             cause = log.cause if isinstance(error, errors.KafkaTimeoutError) and log.cause else error
-            raise kind(explain(cause, self.servers, what)) from error
+            explained = kind(explain(cause, self.servers, what))
+            explained.transient = isinstance(cause, TRANSIENT)
+            raise explained from error
         finally:
             logger.removeHandler(log)
 

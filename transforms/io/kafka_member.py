@@ -246,7 +246,9 @@ class Member:
                 f"group {self.group}: {self.cluster.servers} deleted messages before they were read ({cause}); "
                 "raise the topic's retention, or reset the group's offsets to go on without them"
             )
-        return SourceError(explain(cause, self.cluster.servers, f"read {', '.join(self.topics)}"))
+        failed = SourceError(explain(cause, self.cluster.servers, f"read {', '.join(self.topics)}"))
+        failed.transient = isinstance(cause, errors.RetriableError)
+        return failed
 
     def _leave(self) -> None:
         try:

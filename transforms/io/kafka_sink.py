@@ -18,7 +18,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.block import Block, Split
-from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError
+from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, TagstreamError
 from schemas.fingerprint import Fingerprint
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.spec import JobSpec
@@ -168,8 +168,10 @@ class _Sink:
         if topic not in self._partitions:
             try:
                 self._partitions[topic] = len(self.cluster.partitions((topic,)))
-            except Exception as error:
-                raise SinkError(f"output: {error}") from error
+            except TagstreamError as error:
+                failed = SinkError(f"output: {error}")
+                failed.transient = error.transient
+                raise failed from error
         return self._partitions[topic]
 
     def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
@@ -213,7 +215,9 @@ def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int,
         try:
             found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
         except errors.KafkaError as error:
-            raise SinkError(f"can't read the committed offset of group {group}: {error}") from error
+            failed = SinkError(f"can't read the committed offset of group {group}: {error}")
+            failed.transient = isinstance(error, errors.RetriableError)
+            raise failed from error
     return None if found is None else (found.offset, found.metadata)
 
 
