@@ -92,7 +92,7 @@ def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str,
     from sklearn.metrics import classification_report
 
     lists = truth.to_pylist()
-    sets = [set(v.split(",") if isinstance(v, str) else v) for v in lists]
+    sets = [{name.strip() for name in (v.split(",") if isinstance(v, str) else v)} - {""} for v in lists]
     true = np.array([[name in labels for name in head.names] for labels in sets])
     predicted = values >= 0.5
     table = classification_report(true, predicted, target_names=list(head.names), output_dict=True, zero_division=0)

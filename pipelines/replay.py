@@ -24,7 +24,7 @@ def replay_job(spec: JobSpec, console: Console) -> Report:
     source = DeadLetterSource(spec, letters)
     source.retire(sink.progress())
     source = DeadLetterSource(spec, letters)
-    job = Job(spec, source, sink, source.splits())
+    job = Job(spec, source, sink, source.splits(), replays=True)
     report = run_opened(job, console)
     source.retire(sink.progress())
     return report

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.job import Job
-from schemas.block import POSITION, TEXT
+from schemas.block import POSITION, TEXT, take_rows
 from schemas.errors import SpecError
 from schemas.spec import JobSpec, MemorySink, ParquetSink
 from transforms.io.folder import Folder
@@ -20,16 +21,17 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
     column = spec.source.id
     if rows.num_rows and column is not None and spec.source.text not in rows.column_names:
         job = Job.open(spec, limit=4 * count)
-        blocks = [b.batch.select([column, TEXT]) for s in job.splits for b in job.source.read(s, s.start)]
-        texts = pa.Table.from_batches(blocks).rename_columns([column, spec.source.text])
-        found = pc.index_in(_decoded(rows[column]), _decoded(texts[column]))
-        rows = rows.append_column(spec.source.text, texts[spec.source.text].take(found)).filter(pc.is_valid(found))
+        blocks = [b.batch for s in job.splits for b in job.source.read(s, s.start)]
+        texts: dict[Any, bytes] = {}  # bytes: rows without a label may be no UTF-8
+        for block in blocks:
+            texts |= zip(block[column].to_pylist(), block[TEXT].cast(pa.large_binary()).to_pylist(), strict=True)
+        ids = rows[column].to_pylist()
+        found = [number for number, id_ in enumerate(ids) if id_ in texts]
+        batch = take_rows(rows.combine_chunks().to_batches()[0], found)
+        text = pa.array([texts[ids[number]] for number in found], pa.large_binary()).view(pa.large_string())
+        rows = pa.Table.from_batches([batch]).append_column(spec.source.text, text)
         rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
-    return rows.slice(0, count)
-
-
-def _decoded(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    return ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
+    return rows.slice(0, count) if rows.num_columns else rows  # a slice of no columns has rows in Arrow
 
 
 def _committed(spec: JobSpec, count: int) -> pa.Table:

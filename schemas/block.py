@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 TEXT = "__text"
@@ -110,6 +111,21 @@ class Block:
             rows_from(self.batch, self.batch.column(POSITION), position),
             rows_from(self.dead, self.dead.column("position"), position),
         )
+
+
+def take_rows(batch: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
+    """The rows of `batch` with the numbers `rows`, an int array, in that order; columns of any type."""
+    rows = np.asarray(rows, np.int64)
+    return pa.RecordBatch.from_arrays([_take(column, rows) for column in batch.columns], schema=batch.schema)
+
+
+def _take(column: pa.Array, rows: Any) -> pa.Array:
+    try:
+        return column.take(pa.array(rows))
+    except pa.ArrowNotImplementedError:  # Arrow takes no views and no runs: they are put together from slices
+        runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+        slices = [column.slice(int(run[0]), len(run)) for run in runs if len(run)]
+        return pa.concat_arrays(slices) if slices else column.slice(0, 0)
 
 
 def rows_from(batch: pa.RecordBatch, positions: pa.Array, position: int) -> pa.RecordBatch:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, take_rows
 from schemas.errors import REASONS, DeadCode
 
 DEAD_ROW = "row"
@@ -55,7 +55,7 @@ def dead_letters(
 
     `rows`: int array of row numbers, ascending; `codes` and `messages`: one each. `payload`: keep the text's bytes.
     """
-    taken = batch.take(pa.array(rows, pa.int64()))
+    taken = take_rows(batch, rows)
     kept = kept_schema(batch.schema)
     arrays = [taken.column(f.name) for f in kept]
     text = taken.column(TEXT)

@@ -1,18 +1,20 @@
 """Dead letters of a Parquet sink as a source: what `replay` reads.
 
 Each file of dead letters is one split. Its rows keep the id and kept columns they had, and remember where they were
-first seen. When a file's split is done, the file moves to `_replayed`: what it held is labelled now, or is in a newer file.
+first seen. When a file's split is done, the file moves to `_replayed`: what it held is labelled now, or is in a newer
+file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Span, Split, split_id
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Span, Split, split_id, take_rows
 from schemas.errors import SourceError
 from schemas.results import DEAD_ROW, dead_schema
 from schemas.spec import JobSpec
@@ -64,7 +66,7 @@ class DeadLetterSource:
     def _block(self, split: str, batch: pa.RecordBatch, start: int) -> Block:
         """Rows with a payload as text; the others stay dead, for the reason they had."""
         positions = pa.array(range(start, start + batch.num_rows), pa.int64())
-        alive = pc.is_valid(batch.column("payload"))
+        alive = pc.is_valid(batch.column("payload")).to_numpy(zero_copy_only=False)
         kept = batch.column(DEAD_ROW).flatten() if len(self.kept) else []
         live = pa.RecordBatch.from_arrays(
             [
@@ -83,12 +85,12 @@ class DeadLetterSource:
                     pa.field(ORIGIN_POSITION, pa.int64()),
                 ]
             ),
-        ).filter(alive)
+        )
+        live = take_rows(live, np.flatnonzero(alive))
         schema = dead_schema(self.kept)
         moved = {"split": pa.array([split] * batch.num_rows, pa.string()), "position": positions}
-        dead = pa.RecordBatch.from_arrays(
-            [moved.get(name, batch.column(name)) for name in schema.names], schema=schema
-        ).filter(pc.invert(alive))
+        dead = pa.RecordBatch.from_arrays([moved.get(name, batch.column(name)) for name in schema.names], schema=schema)
+        dead = take_rows(dead, np.flatnonzero(~alive))
         return Block(Span(split, start, start + batch.num_rows), live, dead)
 
     def _names(self) -> list[str]:
