@@ -1,0 +1,110 @@
+"""`plan` tells the truth before, in the middle of and after a job, and touches nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.plan import Plan, plan_job, print_plan
+from schemas.errors import ModelError, SourceError
+from tests.models import make_model
+from tests.pipelines.jobs import BulkJob
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> BulkJob:
+    bulk = BulkJob(tmp_path)
+    bulk.put("a.parquet", ["x"] * 250)
+    bulk.put("b.parquet", [None, *["x"] * 49], first=250)
+    return bulk
+
+
+def numbers(plan: Plan) -> tuple[int, ...]:
+    return plan.splits, plan.splits_done, plan.rows, plan.rows_done, plan.rows_left
+
+
+def test_before_half_way_and_after(job: BulkJob) -> None:
+    """Splits and rows, dead letters counted as done; a plan with a limit speaks of that part only."""
+    assert numbers(plan_job(job.spec())) == (4, 0, 300, 0, 300)
+    assert numbers(plan_job(job.spec(), limit=120)) == (2, 0, 120, 0, 120)
+    job.run(limit=120)
+    assert numbers(plan_job(job.spec())) == (4, 1, 300, 120, 180)
+    assert numbers(plan_job(job.spec(), limit=120)) == (2, 2, 120, 120, 0)
+    assert numbers(plan_job(job.spec(), limit=50)) == (1, 1, 50, 50, 0)
+    job.run()
+    assert numbers(plan_job(job.spec())) == (4, 4, 300, 300, 0)
+
+
+def test_changes_nothing(job: BulkJob) -> None:
+    """Not even a folder is made; after a run no file is touched."""
+    plan_job(job.spec())
+    assert sorted(path.name for path in job.folder.iterdir()) == ["in"]
+    job.run(limit=120)
+    before = {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")}
+    plan_job(job.spec())
+    assert {path: path.stat().st_mtime_ns for path in job.folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("position", [False, True])
+def test_columns_are_those_that_are_written(job: BulkJob, position: bool) -> None:
+    """Names, order and types."""
+    classify = [{"as": "tag", "scores": "all", "provenance": ["model", "tokens"], "backend": {"type": "constant"}}]
+    plan = plan_job(job.spec(classify=classify, sink__position=position))
+    job.run(classify=classify, sink__position=position)
+    written = pq.read_schema(next((job.folder / "out").glob("*.parquet")))
+    assert plan.columns == {field.name: str(field.type) for field in written}
+
+
+def test_rows_of_input_that_is_gone(job: BulkJob) -> None:
+    """The output's other splits are counted apart."""
+    job.run()
+    (job.folder / "in/b.parquet").unlink()
+    plan = plan_job(job.spec())
+    assert numbers(plan) == (3, 3, 250, 250, 0)
+    assert plan.foreign_splits == 1
+
+
+def test_speed(job: BulkJob) -> None:
+    """Unknown without a model before the first commit, measured afterwards."""
+    assert plan_job(job.spec()).rows_per_s is None
+    job.run(limit=120)
+    plan = plan_job(job.spec())
+    assert plan.rows_per_s is not None
+    assert plan.rows_per_s > 0
+    assert plan.speed_from == "measured by this output's commits"
+
+
+def test_needs_the_config_of_a_model_only(job: BulkJob, tmp_path: Path) -> None:
+    """Weights may be anything: they are not looked at. A speed is estimated from the model's size."""
+    folder = make_model(tmp_path / "model", labels=("a", "b"))
+    (folder / "model.safetensors").write_bytes(b"not loaded")
+    plan = plan_job(job.spec(classify=[{"model": str(folder), "as": "tag", "scores": "all"}]))
+    assert plan.columns["tag_scores"] == "struct<a: float, b: float>"
+    assert plan.rows_per_s is not None
+    assert plan.rows_per_s > 0
+    with pytest.raises(ModelError, match="not a folder"):
+        plan_job(job.spec(classify=[{"model": "./nowhere"}]))
+
+
+def test_wrong_input(job: BulkJob) -> None:
+    """The same errors as `run`."""
+    with pytest.raises(SourceError, match="no column 'txet'"):
+        plan_job(job.spec(source__text="txet"))
+
+
+def test_prints_what_it_knows(job: BulkJob) -> None:
+    """Every number that matters, and that nothing is left when nothing is."""
+    job.run(limit=120)
+    print_plan(job.console, plan_job(job.spec()))
+    for text in ("4 (1 done)", "300", "120", "180", "tag: string", str(job.folder / "out")):
+        assert text in job.said
+    job.run()
+    print_plan(job.console, plan_job(job.spec()))
+    assert "nothing to do" in job.said
+
+
+def test_as_json(job: BulkJob) -> None:
+    """Everything, with what is left."""
+    assert plan_job(job.spec()).to_dict()["rows_left"] == 300
