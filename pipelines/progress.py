@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 from rich.console import Console
@@ -111,8 +111,9 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def print_rows(console: Console, rows: pa.Table, title: str) -> None:
-    """A few rows as a table; long text is cut for the eye only, and columns that only say `false` are left out."""
-    records = rows.to_pylist()
+    """A few rows as a table: a label and its score in one cell, long text cut, columns that only say `false` left out."""
+    records = [_beside_scores(record) for record in rows.to_pylist()]
+    rows = rows.select([name for name in rows.column_names if not records or name in records[0]])
     names = [name for name in rows.column_names if any(record[name] is not False for record in records)]
     table = Table(title=title, title_justify="left", expand=True)
     for name in names:
@@ -124,6 +125,17 @@ def print_rows(console: Console, rows: pa.Table, title: str) -> None:
     for record in records:
         table.add_row(*(Text(_cell(record[name])) for name in names))
     console.print(table)
+
+
+def _beside_scores(record: dict[str, Any]) -> dict[str, Any]:
+    """`spam: ham, spam_score: 0.99` as `spam: ham 0.99`."""
+    scores = {
+        name: f"{name}_score"
+        for name, value in record.items()
+        if isinstance(value, str) and isinstance(record.get(f"{name}_score"), float)
+    }
+    shown = {n: f"{v} {record[scores[n]]:.2f}" if n in scores else v for n, v in record.items()}
+    return {n: v for n, v in shown.items() if n not in scores.values()}
 
 
 def _cell(value: object) -> str:
