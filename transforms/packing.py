@@ -15,7 +15,8 @@ Array = np.ndarray
 TOLERANCE = 0.8
 """A micro-batch reaches down to this share of its longest sequence, so that padding stays low in the long tail …"""
 MIN_TOKENS = 256
-"""… unless it would hold fewer tokens than this: then it is so short that a second forward pass costs more."""
+"""… unless it would hold fewer tokens than this: then a second forward pass costs more than the padding. On a CPU 128
+to 512 of these, and tolerances of 0.8 and 0.9, made no difference in rows/s beyond the noise; padding decided."""
 PATIENCE = 4
 """Micro-batches that smaller submitters may take before the oldest one gets its turn."""
 
