@@ -40,7 +40,7 @@ def job(mortal_kafka, tmp_path):
         worker.stop()
 
 
-def test_topic_to_topic(job, request):
+def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
     """kill -9 of the job and of the broker, processes that join and leave, a zombie: exact and in order."""
     broker, start = job
     long = request.config.getoption("--crash-long")
