@@ -99,10 +99,13 @@ class Cluster:
         cluster, manager = consumer._cluster, consumer._manager  # noqa: SLF001 — public calls want metadata of all topics
         with self.explained(f"read {', '.join(topics)}", SourceError), deadline(60, "read metadata"):
             cluster.set_topics(list(topics))
-            consumer._net.run(manager.wait_for, cluster.request_update(), 10_000)  # noqa: SLF001
-            if refused := cluster.unauthorized_topics & set(topics):
-                raise errors.TopicAuthorizationFailedError(refused)
-            numbers = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+            for _ in range(3):  # the first answer may be to a request from before `set_topics`
+                consumer._net.run(manager.wait_for, cluster.request_update(), 10_000)  # noqa: SLF001
+                if refused := cluster.unauthorized_topics & set(topics):
+                    raise errors.TopicAuthorizationFailedError(refused)
+                numbers = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+                if all(numbers.values()):
+                    break
             if missing := [topic for topic in topics if not numbers[topic]]:
                 raise SourceError(f"topic {missing[0]!r} does not exist on {self.servers}; create it first")
         return [Partition(topic, number) for topic in topics for number in sorted(numbers[topic])]
