@@ -111,7 +111,7 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def print_rows(console: Console, rows: pa.Table, title: str) -> None:
-    """A few rows as a table: a label and its score in one cell, long text cut, columns that only say `false` left out."""
+    """A few rows as a table: label and score in one cell, long text cut, columns that only say `false` left out."""
     records = [_beside_scores(record) for record in rows.to_pylist()]
     rows = rows.select([name for name in rows.column_names if not records or name in records[0]])
     names = [name for name in rows.column_names if any(record[name] is not False for record in records)]
