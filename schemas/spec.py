@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.runner_spec import LocalRunner, Runner
 from schemas.spec_base import Spec, TextColumns
-from schemas.sql_spec import SqlDeadLetters, SqlSink, SqlSource
+from schemas.sql_spec import DuckDBDeadLetters, DuckDBSink, DuckDBSource, SqlDeadLetters, SqlSink, SqlSource
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _.")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -148,9 +148,11 @@ class ParquetDeadLetters(Spec):
     path: str = Field(description="Folder of the dead letters.")
 
 
-Source = Annotated[ParquetSource | MemorySource | KafkaSource | SqlSource, Field(discriminator="type")]
-Sink = Annotated[ParquetSink | MemorySink | KafkaSink | SqlSink, Field(discriminator="type")]
-DeadLetters = Annotated[ParquetDeadLetters | KafkaDeadLetters | SqlDeadLetters, Field(discriminator="type")]
+Source = Annotated[ParquetSource | MemorySource | KafkaSource | SqlSource | DuckDBSource, Field(discriminator="type")]
+Sink = Annotated[ParquetSink | MemorySink | KafkaSink | SqlSink | DuckDBSink, Field(discriminator="type")]
+DeadLetters = Annotated[
+    ParquetDeadLetters | KafkaDeadLetters | SqlDeadLetters | DuckDBDeadLetters, Field(discriminator="type")
+]
 
 
 class Blocks(Spec):

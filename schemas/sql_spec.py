@@ -112,6 +112,27 @@ class SqlSink(_TableSink):
         return f"{masked(self.uri.get_secret_value())}, table {self.table}"
 
 
+class DuckDBSource(_TableSource):
+    """A table of a DuckDB file, or a query over it or over anything that DuckDB reads: CSV, JSON, Parquet, …"""
+
+    type: Literal["duckdb"] = "duckdb"
+    path: str | None = Field(default=None, description="DuckDB file; without one, query names what it reads.")
+
+
+class DuckDBSink(_TableSink):
+    """A table of a DuckDB file, with the ledger beside it. One process at a time may open the file."""
+
+    type: Literal["duckdb"] = "duckdb"
+    path: str = Field(description="DuckDB file; made if it is not there.")
+
+
+class DuckDBDeadLetters(Spec):
+    """The dead letters' table, in the file of the sink and in the same transaction as the labels."""
+
+    type: Literal["duckdb"] = "duckdb"
+    table: str
+
+
 class SqlDeadLetters(Spec):
     """The dead letters' table, in the database of the sink and in the same transaction as the labels."""
 

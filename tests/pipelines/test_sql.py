@@ -23,14 +23,16 @@ from pipelines.run import run_job
 from schemas.errors import LedgerError, SinkError, SourceError, SpecError
 from schemas.spec import JobSpec
 from tests.services.postgres import Postgres
-from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
 
-KINDS = ["postgres", "sqlite"]
+KINDS = ["postgres", "sqlite", "duckdb"]
 MESSAGES = {"table": "messages", "text": "body", "id": "id", "split_rows": 100}
 
 
 @pytest.fixture(params=KINDS)
 def db(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
+    if request.param == "duckdb":
+        return DuckDatabase(tmp_path)
     if request.param == "sqlite":
         return SqliteDatabase(tmp_path)
     server: Postgres = request.getfixturevalue("postgres")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -17,7 +18,7 @@ import pytest
 
 from tests.services.java import wait_until
 from tests.services.postgres import Postgres
-from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
 
 pytestmark = pytest.mark.crash
 
@@ -108,11 +109,12 @@ def long(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--crash-long"))
 
 
-def kill_at_random(job: TableJob, kills: int, longest: float) -> None:
-    """kill -9 after the next commit and some time; then once to the end."""
+def kill_at_random(job: TableJob, kills: int, longest: float, sign: Callable[[], int] | None = None) -> None:
+    """kill -9 after the next commit and some time; then once to the end. `sign`: grows with every commit."""
+    sign = sign or job.commits
     for _ in range(kills):
-        before, process = job.commits(), job.start()
-        wait_until(lambda b=before, p=process: job.commits() > b or p.poll() is not None, 60, "a commit")
+        before, process = sign(), job.start()
+        wait_until(lambda b=before, p=process: sign() > b or p.poll() is not None, 60, "a commit")
         time.sleep(random.uniform(0, longest))
         assert process.poll() is None, process.stdout.read().decode()
         process.kill()
@@ -137,6 +139,12 @@ def test_sqlite_job_is_killed(tmp_path: Path, long: bool) -> None:
     """A file that one process at a time may write."""
     job = TableJob(tmp_path, SqliteDatabase(tmp_path), 100_000 if long else 10_000, 0.4)
     kill_at_random(job, 20 if long else 2, 0.5)
+
+
+def test_duckdb_job_is_killed(tmp_path: Path, long: bool) -> None:
+    """A file that nobody else can open meanwhile; its log shows that it is written to."""
+    job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 10_000, 0.4)
+    kill_at_random(job, 20 if long else 2, 2.0, lambda: max(file.stat().st_mtime_ns for file in tmp_path.glob("data*")))
 
 
 def test_postgres_crashes_under_the_job(mortal_postgres: Postgres, tmp_path: Path, long: bool) -> None:

@@ -128,12 +128,14 @@ _SOURCES = {
     "memory": "transforms.io.memory",
     "kafka": "transforms.io.kafka_source",
     "sql": "transforms.io.sql_source",
+    "duckdb": "transforms.io.duckdb_source",
 }
 _SINKS = {
     "parquet": "transforms.io.parquet_sink",
     "memory": "transforms.io.memory",
     "kafka": "transforms.io.kafka_sink",
     "sql": "transforms.io.sql_sink",
+    "duckdb": "transforms.io.duckdb_sink",
 }
 
 

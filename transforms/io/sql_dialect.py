@@ -72,6 +72,10 @@ class Dialect:
     name = "sql"
     row_values = False
     """Compares (a, b) > (c, d)."""
+    numbered = False
+    """A bound value may be named twice in a statement."""
+    drops_columns = True
+    """Also of a table that has an index."""
     begin: tuple[str, ...] = ()
     """Run first in a transaction that reads: the database's consistent snapshot."""
     setup: tuple[str, ...] = ()
@@ -133,6 +137,13 @@ class Dialect:
             return f"{names[0]} {compare} {marks[0]}"
         if self.row_values:
             return f"({', '.join(names)}) {compare} ({', '.join(marks)})"
+        if self.numbered:
+            equal = [
+                " AND ".join(f"{n} = {m}" for n, m in zip(names[:i], marks[:i], strict=True)) for i in range(len(names))
+            ]
+            strict = [compare.rstrip("=")] * (len(names) - 1) + [compare]
+            parts = zip(equal, names, strict, marks, strict=True)
+            return "(" + " OR ".join(f"({e} AND {n} {c} {m})" if e else f"{n} {c} {m}" for e, n, c, m in parts) + ")"
         raise SpecError(f"a key of several columns is not supported on {self.name}; give source.query with one column")
 
     def upsert(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
@@ -217,6 +228,24 @@ class SQLite(_OnConflict):
             kind, cast = _AFFINITY.get(frozenset(kinds.to_pylist()), (pa.string(), "TEXT"))
             found.append(Column(name, f"CAST({column} AS {cast}) AS {column}", kind))
         return found
+
+
+class DuckDB(_OnConflict):
+    """DuckDB 1.2 and later. Takes a range of row values for a BETWEEN, and fails."""
+
+    name = "DuckDB"
+    row_values = False
+    numbered = True
+    drops_columns = False
+    json_type = "JSON"
+    types = (
+        (lambda t: pa.types.is_timestamp(t) and t.tz is not None, "TIMESTAMPTZ"),
+        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BLOB"),
+        *Dialect.types,
+    )
+
+    def placeholder(self, number: int) -> str:
+        return f"${number}"
 
 
 _AFFINITY = {

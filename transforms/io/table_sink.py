@@ -11,6 +11,7 @@ Rows wait for their commit in a file (`Spool`), so that a lost connection, a dea
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -69,15 +70,20 @@ class _Writer(ChainWriter):
     def _append(self, commit: Commit, seconds: float) -> None:
         assert self._labels is not None
         labels = self._labels
-        try:
-            self._sink.within(lambda session: self._move(session, commit, seconds, labels))
-        except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
-            span = commit.span
-            writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
-            if writer is None:
-                raise SinkError(f"{self._sink.where}: a key is there twice: {failure}") from None
-            if writer != self._id:
-                raise ChainMovedError(self._sink.end(self.split)) from None
+        span = commit.span
+        for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None):
+            try:
+                return self._sink.within(lambda session: self._move(session, commit, seconds, labels))
+            except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
+                writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
+                if writer == self._id:
+                    return None
+                if writer is not None:
+                    raise ChainMovedError(self._sink.end(self.split)) from None
+                if pause is None:
+                    raise SinkError(f"{self._sink.where}: a key is there twice: {failure}") from None
+            time.sleep(pause)  # DuckDB knows of the keys of others before these have committed
+        return None
 
     def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
         """One transaction, but for its end."""
@@ -123,12 +129,13 @@ class TableSink:
             there = columns_in(session, self.target.table)
             self.ledger.create(session)
             held = self.ledger.job_row(session)
+            made = held.made if held else []
             if held is not None and held.target != self.sink.table:
                 raise LedgerError(
                     f"{self.where}: job {self.spec.name!r} already writes to {held.target}; give this one another name"
                 )
             if held is not None and overwrite:
-                there = self.target.clear(session, there, held.made)
+                there, made = self.target.clear(session, there, made)
                 self.ledger.forget(session)
                 held = None
             if held is not None and held.fingerprint.hash != fingerprint.hash:
@@ -136,7 +143,7 @@ class TableSink:
             if held is None:
                 self.ledger.insert_job(session, fingerprint)
             if fingerprint.schema is not None:
-                made = self.target.ensure(session, fingerprint.schema, there, held.made if held else [])
+                made = self.target.ensure(session, fingerprint.schema, there, made)
                 self.ledger.set_made(session, made)
 
         self._first(work)

@@ -15,6 +15,8 @@ from transforms.io.ledger_tables import create_table
 from transforms.io.sql_dialect import quote, table_name
 from transforms.io.sql_session import Session
 
+Columns = list[str] | None
+"""Names of a table's columns; None if there is no such table."""
 TABLE = "*"
 """In the list of what a job made: the table itself."""
 
@@ -42,7 +44,7 @@ class Target:
             names = [name for name in names if name in self.key or name not in self.kept]
         return names
 
-    def ensure(self, session: Session, schema: pa.Schema, there: list[str] | None, made: list[str]) -> list[str]:
+    def ensure(self, session: Session, schema: pa.Schema, there: Columns, made: list[str]) -> list[str]:
         """Make what is missing for columns of `schema`; `there`: the table's columns now, None if it is not there.
 
         Returns what the job has made by now. Raises SinkError.
@@ -79,26 +81,30 @@ class Target:
             made = [*made, name]
         return made
 
-    def clear(self, session: Session, there: list[str] | None, made: list[str]) -> list[str] | None:
-        """Take away what the job has made; `there` as in `ensure`. Returns the columns that are left, None if none is.
+    def clear(self, session: Session, there: Columns, made: list[str]) -> tuple[Columns, list[str]]:
+        """Take away what the job has made; `there` as in `ensure`. Returns what is left, of the table and of `made`.
 
         Raises LedgerError where the job's rows can't be told from others.
         """
         if there is None:
-            return None
+            return None, []
         if TABLE in made:
             session.run(f"DROP TABLE {self.table}")
-            return None
+            return None, []
         if self.sink.mode == "update":
-            for name in (name for name in made if name in there):
+            mine = [name for name in made if name in there]
+            if mine and not session.dialect.drops_columns:
+                session.run(f"UPDATE {self.table} SET {', '.join(f'{quote(name)} = NULL' for name in mine)}")
+                return there, mine
+            for name in mine:
                 session.run(f"ALTER TABLE {self.table} DROP COLUMN {quote(name)}")
-            return [name for name in there if name not in made]
+            return [name for name in there if name not in made], []
         if self.sink.mode == "append":
             raise LedgerError(
                 f"table {self.sink.table} was not made by this job: its rows can't be told from others. Delete them "
                 "yourself and give the job another name"
             )
-        return there
+        return there, []
 
     def move(self, session: Session, staged: str, schema: pa.Schema) -> None:
         """Staged rows into the table, by one statement that casts them to the table's types."""

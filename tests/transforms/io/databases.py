@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from schemas.results import DEAD_ROW, dead_schema
 from tests.services.postgres import Postgres
+from transforms.io import duckdb_session
 from transforms.io.sql_dialect import quote
 from transforms.io.sql_session import DatabaseError, Session, connect
 
@@ -79,6 +80,17 @@ class PostgresDatabase(Database):
 
     def settings(self) -> dict[str, Any]:
         return {"type": "sql", "uri": self.uri}
+
+
+class DuckDatabase(Database):
+    def __init__(self, folder: Path) -> None:
+        self.path = f"{folder}/data.duckdb"
+
+    def session(self) -> Session:
+        return duckdb_session.connect(self.path)
+
+    def settings(self) -> dict[str, Any]:
+        return {"type": "duckdb", "path": self.path}
 
 
 class SqliteDatabase(Database):

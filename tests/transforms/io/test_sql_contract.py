@@ -1,4 +1,4 @@
-"""PostgreSQL and SQLite keep what sources and sinks promise."""
+"""PostgreSQL, SQLite and DuckDB keep what sources and sinks promise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.services.postgres import Postgres
-from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
 from tests.transforms.io.sink_contract import KEPT, SinkContract
 from tests.transforms.io.source_contract import SourceContract, job
 from transforms.io import Sink, Source, open_sink, open_source
@@ -28,6 +28,11 @@ class _OnPostgres:
 class _OnSqlite:
     def database(self, folder: Path) -> Database:
         return SqliteDatabase(folder)
+
+
+class _OnDuckDB:
+    def database(self, folder: Path) -> Database:
+        return DuckDatabase(folder)
 
 
 class TableSourceContract(SourceContract):
@@ -68,6 +73,20 @@ class TestPostgresSource(_OnPostgres, TableSourceContract):
 
 
 class TestPostgresSink(_OnPostgres, TableSinkContract):
+    pass
+
+
+class TestDuckDBSource(_OnDuckDB, TableSourceContract):
+    kept_types = ("bool", "int8", "uint64", "double", "decimal", "date", "instant", "string", "binary", "list", "a.b")
+
+    def test_null_and_invalid_texts_are_kept(self, tmp_path: Path) -> None:
+        """The database holds valid UTF-8 only."""
+        table = pa.table({"id": range(4), "text": ["ok", None, "", "nul\x00"]})
+        source = self.source(tmp_path, table)
+        assert self.rows(source, "__text") == ["ok", None, "", "nul\x00"]
+
+
+class TestDuckDBSink(_OnDuckDB, TableSinkContract):
     pass
 
 
