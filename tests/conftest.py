@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from hypothesis import HealthCheck, settings
+
 pytest_plugins = ["tests.services.flink", "tests.services.kafka", "tests.services.postgres"]
+
+
+settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("suite")  # how long an example takes says more of the machine than of the code
 
 
 def pytest_addoption(parser):
