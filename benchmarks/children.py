@@ -1,0 +1,59 @@
+"""Child processes, timed as wholes: wall seconds and peak memory by the operating system's account.
+
+Linux hands a parent's peak memory down to what it spawns, so whoever measures must stay small itself: the benchmarks
+import neither pyarrow nor torch, and whatever needs them happens in a child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache" / "benchmarks"
+PYTHON = sys.executable
+
+
+@dataclass(frozen=True)
+class Child:
+    """wall: seconds from start to exit; peak_mb: largest resident set, in MiB; output: what it printed."""
+
+    wall: float
+    peak_mb: float
+    output: str
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Its last line, JSON."""
+        return json.loads(self.output.strip().splitlines()[-1])
+
+
+def run(command: list[str]) -> Child:
+    """Run to the end. Raises SystemExit with what it wrote to stderr if it fails."""
+    environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryFile("w+") as errors:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, cwd=ROOT)
+        output = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        process.stdout.close()
+        if process.returncode:
+            errors.seek(0)
+            raise SystemExit(f"{' '.join(command)}\n{output}{errors.read()[-4000:]}\nended with {process.returncode}")
+    scale = 1 << 20 if sys.platform == "darwin" else 1 << 10  # ru_maxrss: bytes there, KiB here
+    return Child(wall, usage.ru_maxrss / scale, output)
+
+
+def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
+    """`tagstream run SPEC --report`, and that report."""
+    child = run([PYTHON, "-m", "pipelines.cli", "run", str(spec), "--overwrite", "--report", str(report)])
+    return child, json.loads(report.read_text())

@@ -1,0 +1,34 @@
+"""tagstream's engine without a pipeline: blocks of the texts submitted at once, nothing read or written meanwhile.
+
+`seconds`: from the first submit to the last answer. What the pipeline loses against it is its overhead.
+
+    python -m benchmarks.peers.engine_alone MODEL INPUT.parquet
+"""
+
+import json
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.spec import Blocks, Classifier, PyTorchBackend
+from transforms.engine import shared_engine
+
+
+def main(model, source):
+    started = time.perf_counter()
+    backend = PyTorchBackend(device="cpu", precision="fp32")
+    engine = shared_engine(Classifier(model=model, backend=backend))
+    loaded = time.perf_counter()
+    texts = pq.read_table(source, columns=["text"])["text"].cast(pa.large_string()).combine_chunks()
+    begun = time.perf_counter()
+    step = Blocks().rows
+    futures = [engine.submit(texts.slice(at, step)) for at in range(0, len(texts), step)]
+    for future in futures:
+        future.result()
+    print(json.dumps({"seconds": time.perf_counter() - begun, "load_seconds": loaded - started}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
