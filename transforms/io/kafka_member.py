@@ -168,6 +168,8 @@ class Member:
     def close(self, seconds: float = 5.0) -> None:
         """Leaves the group; what was taken and not settled is read again by the next owner."""
         self._closing.set()
+        with self._ready:  # a rebalance may wait for work in flight, which nobody will settle any more
+            self._ready.notify_all()
         self._thread.join(seconds)
 
     # ---- for anyone

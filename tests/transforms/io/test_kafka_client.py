@@ -363,3 +363,16 @@ def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(k
     found = differences(kafka.servers, source, target)
     assert found["in"] == found["out"] > 100
     assert not any(found[k] for k in ("lost", "doubled", "foreign", "disordered"))
+
+
+def test_closing_ends_a_rebalance_that_waits_for_work_in_flight(kafka):
+    """Who closes a member will settle nothing any more: the group is not to wait for its patience."""
+    source = kafka.create_topic(name("in"), 2)
+    fill(kafka, source, [b"%d" % i for i in range(10)])
+    group = name("job")
+    with job(kafka.servers, group, source, patience=600) as (first, _):
+        wait_until(lambda: first.take(0.5), 30, "records, never settled")
+        with job(kafka.servers, group, source) as (second, _):
+            wait_until(lambda: first.leaving, 30, "a rebalance that waits for the first")
+            first.close(20)
+            wait_until(lambda: len(second.assignment) == 2, 30, "the second has all")
