@@ -1,0 +1,195 @@
+"""What a warehouse costs beside the model: enrichment of a PostgreSQL table, and its source and sink alone.
+
+A real server is started for the measurement. Texts are those of examples/sms.parquet, repeated, each with a number of
+its own. outside_model_share: of the end-to-end time of a table enriched in place by the bundled spam model, the part by
+which it is longer than the same rows through the same model from memory to memory. The two runs alternate; the
+share is of their sums. source_and_sink_share: the time that source and sink take alone, against that of the model.
+source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model; adbc_read_rows_per_s and adbc_ingest_rows_per_s: one statement of the plain driver for the same columns.
+
+    python -m benchmarks.warehouse [--json FILE] [--rows N] [--model-rows N] [--rounds N] [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+
+from benchmarks.results import save, versions
+from pipelines.run import run_job
+from schemas.block import POSITION, Block
+from schemas.fingerprint import Fingerprint
+from schemas.results import no_dead
+from schemas.spec import JobSpec
+from tests.services.postgres import Postgres
+from transforms.io import open_sink, open_source
+from transforms.io.memory import put_table
+from transforms.io.sql_session import connect
+
+SMS = Path(__file__).parents[1] / "examples/sms.parquet"
+
+
+def messages(rows: int) -> pa.Table:
+    """`rows` different texts with ids."""
+    texts = pq.read_table(SMS, columns=["text"])["text"].combine_chunks().cast(pa.string())
+    numbers = pa.array(np.arange(rows))
+    repeated = texts.take(pa.array(np.arange(rows) % len(texts)))
+    return pa.table({"id": numbers, "text": pc.binary_join_element_wise(repeated, numbers.cast(pa.string()), " ")})
+
+
+def fill(uri: str, table: str, rows: pa.Table) -> None:
+    session = connect(uri)
+    staged = session.stage("filling", rows.to_reader())
+    session.run(f"CREATE TABLE {table} AS SELECT * FROM {staged}")
+    session.run(f"ALTER TABLE {table} ADD PRIMARY KEY (id)")
+    session.run(f"ANALYZE {table}")
+    session.commit()
+    session.close()
+
+
+def job(name: str, source: dict[str, Any], sink: dict[str, Any], *, model: bool) -> JobSpec:
+    classifier = {"model": "tagstream/spam"} if model else {"backend": {"type": "constant"}}
+    return JobSpec.model_validate(
+        {
+            "name": name,
+            "source": {"text": "text", "id": "id", **source},
+            "classify": [{"as": "spam", **classifier}],
+            "sink": sink,
+        }
+    )
+
+
+def outside_model(uri: str, rows: int, rounds: int) -> dict[str, float]:
+    """Both jobs in turn, in this process, so that the model is loaded once."""
+    quiet = Console(quiet=True)
+    table = messages(rows)
+    put_table("messages", table)
+    fill(uri, "messages", table)
+    spent = {"table": 0.0, "memory": 0.0}
+    sql = {"type": "sql", "uri": uri, "table": "messages"}
+    for number in range(rounds + 1):
+        jobs = {
+            "memory": job("m", {"type": "memory", "table": "messages"}, {"type": "memory", "name": "out"}, model=True),
+            "table": job("enrich", sql, {**sql, "mode": "update"}, model=True),
+        }
+        for name, spec in jobs.items():
+            report = run_job(spec, quiet, overwrite=True)
+            if report.counts.rows_out != rows:
+                raise SystemExit(f"{report.counts.rows_out} rows out of {rows}")
+            spent[name] += report.seconds if number else 0.0  # the first round warms up
+    return {
+        "model_rows": rows,
+        "rounds": rounds,
+        "enrich_rows_per_s": round(rows * rounds / spent["table"], 1),
+        "model_rows_per_s": round(rows * rounds / spent["memory"], 1),
+        "outside_model_share": round(max(0.0, 1 - spent["memory"] / spent["table"]), 4),
+    }
+
+
+def alone(uri: str, rows: int) -> dict[str, float]:
+    """Source and sink without Beam and model, and the driver's own read and ingest."""
+    table = messages(rows)
+    fill(uri, "many", table)
+    sql = {"type": "sql", "uri": uri}
+    spec = job("alone", {**sql, "table": "many"}, {**sql, "table": "labels"}, model=False)
+    source, seconds = open_source(spec), {}
+    splits = source.splits()
+
+    def timed(name: str, work: Any) -> Any:
+        started = time.perf_counter()
+        result = work()
+        seconds[name] = time.perf_counter() - started
+        return result
+
+    blocks = timed("source", lambda: [(split, list(source.read(split, 0))) for split in splits])
+
+    def commit_all() -> None:
+        sink = open_sink(spec)
+        sink.prepare(Fingerprint({"job": "alone"}), overwrite=False)
+        for split, parts in blocks:
+            writer = sink.open(split)
+            for block in parts:
+                writer.write(labelled(block))
+            writer.commit()
+
+    timed("sink", commit_all)
+    session = connect(uri)
+    timed("adbc_read", lambda: session.query("SELECT id, text FROM many"))
+    labels = pa.Table.from_batches([labelled(block).batch for _, parts in blocks for block in parts])
+    timed(
+        "adbc_ingest", lambda: (session.stage("plain", labels.drop_columns([POSITION]).to_reader()), session.commit())
+    )
+    session.close()
+    return {"rows": rows, **{f"{name}_rows_per_s": round(rows / took) for name, took in seconds.items()}}
+
+
+def labelled(block: Block) -> Block:
+    """The block with the columns of a classifier in place of its text."""
+    n = block.batch.num_rows
+    columns = {
+        "id": block.batch["id"],
+        POSITION: block.batch[POSITION],
+        "spam": pa.array(["ham"] * n, pa.string()),
+        "spam_score": pa.array(np.full(n, 0.9, np.float32)),
+        "spam_truncated": pa.array(np.zeros(n, bool)),
+    }
+    return Block(block.span, pa.record_batch(columns), no_dead(pa.schema([("id", pa.int64())])))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--model-rows", type=int, default=5_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    server = Postgres()
+    try:
+        uri = server.start().create_database("benchmark")
+        figures = {**alone(uri, given.rows), **outside_model(uri, given.model_rows, given.rounds)}
+        seconds_a_row = 1 / figures["source_rows_per_s"] + 1 / figures["sink_rows_per_s"]
+        figures["source_and_sink_share"] = round(seconds_a_row * figures["model_rows_per_s"], 4)
+    finally:
+        server.close()
+    lines = [
+        f"PostgreSQL, {given.rows:,} rows alone, {given.model_rows:,} rows with the bundled spam model:",
+        "",
+        "| | rows/s |",
+        "|---|---|",
+        *(
+            f"| {text} | {figures[name]:,.0f} |"
+            for name, text in {
+                "source_rows_per_s": "source alone",
+                "adbc_read_rows_per_s": "the driver's own read",
+                "sink_rows_per_s": "sink alone, with ledger",
+                "adbc_ingest_rows_per_s": "the driver's own ingest",
+                "enrich_rows_per_s": "table enriched in place",
+                "model_rows_per_s": "memory to memory, same model",
+            }.items()
+        ),
+        "",
+        (
+            f"Outside the model: {figures['outside_model_share']:.1%} of the time as measured, "
+            f"{figures['source_and_sink_share']:.1%} if nothing overlapped."
+        ),
+    ]
+    save(
+        "warehouse",
+        figures,
+        lines,
+        versions("adbc-driver-postgresql", "pyarrow", "torch"),
+        given.json,
+        record=given.record,
+    )
+
+
+if __name__ == "__main__":
+    main()
