@@ -4,7 +4,8 @@ A real server is started for the measurement. Texts are those of examples/sms.pa
 its own. outside_model_share: of the end-to-end time of a table enriched in place by the bundled spam model, the part by
 which it is longer than the same rows through the same model from memory to memory. The two runs alternate; the
 share is of their sums. source_and_sink_share: the time that source and sink take alone, against that of the model.
-source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model; adbc_read_rows_per_s and adbc_ingest_rows_per_s: one statement of the plain driver for the same columns.
+source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model;
+adbc_read_rows_per_s and adbc_ingest_rows_per_s: one statement of the plain driver for the same columns.
 
     python -m benchmarks.warehouse [--json FILE] [--rows N] [--model-rows N] [--rounds N] [--record]
 """
