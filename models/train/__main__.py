@@ -33,11 +33,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
     parser.add_argument("--transfer", metavar="SOURCE", help="leave this source out and measure on it, write no model")
     parser.add_argument("--epochs", type=float, default=1.0, help="share of the lessons (which hold their own repeats)")
+    parser.add_argument("--fast", action="store_true", help="measure in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     if given.what == "results":
-        report.write(given.data)
+        report.write(given.data, fast=given.fast)
     elif given.what == "demo":
         demo.write(given.data, given.out or ROOT.parent / "examples" / "sms.parquet")
     else:

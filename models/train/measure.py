@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from models.train import augment
-from models.train.data import HELD, Row, rows
+from models.train.data import HELD, Row, near_copies, rows
 from models.train.loop import Scores, encode, score
 from models.train.sentiment import NEUTRAL, POLES
 from models.train.spam import NOT_SPAM
@@ -99,7 +99,9 @@ def labelled(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figur
         rows=len(held),
         accuracy=float(accuracy_score(labels, guess)),
         macro_f1=float(f1_score(labels, guess, labels=sorted(set(labels)), average="macro")),
-        f1=tuple(float(f) for f in f1_score(labels, guess, labels=range(len(task.labels)), average=None)),
+        f1=tuple(
+            float(f) for f in f1_score(labels, guess, labels=range(len(task.labels)), average=None, zero_division=0.0)
+        ),
         ece=calibration_error(found, labels),
     )
 
@@ -133,12 +135,14 @@ def of_source(classifier: Classifier, task: Task, data: Path, name: str) -> list
             poles(task, "imdb, windows pooled", held, whole),
             labelled(task, "imdb, windows pooled, three-way", held, whole),
         ]
+    found = classifier.probabilities(texts)
+    figures = [labelled(task, name, held, found)]
     if name == "enron1":
-        return [
-            labelled(task, "enron1, cut to one window", held, classifier.probabilities(texts)),
-            labelled(task, "enron1, windows pooled", held, classifier.pooled(texts)),
-        ]
-    return [labelled(task, name, held, classifier.probabilities(texts))]
+        figures.append(labelled(task, "enron1, windows pooled", held, classifier.pooled(texts)))
+    copies = near_copies(data, name, set(task.sources) - {name, "sst2", "imdb"})
+    fresh = [i for i, row in enumerate(held) if row.id not in copies]
+    figures.append(labelled(task, f"{name}, no near-copies", [held[i] for i in fresh], found[fresh]))
+    return figures
 
 
 def evasion(classifier: Classifier, data: Path, name: str) -> list[Figures]:
