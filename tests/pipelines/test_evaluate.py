@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def job(tmp_path: Path) -> BulkJob:
     return bulk
 
 
+@functools.cache
 def scores_of(model: Path) -> np.ndarray:
     """Scores by plain transformers, float [texts, 3]."""
     from transformers import pipeline
