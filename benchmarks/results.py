@@ -30,7 +30,7 @@ def machine() -> str:
 
 
 BUSY_BEFORE = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-"""Load average when this module was imported: above 0.5 the machine had other work, and figures are lower bounds."""
+"""Load average when this module was imported: above 0.5 the machine had other work, and no figure is sure."""
 
 
 def versions(*packages: str) -> dict[str, str]:
