@@ -31,7 +31,7 @@ from benchmarks.children import CACHE, PYTHON, Child, run, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
 
-ROWS = 1500
+ROWS = 1000
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
     "tagstream": "tagstream",
