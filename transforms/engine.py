@@ -86,10 +86,11 @@ class Engine:
     def submit(self, texts: pa.LargeStringArray) -> Future[Prediction]:
         """Scores for valid UTF-8 texts without nulls; equal texts are inferred once. Returns at once."""
         future: Future[Prediction] = Future()
-        if self._dead is not None:
-            future.set_exception(self._dead)
-            return future
-        self._tokenisers.submit(self._tokenise, texts, future)
+        with self._ready:
+            if stopped := self._stopped():
+                future.set_exception(stopped)
+            else:
+                self._tokenisers.submit(self._tokenise, texts, future)
         return future
 
     def close(self) -> None:
@@ -99,11 +100,16 @@ class Engine:
             self._ready.notify_all()
         for thread in self._threads:
             thread.join()
-        self._tokenisers.shutdown(cancel_futures=True)
+        self._tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
         self.backend.close()
+
+    def _stopped(self) -> ModelError | None:
+        return self._dead or (ModelError("the engine is closed") if self._closed else None)
 
     def _tokenise(self, texts: pa.LargeStringArray, future: Future[Prediction]) -> None:
         try:
+            if stopped := self._stopped():
+                raise stopped
             unique = texts.dictionary_encode()
             submission = _Submission(future, unique.indices.to_numpy(zero_copy_only=False))
             METRICS.add(duplicates=len(texts) - len(unique.dictionary))
@@ -117,8 +123,8 @@ class Engine:
                 self._finish(submission)
                 return
             with self._ready:
-                if self._dead is not None or self._closed:
-                    raise self._dead or ModelError("the engine is closed")
+                if stopped := self._stopped():
+                    raise stopped
                 self._live.add(submission)
                 self._pool.add(submission, encoded.lengths)
                 self._ready.notify_all()
@@ -148,10 +154,10 @@ class Engine:
         try:
             while True:
                 with self._ready:
-                    while not self._closed and self._dead is None and not len(self._pool):
+                    while not (stopped := self._stopped()) and not len(self._pool):
                         self._ready.wait()
-                    if self._dead is not None or self._closed:
-                        raise self._dead or ModelError("the engine is closed")
+                    if stopped:
+                        raise stopped
                     micro = self._pool.take(self.token_budget, self.backend.max_rows)
                 METRICS.add(
                     micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens

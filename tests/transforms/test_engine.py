@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import wait
 
 import numpy as np
@@ -176,6 +177,33 @@ def test_closing_wakes_whoever_waits() -> None:
     engine.close()
     assert not wait(futures, 30).not_done
     assert any(isinstance(future.exception(), ModelError) for future in futures)
+    with pytest.raises(ModelError, match="closed"):
+        engine.submit(texts("late")).result(30)
+
+
+def test_closing_answers_for_texts_that_wait_for_the_tokenizer() -> None:
+    """Submissions queued behind a slow tokenizer get the error too."""
+    backend = LengthBackend()
+    started, release = threading.Event(), threading.Event()
+    encode = backend.encode
+
+    def slow(batch: pa.LargeStringArray) -> Encoded:
+        started.set()
+        release.wait(30)
+        return encode(batch)
+
+    backend.encode = slow  # type: ignore[method-assign]
+    engine = Engine(backend)
+    futures = [engine.submit(texts(f"text {n}")) for n in range(4)]
+    assert started.wait(30)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    while not engine.submit(texts("a closed engine answers at once")).done():
+        time.sleep(0.01)
+    release.set()
+    assert not wait(futures, 30).not_done
+    assert all(isinstance(future.exception(), ModelError) for future in futures[1:])
+    closing.join(30)
 
 
 def test_counts_what_it_computes(engine_of) -> None:
