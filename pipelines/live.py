@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from typing import Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 from pipelines.build import build_live
 from pipelines.cluster import run_live_remote
 from pipelines.job import Job
 from pipelines.local import execute
+from pipelines.progress import StatusLine
 from pipelines.report import Report
 from schemas.errors import TagstreamError
 from transforms.engine import shared_engine
@@ -21,7 +18,6 @@ from transforms.live import FEEDS
 from transforms.metrics import METRICS
 from transforms.stop import FAILURES, STOP
 
-PLAIN_EVERY = 10.0
 RETRY_SECONDS = 1.0
 WORRY_SECONDS = 5.0
 """Without an answer, or without a partition, for longer than this is said."""
@@ -65,38 +61,18 @@ def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> 
         seconds=time.monotonic() - started,
         load_seconds=load_seconds,
         counts=counts,
-        output=getattr(job.spec.sink, "path", getattr(job.spec.sink, "topic", job.spec.sink.type)),
+        output=job.spec.output,
         remote=job.spec.runner.type != "local",
     )
 
 
-class LiveLine:
-    """Context manager that shows METRICS and lag while a live job runs; plain lines where there is no terminal."""
+class LiveLine(StatusLine):
+    """Of a job without an end: speed and lag."""
 
     def __init__(self, console: Console) -> None:
-        self.console = console
-        self.note = ""
-        self.started = time.monotonic()
+        super().__init__(console)
         self._before = (self.started, 0)
         self._speed = 0.0
-        self._stop = threading.Event()
-        self._live = Live(self, console=console, refresh_per_second=2, transient=True) if console.is_terminal else None
-        self._thread = threading.Thread(target=self._plain, daemon=True)
-
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        else:
-            self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._live:
-            self._live.stop()
-
-    def __rich__(self) -> Text:
-        return Text(self.line(), no_wrap=True, overflow="ellipsis")
 
     def line(self) -> str:
         """Messages, speed, lag by partition, latency, dead letters, last commit, and what is wrong."""
@@ -121,8 +97,4 @@ class LiveLine:
         parts.append(f"dead letters {now.dead_rows:,}")
         if METRICS.last_commit is not None:
             parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
-        return " · ".join(([self.note] if self.note else []) + worries + parts)
-
-    def _plain(self) -> None:
-        while not self._stop.wait(PLAIN_EVERY):
-            self.console.print(self.line(), highlight=False, soft_wrap=True)
+        return " · ".join(worries + parts)

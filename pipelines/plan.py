@@ -66,7 +66,7 @@ def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
         columns={field.name: str(field.type) for field in job.columns},
         rows_per_s=rows_per_s and round(rows_per_s, 1),
         speed_from=speed_from,
-        output=getattr(spec.sink, "path", spec.sink.type),
+        output=spec.output,
     )
 
 

@@ -1,9 +1,10 @@
-"""The one live line of a running job, and the tables at its end. Plain lines every 10 s where there is no terminal."""
+"""The one line of a running job, and the tables at its end. Plain lines every 10 s where there is no terminal."""
 
 from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from typing import Any, Self
 
 import pyarrow as pa
@@ -20,18 +21,20 @@ SHORT = 20
 """Characters up to which a column of sample rows is shown whole."""
 
 
-class ProgressLine:
-    """Context manager that shows METRICS while a job runs. `rows`: of the whole input, `done`: before this run."""
+class StatusLine(ABC):
+    """Context manager that shows `line()` while a job runs, after `note`."""
 
-    def __init__(self, console: Console, rows: int, done: int) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.rows = rows
-        self.done = done
         self.note = ""
         self.started = time.monotonic()
         self._stop = threading.Event()
         self._live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._thread = threading.Thread(target=self._plain, daemon=True)
+
+    @abstractmethod
+    def line(self) -> str:
+        """How the job stands now."""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -46,7 +49,23 @@ class ProgressLine:
             self._live.stop()
 
     def __rich__(self) -> Text:
-        return Text(self.line(), no_wrap=True, overflow="ellipsis")
+        return Text(self._noted(), no_wrap=True, overflow="ellipsis")
+
+    def _noted(self) -> str:
+        return " · ".join(([self.note] if self.note else []) + [self.line()])
+
+    def _plain(self) -> None:
+        while not self._stop.wait(PLAIN_EVERY):
+            self.console.print(self._noted(), highlight=False, soft_wrap=True)
+
+
+class ProgressLine(StatusLine):
+    """Of a job that ends. `rows`: of the whole input, `done`: before this run."""
+
+    def __init__(self, console: Console, rows: int, done: int) -> None:
+        super().__init__(console)
+        self.rows = rows
+        self.done = done
 
     def line(self) -> str:
         """Rows, speed, padding, dead letters, time left, bottleneck."""
@@ -54,7 +73,7 @@ class ProgressLine:
         seconds = time.monotonic() - self.started
         computed = min(now.sequences, self.rows) or now.rows_in
         if not computed:
-            return f"{self.note or 'starting'} … {seconds:.0f} s"
+            return f"starting … {seconds:.0f} s"
         done, left = self.done + now.rows_in, self.rows - self.done - now.rows_in
         speed = max(computed, now.rows_in) / seconds
         parts = [
@@ -66,11 +85,7 @@ class ProgressLine:
             f"{_duration(left / speed)} left",
             f"busiest: {bottleneck(now)}",
         ]
-        return " · ".join(([self.note] if self.note else []) + parts)
-
-    def _plain(self) -> None:
-        while not self._stop.wait(PLAIN_EVERY):
-            self.console.print(self.line(), highlight=False, soft_wrap=True)
+        return " · ".join(parts)
 
 
 def print_report(console: Console, report: Report) -> None:

@@ -101,7 +101,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         seconds=seconds,
         load_seconds=load_seconds,
         counts=METRICS.snapshot(),
-        output=getattr(job.spec.sink, "path", job.spec.sink.type),
+        output=job.spec.output,
         remote=job.spec.runner.type != "local",
     )
 

@@ -185,6 +185,12 @@ class JobSpec(Spec):
         """The job has no end of its own."""
         return isinstance(self.source, KafkaSource) and self.source.live
 
+    @property
+    def output(self) -> str:
+        """Where the labels go, for people: a folder, a file, a topic, a table."""
+        names = (getattr(self.sink, field, None) for field in ("path", "topic", "table"))
+        return next((name for name in names if name), self.sink.type)
+
     @model_validator(mode="after")
     def _dead_letters_beside_labels(self) -> Self:
         if self.dead_letters is not None and self.sink.type not in ("memory", self.dead_letters.type):
