@@ -1,210 +1,219 @@
-"""Live tagging of a Kafka topic: latency at a steady rate, and saturation against the bulk rate of the same model.
-
-    python -m benchmarks.stream --json FILE
+"""Live tagging of a Kafka topic: latency at steady rates, saturation against the bulk rate of the same model, peers.
 
 Latency is from a message's timestamp to the moment when a read_committed consumer holds its label. Broker, load
 generator, consumer and job share the machine. Saturation is what the job does with a backlog, beside what
-`tagstream run` does with the same texts in a Parquet file.
+`tagstream run` does with the same texts in a Parquet file. The peers get the same broker, texts, model and rates:
+
+- kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
+- quix: Quix Streams around `transformers.pipeline`, its exactly-once switched on
+
+A peer that can't keep up with a rate has no latency there, only a queue: its figures are then null, and `behind` says
+how many messages it had not labelled half a minute after the last was sent.
+
+    python -m benchmarks.stream [--json FILE] [--model MODEL] [--rates N …] [--no-peers] [--soak MINUTES] [--record]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import signal
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from kafka import KafkaConsumer, KafkaProducer
 
+from benchmarks.children import PYTHON, ROOT, tagstream
+from benchmarks.environments import environment, same
+from benchmarks.results import save, versions
+from benchmarks.topics import Contestant, Run, send
 from tests.services.kafka import KafkaBroker
 from tests.services.kafka_faults import differences
+from transforms.model_files import find_model
 
-ROOT = Path(__file__).resolve().parents[1]
-PARTITIONS = 2
+PEERS = Path(__file__).parent / "peers"
+TITLES = {
+    "tagstream": "tagstream",
+    "kafka_loop": "kafka-python loop, at least once",
+    "quix": "Quix Streams, exactly once",
+}
 SPEC = """
-name: {name}
-source: {{type: kafka, servers: "{servers}", topics: {source}}}
+name: {{name}}
+source: {{{{type: kafka, servers: "{{servers}}", topics: {{source}}}}}}
 classify: [{classify}]
-sink: {{type: kafka, topic: {target}, mode: headers}}
-blocks: {{rows: 512}}
+sink: {{{{type: kafka, topic: {{target}}, mode: headers}}}}
+blocks: {{{{rows: 512}}}}
 """
 BULK = """
 source: {{type: parquet, path: {folder}/bulk.parquet}}
 classify: [{classify}]
 sink: {{type: parquet, path: {folder}/bulk}}
 """
+WARM_SECONDS = 3
+PATIENCE = 30.0
 
 
-class Job:
-    """`tagstream run` on a pair of topics, as its own process."""
-
-    def __init__(self, broker: KafkaBroker, folder: Path, name: str, classify: str) -> None:
-        self.source = broker.create_topic(f"{name}-in", PARTITIONS)
-        self.target = broker.create_topic(f"{name}-out", PARTITIONS)
-        broker.create_topic(f"{name}-out-dead", PARTITIONS)
-        spec = folder / f"{name}.yaml"
-        spec.write_text(
-            SPEC.format(name=name, servers=broker.servers, source=self.source, target=self.target, classify=classify)
-        )
-        self.command = [sys.executable, "-m", "pipelines.cli", "run", str(spec)]
-        self.process: subprocess.Popen | None = None
-
-    def start(self) -> None:
-        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.DEVNULL)
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
+    found = [Contestant("tagstream", [PYTHON, "-m", "pipelines.cli", "run"], SPEC.format(classify=classify))]
+    if options.peers and options.ms_per_row is None:
+        model = str(find_model(options.model).path)
+        quix = environment("quix", ["quixstreams==3.28.*", same("torch"), same("transformers")])
+        found.append(Contestant("kafka_loop", [PYTHON, str(PEERS / "kafka_loop.py"), model]))
+        found.append(Contestant("quix", [str(quix), str(PEERS / "quix.py"), model]))
+    return found
 
 
-class Watcher(threading.Thread):
-    """Reads a topic committed-only from the start and notes when each message became visible, and its timestamp."""
-
-    def __init__(self, servers: str, topic: str) -> None:
-        super().__init__(daemon=True)
-        self.seen: list[tuple[float, float]] = []
-        self.stopping = False
-        self._consumer = KafkaConsumer(
-            topic,
-            bootstrap_servers=servers,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            group_id=None,
-            fetch_max_wait_ms=100,
-        )
-        self.start()
-
-    def run(self) -> None:
-        while not self.stopping:
-            for records in self._consumer.poll(timeout_ms=100, max_records=5000).values():
-                now = time.time()
-                self.seen += [(now, record.timestamp / 1000) for record in records]
-        self._consumer.close()
-
-    def wait_for(self, count: int, deadline: float) -> None:
-        end = time.monotonic() + deadline
-        while len(self.seen) < count:
-            if time.monotonic() > end:
-                raise TimeoutError(f"{len(self.seen)} of {count} messages after {deadline} s")
-            time.sleep(0.02)
-
-
-def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
-    """`count` messages at `rate` a second, or as fast as it goes, to the partitions in turn, numbered from `first`."""
-    producer = KafkaProducer(bootstrap_servers=servers, linger_ms=0 if rate else 20)
-    began = time.monotonic()
-    for i in range(count):
-        if rate:
-            time.sleep(max(0.0, began + i / rate - time.monotonic()))
-        producer.send(topic, f"{texts[i % len(texts)]} {first + i}".encode(), key=b"%d" % i, partition=i % PARTITIONS)
-    producer.flush(60)
-    producer.close()
-
-
-def latency(broker: KafkaBroker, folder: Path, classify: str, texts: list[str], rate: float, seconds: float) -> dict:
+def latency(
+    broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], rate: float, seconds: float
+) -> dict[str, Any]:
     """p50 and p99 in ms over the messages after a warm-up, and what was lost or doubled among all."""
-    job = Job(broker, folder, f"latency-{rate:g}", classify)
-    watcher = Watcher(broker.servers, job.target)
-    job.start()
-    try:
-        warm = int(rate * 3)
-        send(broker.servers, job.source, texts, rate, warm)
-        watcher.wait_for(warm, 90)
-        count = int(rate * seconds)
-        send(broker.servers, job.source, texts, rate, count, warm)
-        watcher.wait_for(warm + count, 60)
-    finally:
-        job.stop()
-        watcher.stopping = True
-    values = np.array([seen - sent for seen, sent in watcher.seen[warm:]]) * 1000
-    found = differences(broker.servers, job.source, job.target)
+    warm, count = int(rate * WARM_SECONDS), int(rate * seconds)
+    with Run(broker, folder, contestant, f"{rate:g}") as run:
+        run.start()
+        send(run.servers, run.source, texts, rate, 10)
+        if not run.wait_for(10, 120):
+            raise SystemExit(f"{contestant.name} labels nothing:\n{run.log.read_text()[-3000:]}")
+        send(run.servers, run.source, texts, rate, warm, 10)
+        send(run.servers, run.source, texts, rate, count, warm + 10)
+        kept_up = run.wait_for(10 + warm + count, PATIENCE)
+        seen = list(run.watcher.seen)
+    values = np.array([visible - sent for visible, sent in seen[10 + warm :]]) * 1000
+    found = differences(broker.servers, run.source, run.target) if kept_up else {"lost": None, "doubled": None}
     return {
+        "who": contestant.name,
         "rate": rate,
-        "p50_ms": round(float(np.percentile(values, 50)), 1),
-        "p99_ms": round(float(np.percentile(values, 99)), 1),
+        "p50_ms": round(float(np.percentile(values, 50)), 1) if kept_up else None,
+        "p99_ms": round(float(np.percentile(values, 99)), 1) if kept_up else None,
+        "behind": 10 + warm + count - len(seen),
         "lost": found["lost"],
         "duplicated": found["doubled"],
     }
 
 
-def saturation(broker: KafkaBroker, folder: Path, classify: str, texts: list[str], count: int) -> dict:
-    """Messages a second through a backlog, from first to last output, and rows a second of the bulk job."""
+def backlog_rate(
+    broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], count: int
+) -> dict[str, Any]:
+    """Messages a second through a backlog, from the first tenth of the output, which hides the start, to the last."""
+    with Run(broker, folder, contestant, "backlog") as run:
+        send(run.servers, run.source, texts, None, count)
+        run.start()
+        if not run.wait_for(count, 900):
+            raise SystemExit(f"{contestant.name}: {len(run.watcher.seen)} of {count} messages after 900 s")
+        times = sorted(visible for visible, _ in run.watcher.seen)
+    found = differences(broker.servers, run.source, run.target)
+    skip = count // 10
+    rate = (count - skip) / (times[-1] - times[skip])
+    return {"per_s": round(rate, 1), "messages": count, "lost": found["lost"], "duplicated": found["doubled"]}
+
+
+def bulk_rate(folder: Path, classify: str, texts: list[str], count: int) -> float:
+    """Rows a second of the bulk job with as many of the same texts."""
     pq.write_table(pa.table({"text": [f"{texts[i % len(texts)]} {i}" for i in range(count)]}), folder / "bulk.parquet")
-    report = folder / "bulk.json"
-    spec = folder / "bulk.yaml"
-    spec.write_text(BULK.format(folder=folder, classify=classify))
-    subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", str(spec), "--report", str(report)],
-        cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    job = Job(broker, folder, "saturation", classify)
-    send(broker.servers, job.source, texts, None, count)
-    watcher = Watcher(broker.servers, job.target)
-    job.start()
-    try:
-        watcher.wait_for(count, 600)
-    finally:
-        job.stop()
-        watcher.stopping = True
-    times = sorted(seen for seen, _ in watcher.seen)
-    skip = count // 10  # the first blocks hide the start
-    live = (count - skip) / (times[-1] - times[skip])
-    bulk = json.loads(report.read_text())["rows_per_s"]
-    found = differences(broker.servers, job.source, job.target)
+    (folder / "bulk.yaml").write_text(BULK.format(folder=folder, classify=classify))
+    return tagstream(folder / "bulk.yaml", folder / "bulk.json")[1]["rows_per_s"]
+
+
+def soak(broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], minutes: float) -> dict[str, Any]:
+    """Resident memory in MiB of the job while it works off a million messages."""
+    count = 1_000_000
+    with Run(broker, folder, contestant, "soak") as run:
+        send(run.servers, run.source, texts, None, count)
+        run.start()
+        samples = []
+        while len(samples) < minutes * 60 and not run.wait_for(count, 1.0):
+            samples.append(run.resident_mb)
+        done = len(run.watcher.seen)
+    minute = 60
     return {
-        "live_per_s": round(live, 1),
-        "bulk_per_s": bulk,
-        "saturation_share": round(live / bulk, 3),
-        "lost": found["lost"],
-        "duplicated": found["doubled"],
+        "minutes": round(len(samples) / 60, 1),
+        "labelled": done,
+        "lag_at_end": count - done,
+        "peak_mb_second_minute": round(max(samples[minute : 2 * minute])),
+        "peak_mb_last_minute": round(max(samples[-minute:])),
+    }
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    """Markdown."""
+    lines = ["| | messages/s | p50 | p99 | lost, twice |", "|---|---|---|---|---|"]
+    for part in found["latency"]:
+        what = f"{part['p50_ms']} ms | {part['p99_ms']} ms" if not part["behind"] else f"behind by {part['behind']:,} |"
+        exact = f"{part['lost']}, {part['duplicated']}" if part["lost"] is not None else ""
+        lines.append(f"| {TITLES[part['who']]} | {part['rate']:g} | {what} | {exact} |")
+    lines.append("")
+    for name, part in found["backlog"].items():
+        lines.append(f"- {TITLES[name]}: {part['per_s']:,} messages/s through a backlog of {part['messages']:,}")
+    if found["saturation_share"]:
+        lines.append(
+            f"- the same texts in bulk: {found['bulk_per_s']:,} rows/s; saturation {found['saturation_share']:.1%}"
+        )
+    if soaked := found.get("soak"):
+        lines.append(
+            f"- {soaked['minutes']:g} minutes at saturation, {soaked['labelled']:,} messages, lag at the end "
+            f"{soaked['lag_at_end']:,}: peak memory {soaked['peak_mb_second_minute']:,} MiB in the second minute, "
+            f"{soaked['peak_mb_last_minute']:,} in the last"
+        )
+    return lines
+
+
+def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path, classify: str) -> dict[str, Any]:
+    texts = pq.read_table(ROOT / "examples" / "sms.parquet").column("text").to_pylist()
+    racing = contestants(options, classify)
+    found: dict[str, Any] = {"model": classify, "latency": [], "backlog": {}, "saturation_share": None}
+    rates = list(options.rates)
+    if options.backlog:
+        for contestant in racing:
+            count = options.backlog if contestant.name == "tagstream" else min(options.backlog, 3000)
+            found["backlog"][contestant.name] = backlog_rate(broker, folder, contestant, texts, count)
+            print(contestant.name, found["backlog"][contestant.name], flush=True)
+        live = found["backlog"]["tagstream"]["per_s"]
+        found["bulk_per_s"] = bulk_rate(folder, classify, texts, options.backlog)
+        found["saturation_share"] = round(live / found["bulk_per_s"], 3)
+        rates.append(round(live / 2))
+    for rate in rates:
+        for contestant in racing:
+            found["latency"].append(latency(broker, folder, contestant, texts, rate, options.seconds))
+            print(found["latency"][-1], flush=True)
+    if options.soak:
+        found["soak"] = soak(broker, folder, racing[0], texts, options.soak)
+    ours = [part for part in found["latency"] if part["who"] == "tagstream"]
+    at = next((part for part in ours if part["rate"] == 300.0), ours[-1] if ours else {"p50_ms": None, "p99_ms": None})
+    counted = [*ours, *([found["backlog"]["tagstream"]] if options.backlog else [])]
+    return found | {
+        "p50_ms": at["p50_ms"],
+        "p99_ms": at["p99_ms"],
+        "lost": sum(part["lost"] or 0 for part in counted) + sum(part["behind"] for part in ours),
+        "duplicated": sum(part["duplicated"] or 0 for part in counted),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", help="write the figures to this file")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--model", default="tagstream/spam")
     parser.add_argument("--ms-per-row", type=float, help="no model, but this much pretended time for each message")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each latency run")
-    parser.add_argument("--rates", type=float, nargs="*", default=[100.0, 300.0])
+    parser.add_argument("--rates", type=float, nargs="*", default=[100.0, 300.0], help="beside half of saturation")
     parser.add_argument("--backlog", type=int, default=20_000, help="messages of the saturation run; 0 leaves it out")
+    parser.add_argument("--no-peers", dest="peers", action="store_false")
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="memory over a million messages")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
     classify = f"{{model: {options.model}, as: label}}"
     if options.ms_per_row is not None:
         classify = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}"
-    texts = pq.read_table(ROOT / "examples" / "sms.parquet").column("text").to_pylist()
-    result: dict = {"model": classify, "latency": []}
     broker = KafkaBroker()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
         try:
             broker.start()
-            for rate in options.rates:
-                result["latency"].append(latency(broker, Path(folder), classify, texts, rate, options.seconds))
-                print(result["latency"][-1], flush=True)
-            if options.backlog:
-                result["saturation"] = saturation(broker, Path(folder), classify, texts, options.backlog)
-                print(result["saturation"], flush=True)
+            found = measure(options, broker, Path(folder), classify)
         finally:
             broker.close()
-    parts = [*result["latency"], *([result["saturation"]] if options.backlog else [])]
-    summary = {
-        "p50_ms": result["latency"][-1]["p50_ms"] if result["latency"] else None,
-        "p99_ms": result["latency"][-1]["p99_ms"] if result["latency"] else None,
-        "saturation_share": result.get("saturation", {}).get("saturation_share"),
-        "lost": sum(part["lost"] for part in parts),
-        "duplicated": sum(part["duplicated"] for part in parts),
-    }
-    print(json.dumps(summary))
-    if options.json:
-        Path(options.json).write_text(json.dumps(result | summary, indent=1) + "\n")
+    packages = versions("torch", "transformers", "kafka-python", "pyarrow")
+    save("stream", found, table(found), packages, options.json, record=options.record)
+    print(json.dumps({k: found[k] for k in ("p50_ms", "p99_ms", "saturation_share", "lost", "duplicated")}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Quix Streams around `transformers.pipeline`, exactly once, as its documentation shows it: one message at a time.
+
+`commit_interval` is its default of 5 s divided by a hundred: a message is visible when its transaction commits, and
+nobody who wants latency would leave the default. Value, key and timestamp stay; the label goes into a header.
+
+    python quix.py MODEL SERVERS SOURCE TARGET
+"""
+
+import sys
+
+import torch
+from quixstreams import Application
+from transformers import pipeline
+from transformers.utils import logging
+
+
+def main(model, servers, source, target):
+    logging.set_verbosity_error()
+    classify = pipeline("text-classification", model=model, device="cpu", dtype=torch.float32)
+    application = Application(
+        broker_address=servers,
+        consumer_group=target,
+        auto_offset_reset="earliest",
+        processing_guarantee="exactly-once",
+        commit_interval=0.05,
+        loglevel="WARNING",
+    )
+    incoming = application.topic(source, value_deserializer="bytes")
+    outgoing = application.topic(target, value_serializer="bytes")
+
+    def label(value, _key, _timestamp, _headers):
+        return [("label", classify(value.decode(), truncation=True)[0]["label"].encode())]
+
+    application.dataframe(incoming).set_headers(label).to_topic(outgoing)
+    application.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

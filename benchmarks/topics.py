@@ -1,0 +1,124 @@
+"""What the stream benchmarks need of a broker: load, somebody who watches the output, contestants as processes."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kafka import KafkaConsumer, KafkaProducer
+
+from benchmarks.children import ROOT
+from tests.services.kafka import KafkaBroker
+
+PARTITIONS = 2
+
+
+@dataclass
+class Contestant:
+    """A program that labels the topic NAME-in into NAME-out; `command` is what follows these three: servers, topics."""
+
+    name: str
+    command: list[str]
+    spec: str | None = None
+    """A job's YAML with {name}, {servers}, {source}, {target}; its path becomes the command's last word."""
+
+
+class Run:
+    """One contestant on a pair of topics of its own, from `start` to `stop`. A context manager."""
+
+    def __init__(self, broker: KafkaBroker, folder: Path, contestant: Contestant, occasion: str) -> None:
+        name = f"{contestant.name}-{occasion}"
+        self.servers = broker.servers
+        self.source = broker.create_topic(f"{name}-in", PARTITIONS)
+        self.target = broker.create_topic(f"{name}-out", PARTITIONS)
+        self.watcher = Watcher(broker.servers, self.target)
+        self.log = folder / f"{name}.log"
+        words = {"name": name, "servers": broker.servers, "source": self.source, "target": self.target}
+        if contestant.spec is None:
+            self.command = [*contestant.command, broker.servers, self.source, self.target]
+        else:
+            broker.create_topic(f"{name}-out-dead", PARTITIONS)
+            spec = folder / f"{name}.yaml"
+            spec.write_text(contestant.spec.format(**words))
+            self.command = [*contestant.command, str(spec)]
+        self.process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=log, stderr=log)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watcher.stop()
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    @property
+    def resident_mb(self) -> float:
+        """MiB of memory that the process holds now; Linux."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / (1 << 20)
+
+    def wait_for(self, count: int, deadline: float) -> bool:
+        """False if fewer are there after `deadline` seconds. Raises SystemExit if the contestant has ended."""
+        end = time.monotonic() + deadline
+        while len(self.watcher.seen) < count:
+            if self.process and self.process.poll() is not None:
+                raise SystemExit(f"{' '.join(self.command)} has ended:\n{self.log.read_text()[-3000:]}")
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.02)
+        return True
+
+
+class Watcher(threading.Thread):
+    """Reads a topic committed-only from the start and notes when each message became visible, and its timestamp."""
+
+    def __init__(self, servers: str, topic: str) -> None:
+        super().__init__(daemon=True)
+        self.seen: list[tuple[float, float]] = []
+        self._stopping = threading.Event()
+        self._consumer = KafkaConsumer(
+            topic,
+            bootstrap_servers=servers,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            group_id=None,
+            fetch_max_wait_ms=100,
+        )
+        self.start()
+
+    def run(self) -> None:
+        while not self._stopping.is_set():
+            for records in self._consumer.poll(timeout_ms=100, max_records=5000).values():
+                now = time.time()
+                self.seen += [(now, record.timestamp / 1000) for record in records]
+        self._consumer.close()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join(30)
+
+
+def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
+    """`count` messages at `rate` a second, or as fast as it goes, to the partitions in turn, numbered from `first`."""
+    producer = KafkaProducer(bootstrap_servers=servers, linger_ms=0 if rate else 20)
+    began = time.monotonic()
+    for i in range(count):
+        if rate:
+            time.sleep(max(0.0, began + i / rate - time.monotonic()))
+        producer.send(topic, f"{texts[i % len(texts)]} {first + i}".encode(), key=b"%d" % i, partition=i % PARTITIONS)
+    producer.flush(600)
+    producer.close()
