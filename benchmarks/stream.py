@@ -28,9 +28,8 @@ import pyarrow.parquet as pq
 from benchmarks.children import PYTHON, ROOT, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
-from benchmarks.topics import Contestant, Run, send
+from benchmarks.topics import Contestant, Run, send, unaccounted
 from tests.services.kafka import KafkaBroker
-from tests.services.kafka_faults import differences
 from transforms.model_files import find_model
 
 PEERS = Path(__file__).parent / "peers"
@@ -40,11 +39,11 @@ TITLES = {
     "quix": "Quix Streams, exactly once",
 }
 SPEC = """
-name: {{name}}
-source: {{{{type: kafka, servers: "{{servers}}", topics: {{source}}}}}}
+name: {name}
+source: {type: kafka, servers: "{servers}", topics: {source}}
 classify: [{classify}]
-sink: {{{{type: kafka, topic: {{target}}, mode: headers}}}}
-blocks: {{{{rows: 512}}}}
+sink: {type: kafka, topic: {target}, mode: headers}
+blocks: {rows: 512}
 """
 BULK = """
 source: {{type: parquet, path: {folder}/bulk.parquet}}
@@ -56,7 +55,7 @@ PATIENCE = 30.0
 
 
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
-    found = [Contestant("tagstream", [PYTHON, "-m", "pipelines.cli", "run"], SPEC.format(classify=classify))]
+    found = [Contestant("tagstream", [PYTHON, "-m", "pipelines.cli", "run"], SPEC.replace("{classify}", classify))]
     if options.peers and options.ms_per_row is None:
         model = str(find_model(options.model).path)
         quix = environment("quix", ["quixstreams==3.28.*", same("torch"), same("transformers")])
@@ -80,15 +79,15 @@ def latency(
         kept_up = run.wait_for(10 + warm + count, PATIENCE)
         seen = list(run.watcher.seen)
     values = np.array([visible - sent for visible, sent in seen[10 + warm :]]) * 1000
-    found = differences(broker.servers, run.source, run.target) if kept_up else {"lost": None, "doubled": None}
+    lost, twice = unaccounted(broker.servers, run.source, run.target) if kept_up else (None, None)
     return {
         "who": contestant.name,
         "rate": rate,
         "p50_ms": round(float(np.percentile(values, 50)), 1) if kept_up else None,
         "p99_ms": round(float(np.percentile(values, 99)), 1) if kept_up else None,
         "behind": 10 + warm + count - len(seen),
-        "lost": found["lost"],
-        "duplicated": found["doubled"],
+        "lost": lost,
+        "duplicated": twice,
     }
 
 
@@ -102,10 +101,10 @@ def backlog_rate(
         if not run.wait_for(count, 900):
             raise SystemExit(f"{contestant.name}: {len(run.watcher.seen)} of {count} messages after 900 s")
         times = sorted(visible for visible, _ in run.watcher.seen)
-    found = differences(broker.servers, run.source, run.target)
+    lost, twice = unaccounted(broker.servers, run.source, run.target)
     skip = count // 10
     rate = (count - skip) / (times[-1] - times[skip])
-    return {"per_s": round(rate, 1), "messages": count, "lost": found["lost"], "duplicated": found["doubled"]}
+    return {"per_s": round(rate, 1), "messages": count, "lost": lost, "duplicated": twice}
 
 
 def bulk_rate(folder: Path, classify: str, texts: list[str], count: int) -> float:

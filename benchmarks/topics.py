@@ -14,6 +14,7 @@ from kafka import KafkaConsumer, KafkaProducer
 
 from benchmarks.children import ROOT
 from tests.services.kafka import KafkaBroker
+from tests.services.kafka_faults import read_all
 
 PARTITIONS = 2
 
@@ -44,7 +45,10 @@ class Run:
         else:
             broker.create_topic(f"{name}-out-dead", PARTITIONS)
             spec = folder / f"{name}.yaml"
-            spec.write_text(contestant.spec.format(**words))
+            text = contestant.spec
+            for word, value in words.items():
+                text = text.replace(f"{{{word}}}", value)
+            spec.write_text(text)
             self.command = [*contestant.command, str(spec)]
         self.process: subprocess.Popen | None = None
 
@@ -110,6 +114,15 @@ class Watcher(threading.Thread):
     def stop(self) -> None:
         self._stopping.set()
         self.join(30)
+
+
+def unaccounted(servers: str, source: str, target: str) -> tuple[int, int]:
+    """How many messages of `source` are nowhere in `target`, and how many are there more than once; any partition."""
+    want, have = (
+        [record.value for records in read_all(servers, topic).values() for record in records]
+        for topic in (source, target)
+    )
+    return len(set(want) - set(have)), len(have) - len(set(have))
 
 
 def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
