@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from schemas.lake_spec import DeltaDeadLetters, DeltaSink, DeltaSource, IcebergDeadLetters, IcebergSink, IcebergSource
 from schemas.runner_spec import LocalRunner, Runner
 from schemas.spec_base import Spec, TextColumns
 from schemas.sql_spec import DuckDBDeadLetters, DuckDBSink, DuckDBSource, SqlDeadLetters, SqlSink, SqlSource
@@ -148,10 +149,21 @@ class ParquetDeadLetters(Spec):
     path: str = Field(description="Folder of the dead letters.")
 
 
-Source = Annotated[ParquetSource | MemorySource | KafkaSource | SqlSource | DuckDBSource, Field(discriminator="type")]
-Sink = Annotated[ParquetSink | MemorySink | KafkaSink | SqlSink | DuckDBSink, Field(discriminator="type")]
+Source = Annotated[
+    ParquetSource | MemorySource | KafkaSource | SqlSource | DuckDBSource | IcebergSource | DeltaSource,
+    Field(discriminator="type"),
+]
+Sink = Annotated[
+    ParquetSink | MemorySink | KafkaSink | SqlSink | DuckDBSink | IcebergSink | DeltaSink, Field(discriminator="type")
+]
 DeadLetters = Annotated[
-    ParquetDeadLetters | KafkaDeadLetters | SqlDeadLetters | DuckDBDeadLetters, Field(discriminator="type")
+    ParquetDeadLetters
+    | KafkaDeadLetters
+    | SqlDeadLetters
+    | DuckDBDeadLetters
+    | IcebergDeadLetters
+    | DeltaDeadLetters,
+    Field(discriminator="type"),
 ]
 
 

@@ -129,6 +129,8 @@ _SOURCES = {
     "kafka": "transforms.io.kafka_source",
     "sql": "transforms.io.sql_source",
     "duckdb": "transforms.io.duckdb_source",
+    "iceberg": "transforms.io.iceberg_source",
+    "delta": "transforms.io.delta_source",
 }
 _SINKS = {
     "parquet": "transforms.io.parquet_sink",
@@ -136,6 +138,8 @@ _SINKS = {
     "kafka": "transforms.io.kafka_sink",
     "sql": "transforms.io.sql_sink",
     "duckdb": "transforms.io.duckdb_sink",
+    "iceberg": "transforms.io.iceberg_sink",
+    "delta": "transforms.io.delta_sink",
 }
 
 

@@ -11,7 +11,6 @@ import posixpath
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import fsspec
@@ -23,9 +22,9 @@ from schemas.errors import SourceError
 from schemas.results import empty_batch, unreadable
 from schemas.spec import JobSpec, ParquetSource
 from transforms.io.blocks import BlockCutter, check_columns
+from transforms.io.parquet_rows import read_rows, row_ranges
 
 _GLOB = "*?["
-_READ_BUFFER = 1 << 20
 _FOOTER_THREADS = 8
 
 
@@ -78,8 +77,6 @@ class _Source:
             for batch in self._batches(path, start, stop):
                 yield from self.cutter.cut(split.id, batch, position)
                 position += batch.num_rows
-            if position < stop:
-                raise OSError(f"ends at row {position:,} of {stop:,}")
         except (OSError, pa.ArrowException) as error:
             message = f"{path}: can't be read from row {position:,} on: {' '.join(str(error).split())}"
             if self.spec.on_bad_file == "fail":
@@ -88,31 +85,9 @@ class _Source:
             yield Block(Span(split.id, position, stop), empty_batch(self.cutter.schema), dead)
 
     def _batches(self, path: str, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Batches of exactly the rows `start` to `stop`; a large row group is streamed, never held whole."""
         columns = list(dict.fromkeys([self.spec.text, *self.kept.names]))
         with self.fs.open(path, "rb") as opened:
-            file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
-            first_row = 0
-            for group in range(file.num_row_groups):
-                rows = file.metadata.row_group(group).num_rows
-                if first_row < stop and first_row + rows > start:
-                    at = first_row
-                    size = self._batch_rows(file.metadata.row_group(group), columns)
-                    for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
-                        low, high = max(start - at, 0), min(stop - at, batch.num_rows)
-                        if low < high:
-                            yield batch.slice(low, high - low)
-                        at += batch.num_rows
-                        if at >= stop:
-                            return
-                first_row += rows
-
-    def _batch_rows(self, group: Any, columns: list[str]) -> int:
-        """Rows to decode at a time, so that an average block of this row group stays within its bytes."""
-        chunks = (group.column(i) for i in range(group.num_columns))
-        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
-        fitting = int(self.blocks.bytes * group.num_rows / max(1, size))
-        return max(1, min(self.blocks.rows, fitting))
+            yield from read_rows(opened, columns, start, stop, self.blocks)
 
     def _splits_of(self, file: _File) -> Iterator[Split]:
         stem = posixpath.splitext(file.name)[0]
@@ -120,7 +95,7 @@ class _Source:
         if file.error:
             yield Split(split_id(stem, **identity, error=True), 0, 1, {"path": file.path, "error": file.error})
             return
-        for start, stop in _ranges(file.groups, self.spec.split_rows):
+        for start, stop in row_ranges(file.groups, self.spec.split_rows):
             yield Split(split_id(stem, **identity, start=start, stop=stop), start, stop, {"path": file.path})
 
     def _inspect(self) -> list[_File]:
@@ -185,23 +160,6 @@ class _Source:
             message = str(error).removeprefix(f"{file.path}: ")
             return _File(file.path, file.name, file.size, file.footer_hash, (), None, message)
         return file
-
-
-def _ranges(groups: tuple[int, ...], most: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most `most` rows: whole row groups together where they fit, large ones cut evenly."""
-    start = stop = 0
-    for rows in groups:
-        if stop - start + rows > most and stop > start:
-            yield start, stop
-            start = stop
-        stop += rows
-        if rows > most:
-            parts = -(-rows // most)
-            bounds = [start + rows * i // parts for i in range(parts + 1)]
-            yield from pairwise(bounds)
-            start = stop
-    if stop > start:
-        yield start, stop
 
 
 def open_source(spec: JobSpec) -> _Source:

@@ -19,14 +19,14 @@ def read_plan(folder: Folder) -> list[Split]:
     splits: list[Split] = []
     for name in plan_files(folder):
         with folder.fs.open(folder.at(name), "rb") as opened:
-            splits += [Split(**split) for split in json.loads(opened.read())]
+            splits += splits_from(opened.read())
     return splits
 
 
 def write_plan(folder: Folder, planned: int, more: list[Split]) -> None:
     """Append `more` to a plan of `planned` splits, unless another process was first."""
     tmp = folder.new_tmp()
-    tmp.write_text(json.dumps([split.__dict__ for split in more]))
+    tmp.write_text(splits_to(more))
     try:
         folder.publish(tmp, f"_plan-{planned:09d}.json")
     finally:
@@ -36,3 +36,13 @@ def write_plan(folder: Folder, planned: int, more: list[Split]) -> None:
 def plan_files(folder: Folder) -> list[str]:
     """Names of the plan's files, in order."""
     return sorted(name for name in folder.names() if _PLAN.match(name))
+
+
+def splits_to(splits: list[Split]) -> str:
+    """A part of a plan as JSON."""
+    return json.dumps([split.__dict__ for split in splits])
+
+
+def splits_from(text: str | bytes) -> list[Split]:
+    """What `splits_to` was given."""
+    return [Split(**split) for split in json.loads(text)]

@@ -20,7 +20,7 @@ from schemas.block import TEXT
 from schemas.errors import SourceError
 from tests.transforms.io.source_contract import SourceContract, job, plain_table
 from transforms.io import Source, open_source
-from transforms.io.parquet_source import _ranges
+from transforms.io.parquet_rows import row_ranges
 
 CODECS = ["none", "snappy", "gzip", "brotli", "zstd", "lz4"]
 
@@ -131,7 +131,7 @@ def test_copied_input_is_the_same_and_changed_input_is_new(tmp_path: Path) -> No
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40))
 def test_ranges_cover_all_rows(groups: list[int], most: int) -> None:
     """Without gap or overlap, none empty or larger than allowed; row groups that fit together are not cut."""
-    ranges = list(_ranges(tuple(groups), most))
+    ranges = list(row_ranges(tuple(groups), most))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= most for start, stop in ranges)
     assert len(ranges) <= sum(-(-rows // most) for rows in groups)

@@ -1,0 +1,73 @@
+"""Iceberg and Delta tables keep what sources and sinks promise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.block import TEXT
+from schemas.results import dead_schema
+from tests.transforms.io.lakes import DeltaLake, IcebergLake, Lake
+from tests.transforms.io.sink_contract import KEPT, SinkContract
+from tests.transforms.io.source_contract import SourceContract, job
+from transforms.io import Sink, Source, open_sink, open_source
+
+
+class LakeSourceContract(SourceContract):
+    lake: type[Lake]
+    kept_types = (
+        "bool", "double", "decimal", "date", "instant", "string", "binary", "list", "lists", "struct", "map", "a.b",
+    )  # fmt: skip
+
+    def open_source(self, folder: Path, table: pa.Table, blocks: dict[str, int], **settings: Any) -> Source:
+        lake = self.lake(folder)
+        if not lake.table("rows").num_columns:
+            lake.append("rows", table)
+        return open_source(job({**lake.settings("rows"), **settings}, **blocks))
+
+
+class LakeSinkContract(SinkContract):
+    lake: type[Lake]
+
+    def open_sink(self, folder: Path, **settings: Any) -> Sink:
+        return open_sink(self.job({**self.lake(folder).settings("labels"), **settings}))
+
+    def labels(self, folder: Path) -> pa.Table:
+        found = self.lake(folder).table("labels")
+        return as_written(found, found.schema)
+
+    def dead(self, folder: Path) -> pa.Table:
+        name = "labels-dead" if self.lake is DeltaLake else "labels_dead"
+        return as_written(self.lake(folder).table(name), dead_schema(KEPT))
+
+
+def as_written(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with the small types that blocks have; no columns if there is none."""
+    if not table.num_columns:
+        return table
+    small = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+    fields = [pa.field(f.name, small.get(f.type, f.type), f.nullable) for f in schema]
+    return table.select(schema.names).cast(pa.schema(fields))
+
+
+class TestIcebergSource(LakeSourceContract):
+    lake = IcebergLake
+
+    def test_null_and_invalid_texts_are_kept(self, tmp_path: Path) -> None:
+        """PyIceberg writes no text that is not UTF-8."""
+        texts = ["ok", None, "", "nul\x00"]
+        assert self.rows(self.source(tmp_path, pa.table({"id": range(4), "text": texts})), TEXT) == texts
+
+
+class TestDeltaSource(LakeSourceContract):
+    lake = DeltaLake
+
+
+class TestIcebergSink(LakeSinkContract):
+    lake = IcebergLake
+
+
+class TestDeltaSink(LakeSinkContract):
+    lake = DeltaLake

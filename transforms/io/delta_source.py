@@ -1,0 +1,146 @@
+"""A Delta Lake table as a source: see `lake_source`. Files come from the log, their rows from Parquet directly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.block import Split
+from schemas.errors import SourceError
+from schemas.lake_spec import DeltaSource, secrets_of
+from schemas.spec import JobSpec
+from transforms.io.delta_log import DeltaLog
+from transforms.io.delta_table import DeltaAccess
+from transforms.io.lake_source import LakeFile, LakeSource, small_types
+from transforms.io.parquet_rows import read_rows
+
+if TYPE_CHECKING:
+    from deltalake import DeltaTable
+
+_NOT_READ = ("columnMapping", "typeWidening", "variantType")
+"""Reader features under which a column is not simply what the file calls it."""
+
+
+class _Source(LakeSource):
+    def __init__(self, spec: JobSpec) -> None:
+        source = cast("DeltaSource", spec.source)
+        storage = {name: value.get_secret_value() for name, value in source.storage.items()}
+        self.access = DeltaAccess(source.path, storage, secrets_of(source.storage), SourceError)
+        self._versions: dict[int, DeltaTable] = {}
+        super().__init__(spec, self.access.where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{n: v for n, v in self.__dict__.items() if n != "_store"}, "_versions": {}}
+
+    def _at(self, version: int | None) -> DeltaTable:
+        """The table at a version; None: the newest."""
+        if version in self._versions:
+            return self._versions[version]
+        table = self.access.table(version)
+        if table is None:
+            raise SourceError(f"{self.where}: there is no Delta table")
+        return self._versions.setdefault(table.version(), table)
+
+    @cached_property
+    def _store(self) -> Any:
+        return self.access.files(self._at(self.version))
+
+    def _pin(self) -> tuple[int | None, pa.Schema]:
+        table = self._at(None)
+        refused = [name for name in table.protocol().reader_features or () if name.startswith(_NOT_READ)]
+        if refused:
+            raise SourceError(f"{self.where}: reader feature {refused[0]} is not supported; copy the table without it")
+        return table.version(), small_types(pa.schema(table.schema().to_arrow()))
+
+    def _translated(self) -> AbstractContextManager[None]:
+        return self.access.translated()
+
+    def _files(self) -> list[LakeFile]:
+        table = self._at(self.version)
+        found = pa.table(table.get_add_actions(flatten=True))
+        partitions = [name for name in self.columns if f"partition.{name}" in found.column_names]
+        deleted = {path: int((~keep).sum()) for path, keep in self._kept_rows(self.version).items()}
+        files = []
+        found = found.sort_by([("modification_time", "ascending"), ("path", "ascending")])
+        for row in found.select(["path", "num_records", *(f"partition.{name}" for name in partitions)]).to_pylist():
+            constant = {name: _text(row[f"partition.{name}"]) for name in partitions}
+            path = unquote(row["path"])
+            files.append(LakeFile(path, row["num_records"], deleted.get(path, 0), constant))
+        return files
+
+    def _added(self, since: int) -> list[LakeFile]:
+        log = DeltaLog(self._store, cast("int", self.version))
+        partitions = set(self._at(self.version).metadata().partition_columns) & set(self.columns)
+        files = []
+        for version in range(since + 1, log.version + 1):
+            if (actions := log.actions(version)) is None:
+                raise SourceError(
+                    f"{self.where}: only_new can't tell what is new: the log of version {version} was cleaned up. "
+                    "--overwrite begins anew"
+                )
+            added = [a["add"] for a in actions if "add" in a and a["add"]["dataChange"]]
+            if added and any("remove" in a and a["remove"]["dataChange"] for a in actions):
+                raise SourceError(
+                    f"{self.where}: only_new can't tell what is new: version {version} rewrote rows. Without only_new "
+                    "the job keeps to the rows it has planned; --overwrite begins anew"
+                )
+            for add in added:
+                constant = {name: add["partitionValues"].get(name) for name in partitions}
+                files.append(LakeFile(unquote(add["path"]), None, 0, constant))
+        return files
+
+    def _kept_rows(self, version: int | None) -> dict[str, Any]:
+        """By path of the files that have deletion vectors: bool array, which rows are still there."""
+        table = self._at(version)
+        if "deletionVectors" not in (table.protocol().reader_features or ()):
+            return {}
+        root = table.table_uri.rstrip("/") + "/"
+        vectors = pa.table(table.deletion_vectors()).to_pylist()
+        return {
+            unquote(row["filepath"]).removeprefix(root): np.asarray(row["selection_vector"], bool) for row in vectors
+        }
+
+    def _open(self, path: str) -> AbstractContextManager[Any]:
+        return self._store.open_input_file(path)  # type: ignore[no-any-return]
+
+    def _batches(self, split: Split, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+        path, constant = split.payload["path"], split.payload["constant"]
+        keep = self._kept_rows(split.payload["version"])[path] if split.whole else None
+        with self._open(path) as opened:
+            file = pq.ParquetFile(opened)
+            stop = min(stop, file.metadata.num_rows) if split.whole else stop
+            names = [name for name in self.columns if name in file.schema_arrow.names and name not in constant]
+            opened.seek(0)
+            at = start
+            for batch in read_rows(opened, names or file.schema_arrow.names[:1], start, stop, self.cutter.blocks):
+                whole = pa.RecordBatch.from_arrays(
+                    [self._column(name, batch, names, constant) for name in self.columns], self.columns
+                )
+                if keep is not None:  # a vector ends with the last row that was deleted
+                    mask = np.ones(batch.num_rows, bool)
+                    mask[: max(0, len(keep) - at)] = keep[at : at + batch.num_rows]
+                    whole = whole.filter(pa.array(mask))
+                at += batch.num_rows
+                yield whole
+
+    def _column(self, name: str, batch: pa.RecordBatch, names: list[str], constant: dict[str, str | None]) -> pa.Array:
+        kind = self.schema.field(name).type
+        if name in names:
+            return batch.column(name).cast(kind)
+        return pa.array([constant.get(name)] * batch.num_rows, pa.string()).cast(kind)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def open_source(spec: JobSpec) -> LakeSource:
+    """See `transforms.io.open_source`."""
+    return _Source(spec)

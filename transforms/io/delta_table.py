@@ -1,0 +1,196 @@
+"""One Delta Lake table: see `lake_table.LakeTable`. Numbers are versions of application transactions.
+
+Their names begin with `tagstream/<job>/`. Delta refuses a commit whose transaction another commit has changed since the
+table was loaded, and every commit since which the table's definition has changed; other commits do not disturb it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from schemas.errors import SinkError, TagstreamError
+from transforms.io.delta_log import DeltaLog
+from transforms.io.lake_table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, missing_columns
+
+if TYPE_CHECKING:
+    from deltalake import CommitProperties, DeltaTable
+
+
+_BUFFER = 1 << 20
+"""Also hands over bytes, where an unbuffered stream hands over what the package does not take."""
+
+
+class DeltaAccess:
+    """How to reach a table, and what its errors become. `failure`: SinkError or SourceError."""
+
+    def __init__(self, path: str, storage: dict[str, str], secrets: list[str], failure: type[TagstreamError]) -> None:
+        self.path = path
+        self.storage = storage
+        self.where = f"Delta table {path}"
+        self._secrets = secrets
+        self._failure = failure
+
+    def table(self, version: int | None = None) -> DeltaTable | None:
+        """Freshly loaded; None if there is none."""
+        from deltalake import DeltaTable
+        from deltalake.exceptions import TableNotFoundError
+
+        try:
+            return DeltaTable(self.path, version=version, storage_options=self.storage or None)
+        except TableNotFoundError:
+            return None
+
+    def files(self, table: DeltaTable) -> pafs.FileSystem:
+        """The table's folder."""
+        from deltalake.fs import DeltaStorageHandler
+
+        return pafs.PyFileSystem(DeltaStorageHandler.from_table(table._table, self.storage or None))  # noqa: SLF001
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raises ConflictError for a lost race, else `failure` without secrets."""
+        try:
+            from deltalake.exceptions import CommitFailedError, DeltaError
+        except ImportError:
+            raise self._failure("Delta Lake is not installed: pip install 'tagstream[delta]'") from None
+        try:
+            yield
+        except (TagstreamError, ConflictError, FileNotFoundError):
+            raise
+        except Exception as error:  # noqa: BLE001  whatever the package raises gets a name, and loses its secrets
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            for secret in self._secrets:
+                message = message.replace(secret, "***")
+            if isinstance(error, CommitFailedError) or (isinstance(error, DeltaError) and "already exists" in message):
+                raise ConflictError(message) from None
+            raise self._failure(f"{self.where}: {message}") from None
+
+
+class _State:
+    def __init__(self, table: DeltaTable, files: pafs.FileSystem, job: str) -> None:
+        self.table = table
+        self.schema = pa.schema(table.schema().to_arrow())
+        self._files = files
+        self._job = job
+
+    def get(self, name: str) -> int | None:
+        return self.table.transaction_version(_app(self._job, name))
+
+    def all(self) -> dict[str, int]:
+        prefix = _app(self._job, "")
+        found = DeltaLog(self._files, self.table.version()).transactions().items()
+        return {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}
+
+    def seconds(self) -> dict[str, tuple[int, float]]:
+        found: dict[str, tuple[int, float]] = {}
+        for note in DeltaLog(self._files, self.table.version()).notes():
+            if note.get("tagstream.job") == self._job and (split := note.get("tagstream.split")):
+                rows, seconds = found.get(split, (0, 0.0))
+                found[split] = rows + int(note["tagstream.rows-in"]), seconds + float(note["tagstream.seconds"])
+        return found
+
+
+class DeltaLakeTable:
+    """See `lake_table.LakeTable`."""
+
+    def __init__(self, path: str, storage: dict[str, str], secrets: list[str], job: str) -> None:
+        self.access = DeltaAccess(path, storage, secrets, SinkError)
+        self.where = self.access.where
+        self.job = job
+
+    def load(self) -> _State | None:
+        with self.access.translated():
+            table = self.access.table()
+            return None if table is None else _State(table, self.access.files(table), self.job)
+
+    def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
+        self._create(schema, values, "error")
+
+    def replace(self, state: _State, schema: pa.Schema, values: dict[str, int]) -> None:
+        self._create(schema, values, "overwrite")
+
+    def _create(self, schema: pa.Schema, values: dict[str, int], mode: Any) -> None:
+        with self.access.translated():
+            from deltalake import DeltaTable
+
+            properties = self._properties(values, {}, once=True)
+            storage = self.access.storage or None
+            DeltaTable.create(self.access.path, schema, mode, storage_options=storage, commit_properties=properties)
+
+    def append(
+        self,
+        state: _State,
+        rows: Staged | None,
+        values: dict[str, int],
+        note: dict[str, str],
+        without: Letters | None,
+    ) -> None:
+        with self.access.translated():
+            from deltalake import write_deltalake
+
+            if without is not None:  # a commit of its own; done again, it finds nothing
+                state.table.delete(without.predicate)
+            merge = rows is not None and any(missing_columns(state.schema, rows.schema))
+            reader = rows.reader() if rows else state.schema.empty_table().to_reader()
+            write_deltalake(
+                state.table,
+                reader,
+                mode="append",
+                schema_mode="merge" if merge else None,
+                commit_properties=self._properties(values, note),
+            )
+
+    def forget(self, staged: Staged) -> None:
+        """Delta's own clean-up (VACUUM) removes files that no version knows."""
+
+    def rows(self, columns: list[str], job: str | None, limit: int | None) -> pa.Table:
+        with self.access.translated():
+            table = self.access.table()
+            if table is None:
+                return pa.table({})
+            found = table.to_pyarrow_dataset()
+            where = None if job is None else pc.field("job") == job
+            if limit is not None:
+                return found.head(limit, columns=columns or None, filter=where)
+            return found.to_table(columns=columns or None, filter=where)
+
+    def put(self, name: str, rows: pa.RecordBatchReader, note: dict[str, str]) -> None:
+        with (
+            self.access.translated(),
+            self._folder().open_output_stream(f"{FOLDER}/{name}", buffer_size=_BUFFER) as opened,
+        ):
+            opened.write(as_bytes(rows, note))
+
+    def take(self, name: str) -> tuple[pa.Table, dict[str, str]] | None:
+        try:
+            with self.access.translated(), self._folder().open_input_stream(f"{FOLDER}/{name}") as opened:
+                return from_bytes(opened.read())
+        except FileNotFoundError:
+            return None
+
+    def drop(self, name: str) -> None:
+        with self.access.translated(), suppress(FileNotFoundError):
+            self._folder().delete_file(f"{FOLDER}/{name}")
+
+    def _folder(self) -> pafs.FileSystem:
+        table = self.access.table()
+        if table is None:
+            raise ConflictError("the table was removed")
+        return self.access.files(table)
+
+    def _properties(self, values: dict[str, int], note: dict[str, str], *, once: bool = False) -> CommitProperties:
+        """`once`: a table that is made must not be made again on top of somebody else's, as version 1."""
+        from deltalake import CommitProperties, Transaction
+
+        transactions = [Transaction(_app(self.job, name), value) for name, value in values.items()]
+        return CommitProperties(note, max_commit_retries=0 if once else None, app_transactions=transactions)
+
+
+def _app(job: str, name: str) -> str:
+    return f"tagstream/{job}/{name}"
