@@ -2,151 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import re
 import sys
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+
+from pipelines import cli_cluster  # noqa: F401  registers its commands
+from pipelines.cli_options import (
+    DeadOption,
+    DebugOption,
+    IdOption,
+    KeepOption,
+    LimitOption,
+    ModelOption,
+    ReportOption,
+    SetOption,
+    SinkOption,
+    SourceOption,
+    Spec,
+    TextOption,
+    app,
+    column_name,
+    command,
+    consoles,
+    load,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from schemas.spec import JobSpec
 
-app = typer.Typer(
-    name="tagstream",
-    help="Labels on text at scale: one YAML file, any Hugging Face classifier, every row accounted for.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 
-_INPUT, _OUTPUT, _MORE = "Input, instead of a SPEC", "Output, instead of a SPEC", "More"
-Spec = Annotated[str | None, typer.Argument(metavar="[SPEC]", help="Job specification, YAML.")]
-SourceOption = Annotated[
-    str | None, typer.Option("--source", help="Parquet file, folder or glob.", rich_help_panel=_INPUT)
-]
-TextOption = Annotated[str | None, typer.Option("--text", help="Column with the text.", rich_help_panel=_INPUT)]
-IdOption = Annotated[str | None, typer.Option("--id", help="Column that identifies a row.", rich_help_panel=_INPUT)]
-KeepOption = Annotated[
-    list[str] | None, typer.Option("--keep", help="Column to pass through; repeatable.", rich_help_panel=_INPUT)
-]
-ModelOption = Annotated[
-    list[str] | None,
-    typer.Option("--model", help="Bundled name, folder or Hugging Face id; repeatable.", rich_help_panel=_INPUT),
-]
-SinkOption = Annotated[str | None, typer.Option("--sink", help="Output folder.", rich_help_panel=_OUTPUT)]
-DeadOption = Annotated[
-    str | None, typer.Option("--dead-letters", help="Folder of the dead letters.", rich_help_panel=_OUTPUT)
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="Override: source.path=in/. Repeatable.", metavar="FIELD=VALUE"),
-]
-LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the input.")]
-ReportOption = Annotated[str | None, typer.Option("--report", help="Write the result as JSON.", metavar="FILE.json")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="Full logs and tracebacks.")]
-
-
-def _command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors of ours become a message and an exit code; a defect shows its traceback with --debug only."""
-
-    @functools.wraps(function)
-    def run(**options: Any) -> None:
-        debug = options.get("debug", False)
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-        from schemas.errors import TagstreamError
-
-        _set_logs(debug=debug)
-        try:
-            function(**options)
-        except TagstreamError as error:
-            if debug:
-                raise
-            _fail(str(error), error.exit_code)
-        except KeyboardInterrupt:
-            _fail("interrupted; what was committed stays", 130)
-        except BrokenPipeError:
-            sys.stderr.close()
-            raise typer.Exit(1) from None
-        except Exception as error:
-            if debug:
-                raise
-            _fail(f"{type(error).__name__}: {error}\nThis is a defect of tagstream; --debug shows where.", 1)
-
-    return app.command()(run)
-
-
-def _set_logs(*, debug: bool) -> None:
-    """Beam and its friends log what we say better ourselves; `debug` lets them. Before they are imported."""
-    import logging
-
-    logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL)
-    if not debug:
-        for name in ("apache_beam", "transformers", "huggingface_hub"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    from rich.console import Console
-
-    Console(stderr=True).print(f"[bold red]error:[/] {_escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
-    """The specification from file, flags and --set, in this order of precedence from low to high."""
-    from schemas.errors import SpecError
-    from schemas.spec_file import load_spec, parse_override
-
-    overrides: dict[str, Any] = {}
-    if options.get("source"):
-        overrides |= {"source.type": "parquet", "source.path": options["source"]}
-    for flag in ("text", "id", "keep"):
-        if options.get(flag):
-            overrides[f"source.{flag}"] = options[flag]
-    if options.get("model"):
-        overrides["classify"] = [{"model": name, "as": _column(name)} for name in options["model"]]
-    if options.get("sink"):
-        overrides |= {"sink.type": "parquet", "sink.path": options["sink"]}
-    if options.get("dead_letters"):
-        overrides["dead_letters"] = {"type": "parquet", "path": options["dead_letters"]}
-    if not sink:
-        overrides["sink"] = {"type": "memory", "name": "none"}
-        overrides["dead_letters"] = None
-    overrides |= dict(parse_override(text) for text in options.get("set_") or [])
-    if options.get("spec") is None:
-        needed = {"--source": "source", "--model": "model"} | ({"--sink": "sink"} if sink else {})
-        given = {*overrides, *(field.split(".")[0] for field in overrides)}
-        names = {"source": "source", "model": "classify", "sink": "sink"}
-        if missing := [flag for flag, name in needed.items() if names[name] not in given]:
-            raise SpecError(f"give a SPEC file, or {', '.join(missing)} as well")
-    return load_spec(options.get("spec"), overrides)
-
-
-def _column(model: str) -> str:
-    """A column name from a model's name: its last part."""
-    name = re.sub(r"[^A-Za-z0-9]+", "_", model.rstrip("/").rpartition("/")[2]).strip("_").lower()
-    return name if re.match(r"[a-z]", name) else f"label_{name}" if name else "label"
-
-
-def _consoles() -> tuple[Console, Console]:
-    """For results, and for what goes on meanwhile."""
-    from rich.console import Console
-
-    return Console(), Console(stderr=True)
-
-
-@_command
+@command
 def run(
     *,
     spec: Spec = None,
@@ -166,6 +55,7 @@ def run(
         float | None, typer.Option("--max-seconds", min=0, help="Stop after this time, as SIGTERM would.")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="On Flink: return as soon as the job runs.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Classify all input that is not done yet. Kill it at any time: the same command goes on where it stopped."""
@@ -174,8 +64,11 @@ def run(
     from pipelines.run import run_job
     from pipelines.show import sample_rows
 
-    out, err = _consoles()
-    job = _load(locals())
+    out, err = consoles()
+    job = load(locals())
+    if detach:
+        _detach(err, job, overwrite=overwrite)
+        return
     if metrics_port is not None:
         from pipelines.prometheus import serve_metrics
 
@@ -192,7 +85,16 @@ def run(
         write_json(report, result.to_dict())
 
 
-@_command
+def _detach(console: Console, job: JobSpec, *, overwrite: bool) -> None:
+    from pipelines.cluster import detach_job
+
+    if (submitted := detach_job(job, console, overwrite=overwrite)) is None:
+        console.print("nothing is left to do")
+    else:
+        console.print(f"tagstream status {submitted.name}; tagstream stop {submitted.name}", soft_wrap=True)
+
+
+@command
 def plan(
     *,
     spec: Spec = None,
@@ -212,14 +114,14 @@ def plan(
     from pipelines.plan import plan_job, print_plan
     from pipelines.report import write_json
 
-    out, _ = _consoles()
-    result = plan_job(_load(locals()), limit)
+    out, _ = consoles()
+    result = plan_job(load(locals()), limit)
     print_plan(out, result)
     if report:
         write_json(report, result.to_dict())
 
 
-@_command
+@command
 def evaluate(
     *,
     spec: Spec = None,
@@ -239,14 +141,14 @@ def evaluate(
     from pipelines.evaluate import evaluate_job, print_evaluation
     from pipelines.report import write_json
 
-    out, err = _consoles()
-    result = evaluate_job(_load(locals(), sink=False), label, err, limit=limit, without=tuple(without or ()))
+    out, err = consoles()
+    result = evaluate_job(load(locals(), sink=False), label, err, limit=limit, without=tuple(without or ()))
     print_evaluation(out, result)
     if report:
         write_json(report, result)
 
 
-@_command
+@command
 def replay(
     *,
     spec: Spec = None,
@@ -266,14 +168,14 @@ def replay(
     from pipelines.replay import replay_job
     from pipelines.report import write_json
 
-    out, err = _consoles()
-    result = replay_job(_load(locals()), err)
+    out, err = consoles()
+    result = replay_job(load(locals()), err)
     print_report(out, result)
     if report:
         write_json(report, result.to_dict())
 
 
-@_command
+@command
 def optimize(
     *,
     what: Annotated[str, typer.Argument(metavar="SPEC|MODEL", help="Job specification, or a model's name.")],
@@ -298,12 +200,12 @@ def optimize(
     from schemas.spec import Classifier
     from schemas.spec_file import load_spec
 
-    console, err = _consoles()
+    console, err = consoles()
     texts = read_sample(sample, text, rows)
     if what.endswith((".yaml", ".yml")):
         classifiers = [c for c in load_spec(what).classify if c.backend.type != "constant"]
     else:
-        classifiers = [Classifier.model_validate({"model": what, "as": _column(what)})]
+        classifiers = [Classifier.model_validate({"model": what, "as": column_name(what)})]
     certificates = {}
     for classifier in classifiers:
         console.print(f"[bold]{classifier.model}[/]")
@@ -315,7 +217,7 @@ def optimize(
         write_json(report, certificates)
 
 
-@_command
+@command
 def models(*, debug: DebugOption = False) -> None:
     """List the classifiers that come with tagstream."""
     from rich.table import Table
@@ -323,10 +225,10 @@ def models(*, debug: DebugOption = False) -> None:
     from models import bundled
     from transforms.model_files import find_model
 
-    out, _ = _consoles()
+    out, _ = consoles()
     table = Table()
-    for column in ("model", "labels", "size", "card"):
-        table.add_column(column)
+    for heading in ("model", "labels", "size", "card"):
+        table.add_column(heading)
     for name, path in bundled().items():
         files = find_model(name)
         size = sum(file.stat().st_size for file in path.iterdir())
@@ -334,7 +236,7 @@ def models(*, debug: DebugOption = False) -> None:
     out.print(table)
 
 
-@_command
+@command
 def verify(
     *,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="Job specification with a Kafka source.")],
@@ -347,8 +249,8 @@ def verify(
     from pipelines.report import write_json
     from pipelines.verify import verify_job
 
-    out, err = _consoles()
-    verdict = verify_job(_load(locals()), err, seconds)
+    out, err = consoles()
+    verdict = verify_job(load(locals()), err, seconds)
     if report:
         write_json(report, verdict.to_dict())
     for example in verdict.examples:
@@ -358,7 +260,7 @@ def verify(
         raise typer.Exit(1)
 
 
-@_command
+@command
 def schema(*, debug: DebugOption = False) -> None:
     """Print the JSON Schema of the specification, for editors."""
     import json

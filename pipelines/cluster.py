@@ -13,10 +13,13 @@ from typing import Any
 from rich.console import Console
 
 from pipelines.build import build, build_live
+from pipelines.flink import Flink, FlinkJob
 from pipelines.job import Job
 from pipelines.remote import Build, follow_flink, run_beam, submit_flink
 from schemas.block import Split
+from schemas.errors import SpecError
 from schemas.runner_spec import BeamRunner, FlinkRunner
+from schemas.spec import JobSpec
 from transforms.metrics import METRICS
 from transforms.stop import STOP
 
@@ -26,43 +29,71 @@ LEDGER_SECONDS = 5.0
 
 def run_pass_remote(job: Job, left: list[tuple[Split, int]], console: Console) -> None:
     """One pass over what is left, on the cluster; counts what the ledger gained. Raises RunnerError."""
-    before = job.rows_done(job.sink.progress())
-    key = f"{job.spec.name}-{id(job)}"
-    expected = job.expectations()
-    _run(job, console, lambda pipeline: build(pipeline, job, left, key, expected), before)
-    gained = job.rows_done(job.sink.progress()) - before
-    METRICS.add(rows_in=gained)
+    _run(job, console, _filler(job, left))
 
 
 def run_live_remote(job: Job, console: Console) -> None:
     """A job without an end, until it is asked to stop. Raises RunnerError."""
+    _run(job, console, _filler(job, []))
+
+
+def detach_job(spec: JobSpec, console: Console, *, overwrite: bool = False) -> FlinkJob | None:
+    """Submit the job, wait until it runs, and leave it to the cluster. None if there is nothing to do.
+
+    Raises TagstreamError.
+    """
+    if not isinstance(spec.runner, FlinkRunner):
+        raise SpecError(f"--detach needs a cluster that goes on alone: runner.type flink, not {spec.runner.type}")
+    with console.status("looking at the input"):
+        job = Job.open(spec, overwrite=overwrite)
+        job.sink.prepare(job.fingerprint(), overwrite=overwrite)
+    if job.live:
+        return _submit(job, spec.runner, console, _filler(job, []))
+    job.settle()
+    progress = job.sink.progress()
+    if not (left := job.left(progress)):
+        return None
+    if job.rows_done(progress):  # the limit on dead letters is for the first rows of a job
+        job.spec = job.spec.model_copy(update={"max_dead": 1.0})
+    return _submit(job, spec.runner, console, _filler(job, left))
+
+
+def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
+    key = f"{job.spec.name}-{id(job)}"
+    expected = job.expectations()
+    if not job.live:
+        return lambda pipeline: build(pipeline, job, left, key, expected)
     runner = job.spec.runner
     if isinstance(runner, FlinkRunner):
         seats = runner.seats_per_slot * runner.parallelism
     else:
         assert isinstance(runner, BeamRunner)
         seats = runner.seats
-    key = f"{job.spec.name}-{id(job)}"
-    expected = job.expectations()
-    _run(job, console, lambda pipeline: build_live(pipeline, job, seats, key, expected), 0)
+    return lambda pipeline: build_live(pipeline, job, seats, key, expected)
 
 
-def _run(job: Job, console: Console, fill: Build, before: int) -> None:
+def _run(job: Job, console: Console, fill: Build) -> None:
     runner = job.spec.runner
+    before = job.rows_done(job.sink.progress())
     if isinstance(runner, BeamRunner):
         with console.status("running; progress is on the runner's own pages"):
             run_beam(runner, job.spec.name, fill)
-        return
-    assert isinstance(runner, FlinkRunner)
+    else:
+        assert isinstance(runner, FlinkRunner)
+        submitted = _submit(job, runner, console, fill)
+        with console.status("running on Flink") as status:
+            follow_flink(runner, submitted, _reporter(job, before, status.update))
+    METRICS.add(rows_in=job.rows_done(job.sink.progress()) - before)
 
+
+def _submit(job: Job, runner: FlinkRunner, console: Console, fill: Build) -> FlinkJob:
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     with console.status("submitting to Flink"):
         submitted = submit_flink(runner, job.spec.name, fill, live=job.live, say=say)
-    say(f"running on Flink: {runner.rest.rstrip('/')}/#/job/{submitted.id}/overview")
-    with console.status("running on Flink") as status:
-        follow_flink(runner, submitted, _reporter(job, before, status.update))
+    say(f"running on Flink: {Flink(runner.rest).url(submitted)}")
+    return submitted
 
 
 def _reporter(job: Job, before: int, update: Callable[[str], Any]) -> Callable[[str], None]:

@@ -6,6 +6,7 @@ Paths are those of https://nightlies.apache.org/flink/flink-docs-stable/docs/ops
 from __future__ import annotations
 
 import json
+import re
 import time
 import urllib.error
 import urllib.request
@@ -20,12 +21,22 @@ ENDED = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
 
 @dataclass(frozen=True)
 class FlinkJob:
-    """One job as the cluster sees it; `started`: milliseconds since 1970."""
+    """One job as the cluster sees it; `started`, `ended`: milliseconds since 1970, the latter 0 while it goes on."""
 
     id: str
     name: str
     state: str
     started: int
+    ended: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of a job on the cluster; `written`: records that it has handed on, counted at the end of bundles."""
+
+    name: str
+    state: str
+    written: int
 
 
 class Flink:
@@ -44,7 +55,8 @@ class Flink:
     def jobs(self) -> list[FlinkJob]:
         """Every job that the cluster remembers, the latest first."""
         found = [
-            FlinkJob(j["jid"], j["name"], j["state"], j["start-time"]) for j in self._call("/jobs/overview")["jobs"]
+            FlinkJob(j["jid"], j["name"], j["state"], j["start-time"], max(0, j["end-time"]))
+            for j in self._call("/jobs/overview")["jobs"]
         ]
         return sorted(found, key=lambda job: -job.started)
 
@@ -52,8 +64,18 @@ class Flink:
         """The latest job of that name or id."""
         return next((job for job in self.jobs() if name_or_id in {job.name, job.id}), None)
 
+    def jobs_of(self, name: str) -> list[FlinkJob]:
+        """Jobs of that name or id, and the submissions of a specification of that name; the latest first."""
+        submissions = re.compile(re.escape(name) + "-[0-9a-f]{8}")
+        return [job for job in self.jobs() if name in {job.name, job.id} or submissions.fullmatch(job.name)]
+
+    def stages(self, job: FlinkJob) -> list[Stage]:
+        """In the order of the graph, the source first."""
+        vertices = self._call(f"/jobs/{job.id}")["vertices"]
+        return [Stage(v["name"], v["status"], v["metrics"]["write-records"]) for v in vertices]
+
     def cancel(self, job: FlinkJob) -> None:
-        """Ends a job. Nothing is lost: what was not committed is read again by the next run."""
+        """Ends a job. Nothing is lost: workers commit what they can, the rest is read again by the next run."""
         self._call(f"/jobs/{job.id}?mode=cancel", "PATCH")
 
     def failures(self, job: FlinkJob) -> list[str]:

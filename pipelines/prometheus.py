@@ -1,20 +1,28 @@
-"""The counters of this process as Prometheus metrics, on a port if asked."""
+"""The counters of this process, or of all workers of a pool, as Prometheus metrics, on a port if asked."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from schemas.errors import SpecError
 from transforms.live import FEEDS
 from transforms.metrics import METRICS, STAGES
 
+log = logging.getLogger(__name__)
+SCRAPE_SECONDS = 2.0
 
-class _JobCollector(Collector):
+
+class JobCollector(Collector):
+    """What this process has done."""
+
     def collect(self) -> Iterable[Metric]:
         now = METRICS.snapshot()
         plain = {
@@ -61,11 +69,46 @@ class _JobCollector(Collector):
             yield latency
 
 
-def serve_metrics(port: int) -> None:
-    """Serve http://0.0.0.0:port/metrics from a daemon thread. Raises SpecError if the port is taken."""
-    registry = CollectorRegistry()
-    registry.register(_JobCollector())
+class PoolCollector(Collector):
+    """The metrics of all workers, each with a label `worker`; and how many workers there are."""
+
+    def __init__(self, ports: Callable[[], dict[str, int]]) -> None:
+        """`ports`: where each worker serves its own, by name."""
+        self.ports = ports
+
+    def collect(self) -> Iterable[Metric]:
+        """Asks every worker; one that does not answer is left out."""
+        families: dict[str, Metric] = {}
+        ports = self.ports()
+        for worker, port in ports.items():
+            for family in _scrape(port):
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)
+        alive = Metric("tagstream_workers", "Python workers of this pool that run", "gauge")
+        alive.add_sample("tagstream_workers", {}, len(ports))
+        return [*families.values(), alive]
+
+
+def _scrape(port: int) -> Iterator[Metric]:
     try:
-        start_http_server(port, registry=registry)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=SCRAPE_SECONDS) as answer:
+            text = answer.read().decode()
+    except OSError as error:
+        log.warning("a worker does not answer: %s", error)
+        return
+    yield from text_string_to_metric_families(text)
+
+
+def serve_metrics(port: int, collector: Collector | None = None, address: str = "0.0.0.0") -> int:  # noqa: S104
+    """Serve http://address:port/metrics from a daemon thread; 0 takes any free port. Returns the port.
+
+    `collector`: default, the counters of this process. Raises SpecError if the port is taken.
+    """
+    registry = CollectorRegistry()
+    registry.register(collector or JobCollector())
+    try:
+        server, _ = start_http_server(port, address, registry)
     except OSError as error:
         raise SpecError(f"--metrics-port {port}: {error.strerror}; choose another port") from None
+    return int(server.server_port)

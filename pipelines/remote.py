@@ -16,16 +16,18 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.flink import ENDED, Flink, FlinkJob
+from pipelines.flink import ENDED, Flink, FlinkJob, Stage
 from schemas import errors
 from schemas.errors import RunnerError, TagstreamError
 from schemas.runner_spec import BeamRunner, FlinkRunner
-from transforms.stop import STOP
+from transforms.stop import STOP, TRANSIENT_NOTE
 
 POLL_SECONDS = 1.0
 SUBMIT_SECONDS = 180.0
 """A healthy job runs 15 to 30 s after submission, most of it the staging of jars; a busy cluster takes longer."""
 CONNECT_SECONDS = 5.0
+WORKER_SECONDS = {"EXTERNAL": 60.0, "PROCESS": 60.0, "DOCKER": 600.0}
+"""How long a running job may go without its first Python worker; a container's image may have to be fetched."""
 SILENCE_SECONDS = 60.0
 """How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
 Build = Callable[[beam.Pipeline], None]
@@ -34,7 +36,7 @@ Report = Callable[[str], None]
 
 
 def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say: Callable[[str], None]) -> FlinkJob:
-    """Start the job and wait until it runs. What can be seen before is checked before. Raises RunnerError."""
+    """Start the job and wait for its first worker. What can be seen before is checked before. Raises RunnerError."""
     flink = Flink(spec.rest)
     _reachable("runner.job_server", spec.job_server, "start Beam's Flink job server")
     total, free = flink.slots()
@@ -63,7 +65,7 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         options += [f"--checkpointing_interval={spec.checkpoint_ms}"]
     _run(options, build)
     say(f"submitted {unique}")
-    return _wait_until_running(Flink(spec.rest, SILENCE_SECONDS), unique)
+    return _wait_for_workers(spec, unique, live=live)
 
 
 def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
@@ -99,44 +101,63 @@ def _run(options: list[str], build: Build) -> Any:
         raise RunnerError(f"the runner refused the job: {_last_line(str(error))}") from error
 
 
-def _wait_until_running(flink: Flink, name: str) -> FlinkJob:
-    deadline = time.monotonic() + SUBMIT_SECONDS
-    seen: FlinkJob | None = None
-    while time.monotonic() < deadline:
-        seen = flink.job(name)
-        if seen is not None and seen.state in {"RUNNING", "FINISHED"}:
-            return seen
-        if seen is not None and seen.state in {"FAILED", "RESTARTING"}:
-            _raise_known(flink, seen, final=True)
+def _wait_for_workers(spec: FlinkRunner, name: str, *, live: bool) -> FlinkJob:
+    flink = Flink(spec.rest, SILENCE_SECONDS)
+    patience = WORKER_SECONDS[spec.environment.type]
+    submitted, running = time.monotonic(), None
+    while True:
+        now = time.monotonic()
+        job = flink.job(name)
+        if job is not None and job.state in {"FAILED", "RESTARTING"}:
+            _raise_known(flink, job, final=True)
+        if job is not None and (
+            STOP.is_set() or job.state in ENDED or (job.state == "RUNNING" and _begun(flink.stages(job), live=live))
+        ):
+            return job
+        if job is not None and job.state == "RUNNING":
+            running = running or now
+            if now - running > patience:
+                flink.cancel(job)
+                raise RunnerError(
+                    f"no Python worker has connected to Flink within {patience:.0f} s; is `tagstream workers` up "
+                    f"beside each task manager, at runner.environment.config ({spec.environment.config})? See its log"
+                )
+        if now - submitted > SUBMIT_SECONDS + patience:
+            state = job.state if job else "unknown to Flink"
+            raise RunnerError(f"job {name} does not run after {now - submitted:.0f} s: it is {state}; see {spec.rest}")
         time.sleep(0.3)
-    state = seen.state if seen else "unknown to Flink"
-    raise RunnerError(f"job {name} does not run after {SUBMIT_SECONDS:.0f} s: it is {state}; see {flink.rest}")
+
+
+def _begun(stages: list[Stage], *, live: bool) -> bool:
+    """Whether a Python worker has connected: a live stage opens before it runs, a bulk one as it runs."""
+    if live:
+        return bool(stages) and all(stage.state == "RUNNING" for stage in stages)
+    return any(stage.written or stage.state == "FINISHED" for stage in stages[1:])
 
 
 def _raise_known(flink: Flink, job: FlinkJob, *, final: bool) -> None:
-    """Raises the worker's own error if there is one, and cancels the job; else, if `final`, a RunnerError."""
+    """Cancels the job and raises the worker's own error if there is one; else, if `final`, a RunnerError."""
     failures = flink.failures(job)
-    for text in failures:
-        if (found := known_error(text)) is not None:
-            current = flink.job(job.id)
-            if current is not None and current.state not in ENDED:
-                flink.cancel(job)
-            raise found
-        if "UNAVAILABLE" in text and ("onnection refused" in text or "io exception" in text):
-            if not final:
-                continue
-            raise RunnerError(
+    found: TagstreamError | None = next(filter(None, map(known_error, failures)), None)
+    if found is None and final:
+        last = _last_line(failures[0]) if failures else "no reason given"
+        found = RunnerError(f"the job failed on Flink: {last}")
+        if unreachable := [text for text in failures if "UNAVAILABLE" in text]:
+            found = RunnerError(
                 "a task manager can't reach a Python worker; is the worker pool up where runner.environment says? "
-                + _last_line(text)
+                + _last_line(unreachable[0])
             )
-    if final:
-        raise RunnerError(
-            f"Flink ended the job as failed: {_last_line(failures[0]) if failures else 'no reason given'}"
-        )
+    if found is not None:
+        current = flink.job(job.id)
+        if current is not None and current.state not in ENDED:
+            flink.cancel(job)
+        raise found
 
 
 def known_error(trace: str) -> TagstreamError | None:
-    """The error of ours that a worker's traceback ends with."""
+    """The error of ours that a worker's traceback ends with; None if trying again may help."""
+    if TRANSIENT_NOTE in trace:
+        return None
     for name, message in re.findall(r"^(?:schemas\.errors\.)?(\w+Error): (.+)$", trace, re.MULTILINE):
         kind = getattr(errors, name, None)
         if isinstance(kind, type) and issubclass(kind, TagstreamError):

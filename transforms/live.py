@@ -28,6 +28,7 @@ from transforms.stop import STOP, failing
 QUANTUM = 60.0
 HEARTBEAT = 0.1
 SWITCH_SECONDS = 0.0005
+DRAIN_SECONDS = 0.01
 UNUSED_SECONDS = 15.0
 """A feed that no seat has used for this long leaves its group."""
 
@@ -47,6 +48,9 @@ class Feed(Protocol):
 
     def next(self, timeout: float) -> Block | None:
         """A block, or after `timeout` seconds, or at a `wake`, a heartbeat; None when there is no split."""
+
+    def drain(self) -> Block | None:
+        """A heartbeat that makes the sink commit what was read; None when there is nothing left to commit."""
 
     def wake(self) -> None:
         """Ends a `next` that waits. From any thread."""
@@ -96,6 +100,11 @@ class FeedPool:
             self._free[job] = [item for item in free if item not in old] + [(now, feed)]
         for _, unused in old:
             unused.close()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a seat uses one."""
+        return bool(self._used)
 
     def all(self) -> list[Feed]:
         """Every feed, used or free."""
@@ -177,6 +186,9 @@ class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
                     if time.monotonic() > ends:
                         tracker.defer_remainder(Duration(0))
                         return
+                while STOP.seconds_left() and (block := feed.drain()) is not None:  # no runner may end the bundle
+                    yield block
+                    time.sleep(DRAIN_SECONDS)
             finally:
                 deaf()
                 FEEDS.give_back(self.job, feed)

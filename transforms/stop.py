@@ -42,6 +42,8 @@ class Stop:
 
 
 STOP = Stop()
+TRANSIENT_NOTE = "tagstream: transient, trying again may help"
+"""Stands below the message in the traceback of such an error: all that a runner elsewhere keeps of it."""
 FAILURES: list[BaseException] = []
 """Exceptions of this process's stages, oldest first."""
 
@@ -56,4 +58,6 @@ def failing() -> Iterator[None]:
     except BaseException as error:
         if error not in FAILURES:
             FAILURES.append(error)
+            if getattr(error, "transient", False):
+                error.add_note(TRANSIENT_NOTE)
         raise

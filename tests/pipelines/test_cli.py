@@ -11,7 +11,8 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
-from pipelines.cli import _column, app
+from pipelines.cli import app
+from pipelines.cli_options import column_name
 from schemas.spec import JobSpec
 from tests.models import make_model
 from tests.pipelines.jobs import BulkJob
@@ -95,7 +96,7 @@ def test_without_a_file(job: BulkJob, tmp_path: Path) -> None:
 )
 def test_column_names(model: str, column: str) -> None:
     """Any model's name gives a column name."""
-    assert _column(model) == column
+    assert column_name(model) == column
     assert JobSpec.model_fields
     assert column.isidentifier()
 

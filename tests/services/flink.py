@@ -37,7 +37,7 @@ class FlinkCluster:
 
     def __init__(self, folder: Path, task_managers: int = 2, slots: int = 1) -> None:
         self.folder, self.libs, self.task_managers, self.slots = folder, jars("flink"), task_managers, slots
-        self.rest_port, self.rpc_port, self.worker_port, *self.job_ports = free_ports(6)
+        self.rest_port, self.rpc_port, self.worker_port, self.metrics_port, *self.job_ports = free_ports(7)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.flink = Flink(f"http://127.0.0.1:{self.rest_port}")
 
@@ -65,10 +65,9 @@ class FlinkCluster:
 
     def start_process(self, name: str) -> None:
         log = (self.folder / f"{name}.log").open("ab")
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # the pool starts its workers as plain `python`
         self.processes[name] = subprocess.Popen(
             self._command(name), stdout=log, stderr=subprocess.STDOUT, start_new_session=True, cwd=self.folder,
-            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true"},
+            env={**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "true"},
         )  # fmt: skip
 
     def kill(self, name: str) -> None:
@@ -106,8 +105,8 @@ class FlinkCluster:
 
     def _command(self, name: str) -> list[str]:
         if name == "workers":
-            module = "apache_beam.runners.worker.worker_pool_main"
-            return [sys.executable, "-m", module, f"--service_port={self.worker_port}"]
+            ports = [f"--port={self.worker_port}", f"--metrics-port={self.metrics_port}"]
+            return [sys.executable, "-m", "pipelines.cli", "workers", *ports]
         java = ["java", *OPENS, "-cp", f"{self.libs}/*"]
         conf = ["--configDir", str(self.folder / "conf")]
         entry = "org.apache.flink.runtime"

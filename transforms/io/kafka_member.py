@@ -188,6 +188,10 @@ class Member:
         """Whether the group still gives us this partition, as far as we know."""
         return partition in self._queues or partition in self._leaving or partition in self._arriving
 
+    def in_flight(self, partition: Partition) -> bool:
+        """Whether something was taken of this partition and is not settled."""
+        return self._in_flight([partition])
+
     def metadata(self) -> ConsumerGroupMetadata:
         """Generation and member id for `send_offsets_to_transaction`."""
         return self._consumer.group_metadata()

@@ -115,6 +115,16 @@ class Feed:
                 return self.source.blocks.nothing(split.id, writer.position)
         return None
 
+    def drain(self) -> Block | None:
+        """A heartbeat while anything that was read is not committed, and the order to commit it; then None."""
+        self._keep_up()
+        for partition, split in list(self._splits.items()):
+            writer = writer_of(self.job, split.id)
+            if writer is not None and self.member.in_flight(partition):
+                writer.hurry()
+                return self.source.blocks.nothing(split.id, writer.position)
+        return None
+
     def _due(self) -> list[Partition]:
         """Partitions whose writers want to commit: they are not read on before a heartbeat has made them do so."""
         due = []

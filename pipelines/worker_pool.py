@@ -1,0 +1,114 @@
+"""The worker pool of `environment: EXTERNAL`: starts a Python worker for each task manager that asks for one.
+
+In place of Beam's own: its workers run this very interpreter (Beam's run whatever `python` is on the PATH), end with
+what they have read committed, and their metrics are served together on one port.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import grpc
+from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+from apache_beam.utils import thread_pool_executor
+
+from pipelines.prometheus import PoolCollector, serve_metrics
+from pipelines.worker import PORT_SUFFIX
+from schemas.errors import RunnerError
+
+log = logging.getLogger(__name__)
+STOP_SECONDS = 10.0
+"""From SIGTERM to SIGKILL."""
+_OPTIONS = [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0), ("grpc.so_reuseport", 0)]
+
+
+class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
+    """Beam's service of that name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.Lock()
+        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
+
+    def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Starts a worker that connects to `request.control_endpoint`."""
+        arguments = [request.control_endpoint.url, request.worker_id, str(self.folder)]
+        try:
+            process = subprocess.Popen([sys.executable, "-m", "pipelines.worker", *arguments])  # noqa: S603
+        except OSError as error:
+            return beam_fn_api_pb2.StartWorkerResponse(error=f"can't start a worker: {error}")
+        with self._lock:
+            self._workers.append((request.worker_id, process))
+        log.info("worker %s for %s: process %d", request.worker_id, request.control_endpoint.url, process.pid)
+        return beam_fn_api_pb2.StartWorkerResponse()
+
+    def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
+        """Ends the worker of that id. Task managers number theirs alike: of several nobody knows whose is meant.
+
+        They end by themselves, as every worker does whose runner closes the connection.
+        """
+        named = [process for name, process in self._running() if name == request.worker_id]
+        if len(named) == 1:
+            _end(named)
+        return beam_fn_api_pb2.StopWorkerResponse()
+
+    def close(self) -> None:
+        """Ends every worker."""
+        _end([process for _, process in self._running()])
+
+    def ports(self) -> dict[str, int]:
+        """Where running workers serve their metrics, by process id."""
+        found = {}
+        for _, process in self._running():
+            file = self.folder / f"{process.pid}{PORT_SUFFIX}"
+            if file.is_file() and (text := file.read_text()):
+                found[str(process.pid)] = int(text)
+        return found
+
+    def _running(self) -> list[tuple[str, subprocess.Popen[bytes]]]:
+        with self._lock:
+            self._workers = [(name, process) for name, process in self._workers if process.poll() is None]
+            return list(self._workers)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    ends = time.monotonic() + STOP_SECONDS
+    for process in processes:
+        try:
+            process.wait(max(0.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def serve_pool(port: int, metrics_port: int | None) -> None:
+    """Until SIGTERM or Ctrl-C; then the workers commit and end. Raises RunnerError if the port is taken."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with tempfile.TemporaryDirectory(prefix="tagstream-workers-") as folder:
+        pool = WorkerPool(Path(folder))
+        server = grpc.server(thread_pool_executor.shared_unbounded_instance(), options=_OPTIONS)
+        beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(pool, server)
+        try:
+            server.add_insecure_port(f"[::]:{port}")
+        except RuntimeError:
+            raise RunnerError(f"port {port} is taken; choose another with --port") from None
+        if metrics_port is not None:
+            serve_metrics(metrics_port, PoolCollector(pool.ports))
+        server.start()
+        log.info("waiting for task managers on port %d; workers run %s; process %d", port, sys.executable, os.getpid())
+        stop.wait()
+        server.stop(0)
+        pool.close()
