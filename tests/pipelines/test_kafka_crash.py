@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.services.java import wait_until
-from tests.services.kafka_faults import Load, Worker, count, differences, read_all
+from tests.services.kafka_faults import Load, Worker, committed_ends, count, differences, read_all
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.mark.timeout(3600)]
 SPEC = """
@@ -50,9 +50,9 @@ def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
     load = Load(broker.servers, "in", 4, rate=300)
 
     def progress(more):
-        before = count(broker.servers, "out")
+        before = committed_ends(broker.servers, "out")
         try:
-            wait_until(lambda: count(broker.servers, "out") >= before + more, 180, "labels go on", 0.5)
+            wait_until(lambda: committed_ends(broker.servers, "out") >= before + more, 180, "labels go on", 0.5)
         except AssertionError as error:
             with broker.admin() as admin:
                 raise AssertionError(f"{error}; the group: {admin.describe_groups(['crash'])}") from None

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from tests.services.java import wait_until
-from tests.services.kafka_faults import Load, Worker, count, differences
+from tests.services.kafka_faults import Load, Worker, committed_ends, count, differences
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.mark.timeout(1200)]
 
@@ -23,8 +23,8 @@ def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, reques
     faults = ["worker", "broker", "zombie", "worker"] * (10 if long else 1)
     try:
         for fault in faults:
-            before = count(broker.servers, target)
-            wait_until(lambda b=before: count(broker.servers, target) > b + 300, 90, "work goes on", pause=0.3)
+            before = committed_ends(broker.servers, target)
+            wait_until(lambda b=before: committed_ends(broker.servers, target) > b + 300, 90, "work goes on", pause=0.3)
             worker = chance.choice(workers)
             if fault == "worker":
                 worker.kill()
@@ -34,8 +34,10 @@ def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, reques
             else:
                 other = workers[1 - workers.index(worker)]
                 worker.freeze()
-                before = count(broker.servers, target)
-                wait_until(lambda b=before: count(broker.servers, target) > b + 900, 90, "the others go on", pause=0.3)
+                before = committed_ends(broker.servers, target)
+                wait_until(
+                    lambda b=before: committed_ends(broker.servers, target) > b + 900, 90, "the others go on", pause=0.3
+                )
                 worker.thaw()
                 assert other.process.poll() is None
         sent = load.stop()
