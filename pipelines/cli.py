@@ -261,13 +261,26 @@ def verify(
 
 
 @command
-def schema(*, debug: DebugOption = False) -> None:
+def schema(
+    *,
+    avro: Annotated[
+        str | None,
+        typer.Option("--avro", help="Instead: the Avro schema of the values this job writes.", metavar="SPEC"),
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
     """Print the JSON Schema of the specification, for editors."""
     import json
 
     from schemas.spec import JobSpec
 
-    typer.echo(json.dumps(JobSpec.model_json_schema(), indent=2))
+    if avro is not None:
+        from pipelines.job import values_schema
+        from schemas.spec_file import load_spec
+
+        typer.echo(json.dumps(values_schema(load_spec(avro)), indent=2))
+    else:
+        typer.echo(json.dumps(JobSpec.model_json_schema(), indent=2))
 
 
 def main() -> NoReturn:

@@ -13,6 +13,7 @@ from schemas.block import Split
 from schemas.errors import LedgerError, SpecError
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec
+from transforms.avro import avro_schema
 from transforms.backends import describe, identify
 from transforms.io import PlanKeeper, PlanningSource, Progress, Sink, Source, open_sink, open_source
 
@@ -121,6 +122,12 @@ class Job:
             return 0
         mine = {split.id for split in self.splits}
         return sum(split not in mine and not split.startswith("replay-") for split in progress)
+
+
+def values_schema(spec: JobSpec) -> dict[str, Any]:
+    """The Avro schema of the values that a job writes, whatever its sink's mode. Touches neither input nor output."""
+    columns = Job(spec, open_source(spec), open_sink(spec), []).columns
+    return avro_schema(pa.schema([field for field in columns if not field.name.startswith("~")]), spec.name)
 
 
 def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:

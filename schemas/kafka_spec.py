@@ -22,6 +22,18 @@ Client = Annotated[
 ]
 
 
+class Registry(Spec):
+    """A schema registry with Confluent's REST interface (Confluent, Apicurio, Karapace, Redpanda)."""
+
+    url: str = Field(repr=False, description="Several separated by commas; Apicurio: …/apis/ccompat/v7.")
+    client: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="Properties of confluent-kafka's SchemaRegistryClient: basic.auth.user.info, ssl.ca.location, … "
+        "Secrets as ${NAME}.",
+    )
+
+
 class KafkaSource(TextColumns):
     """Topics, read live by a consumer group, or, with `until`, up to a point and no further."""
 
@@ -45,9 +57,15 @@ class KafkaSource(TextColumns):
         description="text: the value is the text; json, avro: text, id and keep are paths of fields (user.name). "
         "id and keep may also name " + ", ".join(META) + ".",
     )
-    avro_schema: str | None = Field(default=None, description="File with the Avro schema of the values.")
+    avro_schema: str | None = Field(
+        default=None,
+        description="File with the Avro schema of the values; with a registry: of what they are read as (optional).",
+    )
     avro_framing: Literal["none", "confluent"] = Field(
         default="none", description="confluent: five bytes with a schema id precede each value."
+    )
+    registry: Registry | None = Field(
+        default=None, description="Where the schemas are whose ids precede the values; implies avro_framing: confluent."
     )
     client: Client = Field(default_factory=dict)
 
@@ -65,8 +83,8 @@ class KafkaSource(TextColumns):
 
     @model_validator(mode="after")
     def _readable(self) -> Self:
-        if (self.payload == "avro") != (self.avro_schema is not None):
-            raise ValueError("avro_schema goes with payload: avro, and payload: avro needs it")
+        if (self.payload == "avro") != (self.avro_schema is not None or self.registry is not None):
+            raise ValueError("payload: avro needs avro_schema or registry, and these need payload: avro")
         if self.payload == "text" and (other := [name for name in self.kept if name not in META]):
             raise ValueError(f"with payload: text a message has no field {other[0]!r}; there are {', '.join(META)}")
         return self
@@ -83,16 +101,30 @@ class KafkaSink(Spec):
     type: Literal["kafka"] = "kafka"
     servers: str | None = Field(default=None, description="Default: those of a Kafka source.")
     topic: str = Field(description="Output topic; must exist.")
-    mode: Literal["json", "headers"] = Field(
+    mode: Literal["json", "avro", "headers"] = Field(
         default="json",
-        description="json: the value is an object of id, kept and label columns; headers: value, key and timestamp "
-        "stay as they were, and the labels are headers.",
+        description="json, avro: the value is an object (record) of id, kept and label columns; headers: value, key "
+        "and timestamp stay as they were, and the labels are headers.",
+    )
+    avro_schema: str | None = Field(
+        default=None,
+        description="File with a schema to write by in place of the generated one (`tagstream schema --avro SPEC`).",
+    )
+    registry: Registry | None = Field(
+        default=None,
+        description="Where the schema of mode: avro is registered, as <topic>-value; its id precedes each value.",
     )
     partitioner: Literal["same-partition", "by-key"] = Field(
         default="same-partition", description="same-partition: as in the input; by-key: by the hash of the key."
     )
     compression: Literal["none", "gzip", "zstd"] = "none"
     client: Client = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _avro(self) -> Self:
+        if self.mode != "avro" and (self.avro_schema is not None or self.registry is not None):
+            raise ValueError("avro_schema and registry go with mode: avro")
+        return self
 
     @property
     def commit_every(self) -> float:

@@ -157,12 +157,7 @@ Sink = Annotated[
     ParquetSink | MemorySink | KafkaSink | SqlSink | DuckDBSink | IcebergSink | DeltaSink, Field(discriminator="type")
 ]
 DeadLetters = Annotated[
-    ParquetDeadLetters
-    | KafkaDeadLetters
-    | SqlDeadLetters
-    | DuckDBDeadLetters
-    | IcebergDeadLetters
-    | DeltaDeadLetters,
+    ParquetDeadLetters | KafkaDeadLetters | SqlDeadLetters | DuckDBDeadLetters | IcebergDeadLetters | DeltaDeadLetters,
     Field(discriminator="type"),
 ]
 

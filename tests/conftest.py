@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.services.flink", "tests.services.kafka", "tests.services.postgres"]
+pytest_plugins = [
+    "tests.services.flink",
+    "tests.services.kafka",
+    "tests.services.postgres",
+    "tests.services.schema_registry",
+]
 
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])

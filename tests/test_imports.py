@@ -54,6 +54,7 @@ def test_imports_go_one_way(package: str) -> None:
         ("torch", "transforms/backends/"),
         ("onnxruntime", "transforms/backends/"),
         ("kafka", "transforms/io/kafka"),
+        ("confluent_kafka", "transforms/io/schema_registry.py"),
         ("sklearn", "pipelines/evaluate.py"),
         ("prometheus_client", "pipelines/prometheus.py"),
         ("typer", "pipelines/cli"),

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import fastavro
 import pyarrow as pa
 
-from schemas.errors import DeadCode, SpecError
+from schemas.errors import DeadCode, SpecError, TagstreamError
 from schemas.kafka_spec import META, KafkaSource
 from transforms.text import as_text
 
@@ -34,13 +35,20 @@ class Decoded:
     errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
 
 
-class Decoder:
-    """Decodes values as the source says. Raises SpecError for a schema that can't be used."""
+class UnknownSchemaError(Exception):
+    """A schema id that stands for no Avro schema: the fault of the message that has it."""
 
-    def __init__(self, spec: KafkaSource) -> None:
+
+class Decoder:
+    """Decodes values as the source says. Raises SpecError for a schema that can't be used.
+
+    `schemas`: a parsed schema by its id, where a registry has it; raises UnknownSchemaError, or SourceError.
+    """
+
+    def __init__(self, spec: KafkaSource, schemas: Callable[[int], Any] | None = None) -> None:
         self.spec = spec
         self.paths = [name for name in spec.kept if name not in META]
-        self._load = self._loader()
+        self._load = _AvroLoader(spec, schemas) if spec.payload == "avro" else json.loads
 
     def __call__(self, values: pa.BinaryArray) -> Decoded:
         """Decode a column of values; nulls (tombstones) become `null_text`."""
@@ -68,6 +76,10 @@ class Decoder:
             record = self._load(value)
         except UnicodeDecodeError as error:
             raise _UndecodableError(DeadCode.BAD_ENCODING, f"the value is not valid UTF-8: {error.reason}") from None
+        except TagstreamError:
+            raise
+        except UnknownSchemaError as error:
+            raise _UndecodableError(DeadCode.BAD_PAYLOAD, str(error)) from None
         except RecursionError:
             raise _UndecodableError(DeadCode.BAD_PAYLOAD, "the value is nested too deep") from None
         except Exception as error:  # noqa: BLE001  whatever a decoder raises is the message's fault
@@ -91,27 +103,32 @@ class Decoder:
             raise _UndecodableError(DeadCode.BAD_ENCODING, "a field holds half of a surrogate pair") from None
         return text, others
 
-    def _loader(self) -> Callable[[bytes], Any]:
-        if self.spec.payload != "avro":
-            return json.loads
-        import fastavro
 
-        try:
-            schema = fastavro.parse_schema(json.loads(Path(str(self.spec.avro_schema)).read_text(encoding="utf-8")))
-        except Exception as error:  # noqa: BLE001  fastavro raises many kinds
-            raise SpecError(f"source.avro_schema {self.spec.avro_schema}: not an Avro schema: {error}") from None
-        confluent = self.spec.avro_framing == "confluent"
+class _AvroLoader:
+    def __init__(self, spec: KafkaSource, schemas: Callable[[int], Any] | None) -> None:
+        self.schema: Any = _read_schema(spec.avro_schema) if spec.avro_schema else None
+        self.schemas = schemas if spec.registry else None
+        self.framed = spec.avro_framing == "confluent" or spec.registry is not None
 
-        def load(value: bytes) -> Any:
-            if confluent and (len(value) < CONFLUENT_BYTES or value[0] != 0):
-                raise ValueError("no schema id precedes the value")
-            body = io.BytesIO(value[CONFLUENT_BYTES:] if confluent else value)
-            record = fastavro.schemaless_reader(body, schema, None)
-            if body.read(1):
-                raise ValueError("bytes are left over behind the record")
-            return record
+    def __call__(self, value: bytes) -> Any:
+        if self.framed and (len(value) < CONFLUENT_BYTES or value[0] != 0):
+            raise ValueError("no schema id precedes the value")
+        body = io.BytesIO(value[CONFLUENT_BYTES:] if self.framed else value)
+        if self.schemas is None:
+            record = fastavro.schemaless_reader(body, self.schema, None)
+        else:
+            written = self.schemas(int.from_bytes(value[1:CONFLUENT_BYTES], "big"))
+            record = fastavro.schemaless_reader(body, written, self.schema)
+        if body.read(1):
+            raise ValueError("bytes are left over behind the record")
+        return record
 
-        return load
+
+def _read_schema(path: str) -> Any:
+    try:
+        return fastavro.parse_schema(json.loads(Path(path).read_text(encoding="utf-8")))
+    except Exception as error:  # noqa: BLE001  fastavro raises many kinds
+        raise SpecError(f"source.avro_schema {path}: not an Avro schema: {error}") from None
 
 
 class _UndecodableError(Exception):

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import itertools
 import json
-import os
 import random
-import threading
 import time
 
-import fastavro
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -22,8 +18,9 @@ from pipelines.run import run_job
 from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
 from schemas.spec import JobSpec
+from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
-from tests.services.kafka_faults import count, differences, read_all
+from tests.services.kafka_faults import count, differences
 from transforms.live import FEEDS
 from transforms.stop import STOP
 
@@ -31,74 +28,9 @@ pytestmark = pytest.mark.xdist_group("kafka")
 numbers = itertools.count()
 
 
-class Topics:
-    """Input, output and dead-letter topic of one test, and the job that goes with them."""
-
-    def __init__(self, broker, partitions=2, servers=None, client=None):
-        self.broker = broker
-        self.servers = servers or broker.servers
-        self.client = client or {}
-        self.name = f"job-{os.getpid()}-{next(numbers)}"
-        self.source = broker.create_topic(f"{self.name}-in", partitions)
-        self.target = broker.create_topic(f"{self.name}-out", partitions)
-        self.dead = broker.create_topic(f"{self.name}-out-dead", partitions)
-
-    def spec(self, source=None, sink=None, backend=None, **job):
-        kafka = {"type": "kafka", "servers": self.servers, "topics": self.source, "client": self.client}
-        return JobSpec.model_validate(
-            {
-                "name": self.name,
-                "source": kafka | (source or {}),
-                "classify": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
-                "sink": sink if sink and "path" in sink else {"type": "kafka", "topic": self.target} | (sink or {}),
-                **job,
-            }
-        )
-
-    def send(self, values, **kwargs):
-        producer = KafkaProducer(bootstrap_servers=self.broker.servers, max_request_size=20 << 20)
-        for value in values:
-            producer.send(self.source, value, **kwargs)
-        producer.flush(30)
-        producer.close()
-
-    def labelled(self):
-        return sum(map(len, read_all(self.broker.servers, self.target).values()))
-
-    def all(self, topic):
-        return [record for records in read_all(self.broker.servers, topic).values() for record in records]
-
-
 @pytest.fixture
 def topics(kafka):
     return Topics(kafka)
-
-
-@contextlib.contextmanager
-def running(spec, console=None, **kwargs):
-    """The job runs while the body does; then it is asked to stop. Gives a dictionary that gets the report."""
-    result = {}
-
-    def run():
-        try:
-            result["report"] = run_job(spec, console or Console(file=io.StringIO()), **kwargs)
-        except BaseException as error:
-            result["error"] = error
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield result
-    finally:
-        STOP.request()
-        thread.join(60)
-        assert not thread.is_alive(), "the job does not stop"
-        if "error" in result:
-            raise result["error"]
-
-
-def headers_of(record):
-    return dict(record.headers)
 
 
 def test_json_in_json_out(topics):
@@ -130,24 +62,6 @@ def test_labels_in_headers_leave_the_message_as_it_was(topics):
     assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
     assert record.headers[0] == ("trace", b"\x01")
     assert headers_of(record)["tag"] == b"constant"
-
-
-def test_avro(topics, tmp_path):
-    """Records of a given schema; what is none is a dead letter."""
-    schema = {
-        "type": "record",
-        "name": "M",
-        "fields": [{"name": "body", "type": "string"}, {"name": "n", "type": "int"}],
-    }
-    (tmp_path / "m.avsc").write_text(json.dumps(schema))
-    body = io.BytesIO()
-    fastavro.schemaless_writer(body, fastavro.parse_schema(schema), {"body": "hello", "n": 5})
-    topics.send([b"\x00\x00\x00\x00\x07" + body.getvalue(), b"\x00", b"junk that is long enough"], partition=0)
-    avro = {"payload": "avro", "avro_schema": str(tmp_path / "m.avsc"), "avro_framing": "confluent"}
-    with running(topics.spec(avro | {"text": "body", "keep": ["n"]})):
-        wait_until(lambda: count(topics.servers, topics.dead) == 2, 60, "two dead letters")
-    assert json.loads(topics.all(topics.target)[0].value)["n"] == "5"
-    assert {headers_of(r)["tagstream.code"] for r in topics.all(topics.dead)} == {b"bad_payload"}
 
 
 def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics):

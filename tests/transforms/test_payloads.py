@@ -74,7 +74,8 @@ def test_a_schema_that_is_none_is_a_spec_error(tmp_path):
     ("fields", "message"),
     [
         ({"keep": ["user.name"]}, "with payload: text a message has no field 'user.name'"),
-        ({"payload": "avro"}, "payload: avro needs it"),
+        ({"payload": "avro"}, "payload: avro needs avro_schema or registry"),
+        ({"registry": {"url": "http://r"}}, "these need payload: avro"),
         ({"start": "yesterday"}, "none of earliest, latest, committed"),
         ({"topics": []}, "at least 1"),
     ],

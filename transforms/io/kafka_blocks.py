@@ -9,11 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import POSITION, TEXT, Block, Span
+from schemas.block import POSITION, TEXT, Block, Span, take_rows
 from schemas.kafka_spec import META, KafkaSource
 from schemas.results import dead_letters, no_dead
 from schemas.spec import JobSpec
 from transforms.io.kafka_client import HEADERS
+from transforms.io.schema_registry import SchemaRegistry
 from transforms.payloads import Decoded, Decoder
 from transforms.text import as_text
 
@@ -38,7 +39,7 @@ class RecordBlocks:
     """Makes blocks of records of the schema `kafka_client.RECORDS`."""
 
     def __init__(self, spec: JobSpec, source: KafkaSource) -> None:
-        self.decode = Decoder(source)
+        self.decode = Decoder(source, SchemaRegistry(source.registry) if source.registry else None)
         fields = [pa.field(name, _META_TYPES.get(name, pa.string())) for name in source.kept]
         if spec.sink.type == "kafka":
             fields += [pa.field(name, kind) for name, kind in MESSAGE.items()]
@@ -64,7 +65,7 @@ class RecordBlocks:
             dead = dead_letters(split, raw, np.array(rows), list(codes), list(messages), payload=self.payload)
             alive = np.ones(batch.num_rows, bool)
             alive[rows] = False
-            batch = batch.filter(pa.array(alive))
+            batch = take_rows(batch, np.flatnonzero(alive))
         return Block(Span(split, start, stop), batch, dead)
 
     def nothing(self, split: str, at: int) -> Block:

@@ -1,77 +1,112 @@
-"""From blocks to output records: labels as JSON or in headers, dead letters with their reason in headers."""
+"""From blocks to output records: labels as JSON, as Avro or in headers, dead letters with their reason in headers."""
 
 from __future__ import annotations
 
 import base64
 import datetime as dt
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 
-from schemas.block import POSITION, Block, Split
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Split, take_rows
 from schemas.errors import DeadCode, SinkError
 from schemas.kafka_spec import KafkaSink
-from schemas.results import DEAD_ROW
+from schemas.results import DEAD_ROW, dead_letters
 from schemas.spec import JobSpec
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_commit import Record
 
 PREFIX = "tagstream"
 """Of the headers that a dead letter has beyond those of its message."""
+REASON = ("code", "message", "split", "position", "topic", "partition", "origin_split", "origin_position", "row")
+NULL_VALUE = f"{PREFIX}.null_value"
+_OURS = {*(f"{PREFIX}.{name}" for name in REASON), NULL_VALUE}
 Headers = list[tuple[str, bytes]]
+Encode = Callable[[pa.RecordBatch], list[bytes | None]]
 
 
 class Messages:
-    """Output records of one split. `count` gives the number of partitions of a topic."""
+    """Output records of one split.
 
-    def __init__(self, job: JobSpec, dead_topic: str, split: Split, count: Callable[[str], int]) -> None:
-        self.job, self.dead_topic, self.split, self._count = job, dead_topic, split, count
+    `count` gives the number of partitions of a topic, `encode` the values of a batch's rows, None for a row that the
+    output's schema can't hold.
+    """
+
+    def __init__(
+        self, job: JobSpec, dead_topic: str, split: Split, count: Callable[[str], int], encode: Encode
+    ) -> None:
+        self.job, self.dead_topic, self.split, self._count, self._encode = job, dead_topic, split, count, encode
         self.spec = cast("KafkaSink", job.sink)
 
-    def labels(self, block: Block) -> list[Record]:
-        """One record a row, in order."""
+    def records(self, block: Block) -> tuple[list[Record], int]:
+        """Labels in order, then dead letters; and how many rows are dead letters only because they can't be encoded."""
+        hidden = {POSITION, ORIGIN_SPLIT, ORIGIN_POSITION, *MESSAGE}
         batch = block.batch
-        names = [name for name in batch.schema.names if name != POSITION and name not in MESSAGE]
-        rows = batch.select(names).to_pylist()
-        if "~key" not in batch.schema.names:
-            key = self.job.source.id
-            return [self._record(_key(row.get(key)) if key else None, _json(row), [], None) for row in rows]
-        keys, values, headers, times = (batch.column(name) for name in MESSAGE)
-        originals = zip(keys.to_pylist(), headers.to_pylist(), times.cast(pa.int64()).to_pylist(), strict=True)
-        if self.spec.mode == "json":
-            return [self._record(k, _json(row), _pairs(h), t) for row, (k, h, t) in zip(rows, originals, strict=True)]
+        shown = batch.select([name for name in batch.schema.names if name not in hidden])
+        if self.spec.mode == "headers":
+            return self._in_headers(batch, shown) + self._dead_letters(block.dead), 0
+        values = self._encode(shown)
+        refused = np.flatnonzero([value is None for value in values])
+        dead = []
+        if len(refused):
+            dead = self._dead_letters(_refused(block, refused))
+            batch = take_rows(batch, np.flatnonzero([value is not None for value in values]))
+            values = [value for value in values if value is not None]
+        if "~key" in batch.schema.names:
+            labels = [
+                self._record(key, value, headers, time, partition=partition)
+                for value, (key, headers, time, partition) in zip(values, self._originals(batch), strict=True)
+            ]
+        else:
+            id_ = self.job.source.id
+            keys = batch.column(id_).to_pylist() if id_ else [None] * len(values)
+            labels = [self._record(_key(key), value, [], None) for key, value in zip(keys, values, strict=True)]
+        return labels + dead + self._dead_letters(block.dead), len(refused)
+
+    def _in_headers(self, batch: pa.RecordBatch, shown: pa.RecordBatch) -> list[Record]:
         kept = set(self.job.source.kept)
+        labels = shown.select([name for name in shown.schema.names if name not in kept]).to_pylist()
+        originals = zip(labels, batch.column("~value").to_pylist(), self._originals(batch), strict=True)
         return [
-            self._record(k, v, _pairs(h) + [(n, _text(x)) for n, x in row.items() if n not in kept], t)
-            for row, v, (k, h, t) in zip(rows, values.to_pylist(), originals, strict=True)
+            self._record(key, value, headers + [(n, _text(x)) for n, x in row.items()], time, partition=partition)
+            for row, value, (key, headers, time, partition) in originals
         ]
 
-    def dead_letters(self, dead: pa.RecordBatch) -> list[Record]:
+    def _originals(self, batch: pa.RecordBatch) -> Iterator[tuple[bytes | None, Headers, int | None, int | None]]:
+        """Key, headers, timestamp and input partition of each message."""
+        times = batch.column("~timestamp").cast(pa.int64())
+        columns = (column.to_pylist() for column in (batch.column("~key"), batch.column("~headers"), times))
+        for key, pairs, time in zip(*columns, strict=True):
+            own, _, partition = self._origin(_pairs(pairs))
+            yield key, own, time, partition
+
+    def _origin(self, headers: Headers) -> tuple[Headers, str | None, int | None]:
+        """A message's own headers, and the topic and partition it was read from, of a replay: first read from."""
+        if "replays" not in self.split.payload:
+            return headers, self.split.payload.get("topic"), self.split.payload.get("partition")
+        return without_reason(headers), *origin(headers)
+
+    def _dead_letters(self, dead: pa.RecordBatch) -> list[Record]:
         """The original message if there was one, the reason in headers."""
         records = []
         for letter in dead.to_pylist():
             row = letter.get(DEAD_ROW) or {}
-            reason = {
-                "code": letter["code"],
-                "message": letter["message"],
-                "split": letter["split"],
-                "position": letter["position"],
-                "topic": self.split.payload.get("topic"),
-                "partition": self.split.payload.get("partition"),
-                "origin_split": letter["origin_split"],
-                "origin_position": letter["origin_position"],
+            headers, topic, partition = self._origin(_pairs(row.get("~headers")))
+            told = {name: letter[name] for name in REASON if name in letter} | {
+                "topic": topic,
+                "partition": partition,
                 "row": {name: value for name, value in row.items() if name not in MESSAGE} or None,
             }
-            headers = [(f"{PREFIX}.{name}", _text(value)) for name, value in reason.items() if value is not None]
+            reason = [(f"{PREFIX}.{name}", _text(told[name])) for name in REASON if told[name] is not None]
             if "~value" in row:
                 key, value, time = row["~key"], row["~value"] if self.job.payload else None, row["~timestamp"]
                 stamp = None if time is None else round(time.replace(tzinfo=dt.UTC).timestamp() * 1000)
-                headers = _pairs(row["~headers"]) + headers
             else:
                 key, value, stamp = _key(row.get(self.job.source.id)), letter["payload"], None
-            records.append(self._record(key, value, headers, stamp, self.dead_topic))
+            records.append(self._record(key, value, headers + reason, stamp, self.dead_topic, partition))
         return records
 
     def without_value(self, record: Record) -> Record:
@@ -94,11 +129,13 @@ class Messages:
         headers: Headers,
         timestamp: int | None,
         topic: str | None = None,
+        partition: int | None = None,
     ) -> Record:
+        """`partition`: of the input; None if the input has no partitions."""
         topic = topic or self.spec.topic
         number: int | None = None
-        if "partition" in self.split.payload and (self.spec.partitioner == "same-partition" or key is None):
-            number, count = self.split.payload["partition"], self._count(topic)
+        if partition is not None and (self.spec.partitioner == "same-partition" or key is None):
+            number, count = partition, self._count(topic)
             if number >= count and topic == self.spec.topic and self.spec.partitioner == "same-partition":
                 raise SinkError(
                     f"topic {topic!r} has {count} partitions, the input has one numbered {number}: give the output as "
@@ -106,12 +143,37 @@ class Messages:
                 )
             number %= count
         if value is None and key is None:
-            value, headers = b"", [*headers, (f"{PREFIX}.null_value", b"true")]  # the client sends no record of nothing
+            value, headers = b"", [*headers, (NULL_VALUE, b"true")]  # the client sends no record of nothing
         return Record(topic, number, key, value, headers, timestamp)
 
 
-def _json(row: dict[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False, default=_default).encode()
+def origin(headers: Headers) -> tuple[str | None, int | None]:
+    """Topic and partition that a dead letter's message was first read from."""
+    told = dict(headers)
+    topic, partition = told.get(f"{PREFIX}.topic"), told.get(f"{PREFIX}.partition")
+    return topic.decode() if topic else None, int(partition) if partition else None
+
+
+def without_reason(headers: Headers) -> Headers:
+    """The headers that a dead letter's message had."""
+    return [header for header in headers if header[0] not in _OURS]
+
+
+def as_json(batch: pa.RecordBatch) -> list[bytes | None]:
+    """One JSON object a row: the values of `mode: json`."""
+    return [json.dumps(row, ensure_ascii=False, default=_default).encode() for row in batch.to_pylist()]
+
+
+def _refused(block: Block, rows: Any) -> pa.RecordBatch:
+    """Rows of the batch as dead letters."""
+    batch = block.batch
+    kept = (
+        [field.name for field in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
+    )
+    ours = [name for name in batch.schema.names if name.startswith("__")]
+    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
+    codes = [DeadCode.REFUSED] * len(rows)
+    return dead_letters(block.span.split, source, rows, codes, [""] * len(rows), payload=False)
 
 
 def _default(value: Any) -> Any:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from typing import Any, cast
 
+import pyarrow as pa
 from kafka import KafkaConsumer, errors
 from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
@@ -22,12 +23,15 @@ from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, Ta
 from schemas.fingerprint import Fingerprint
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.spec import JobSpec
+from transforms.avro import AvroRows
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
+from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
 from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError, another_job
 from transforms.io.kafka_groups import MEMBERS, group_of
-from transforms.io.kafka_messages import Messages
+from transforms.io.kafka_messages import Encode, Messages, as_json
+from transforms.io.schema_registry import SchemaRegistry
 from transforms.metrics import METRICS
 from transforms.watchdog import deadline
 
@@ -38,19 +42,23 @@ class _Writer(ChainWriter):
     def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
         super().__init__(split, position, 0.0)
         self._sink, self._chain = sink, chain
-        self._messages = Messages(sink.job, sink.dead_topic, split, sink.count)
+        self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
         self._records: list[Record] = []
+        self._refused = 0
 
     @property
     def due(self) -> bool:
         return self.position > self._start
 
     def _stage(self, block: Block) -> None:
-        self._records += self._messages.labels(block)
-        self._records += self._messages.dead_letters(block.dead)
+        records, refused = self._messages.records(block)
+        self._records += records
+        self._refused += refused
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
-        out, dead = commit.rows_out, Counter(commit.dead)
+        out, dead = commit.rows_out - self._refused, Counter(commit.dead)
+        if self._refused:
+            dead[DeadCode.REFUSED.value] += self._refused
         while True:
             try:
                 self._chain.commit(self._records, commit.span.start, commit.span.stop)
@@ -67,7 +75,7 @@ class _Writer(ChainWriter):
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self._records = []
+        self._records, self._refused = [], 0
 
     def close(self) -> None:
         super().close()
@@ -87,6 +95,7 @@ class _Sink:
         self.live_source = source
         self.group = group_of(spec)
         self.fingerprint = ""
+        self.encode: Encode = as_json
         self._partitions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,6 +104,8 @@ class _Sink:
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
         """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
         self.fingerprint = fingerprint.hash
+        if self.spec.mode == "avro" and fingerprint.schema is not None:
+            self.encode = self._avro(fingerprint.schema)
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
@@ -108,6 +119,15 @@ class _Sink:
                 note = at.metadata.partition(" ")[0]
                 if note and note != self.fingerprint:
                     raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
+
+    def _avro(self, columns: pa.Schema) -> Encode:
+        """Values by the columns' schema, which is registered first if there is a registry."""
+        columns = pa.schema([field for field in columns if field.name not in MESSAGE])
+        rows = AvroRows(columns, self.job.name, self.spec.avro_schema)
+        if self.spec.registry is None:
+            return rows
+        schema_id = SchemaRegistry(self.spec.registry).register(f"{self.spec.topic}-value", rows.schema)
+        return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
 
     def progress(self) -> dict[str, Progress]:
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
