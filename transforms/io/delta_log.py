@@ -51,9 +51,14 @@ class DeltaLog:
                 found[action["txn"]["appId"]] = action["txn"]["version"]
         return found
 
-    def notes(self) -> list[dict[str, Any]]:
-        """What the commits say of themselves that are still there, the oldest first."""
-        return [action["commitInfo"] for action in self._since(-1) if "commitInfo" in action]
+    def notes(self) -> list[tuple[int, dict[str, Any]]]:
+        """Versions and what they say of themselves, of the commits that are still there, the oldest first."""
+        return [
+            (number, action["commitInfo"])
+            for number in sorted(self._commits)
+            for action in self._lines(self._commits[number])
+            if "commitInfo" in action
+        ]
 
     def _since(self, version: int) -> Iterator[dict[str, Any]]:
         for number in sorted(self._commits):

@@ -86,6 +86,9 @@ class _Source(LakeSource):
                     "--overwrite begins anew"
                 )
             added = [a["add"] for a in actions if "add" in a and a["add"]["dataChange"]]
+            what = next((a["commitInfo"].get("operation") for a in actions if "commitInfo" in a), None)
+            if what == "DELETE":  # the rows that are left, in new files
+                continue
             if added and any("remove" in a and a["remove"]["dataChange"] for a in actions):
                 raise SourceError(
                     f"{self.where}: only_new can't tell what is new: version {version} rewrote rows. Without only_new "

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
-from schemas.errors import SinkError, TagstreamError
+from schemas.errors import LedgerError, SinkError, TagstreamError
 from transforms.io.delta_log import DeltaLog
-from transforms.io.lake_table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, missing_columns
+from transforms.io.lake_table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, lacks
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
@@ -87,9 +87,24 @@ class _State:
         found = DeltaLog(self._files, self.table.version()).transactions().items()
         return {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}
 
+    def check(self) -> None:
+        last, lost = -1, False
+        for version, note in DeltaLog(self._files, self.table.version()).notes():
+            if note.get("tagstream.job") == self._job and "tagstream.split" in note:
+                last = version
+            elif note.get("operation") == "RESTORE":
+                lost = lost or _restored(note, version) < last
+            elif str(note.get("operation")).startswith("CREATE"):
+                last, lost = -1, False
+        if lost:
+            raise LedgerError(
+                f"Delta table {self.table.table_uri} was restored to before the last commit of job {self._job!r}; "
+                "--overwrite starts anew"
+            )
+
     def seconds(self) -> dict[str, tuple[int, float]]:
         found: dict[str, tuple[int, float]] = {}
-        for note in DeltaLog(self._files, self.table.version()).notes():
+        for _, note in DeltaLog(self._files, self.table.version()).notes():
             if note.get("tagstream.job") == self._job and (split := note.get("tagstream.split")):
                 rows, seconds = found.get(split, (0, 0.0))
                 found[split] = rows + int(note["tagstream.rows-in"]), seconds + float(note["tagstream.seconds"])
@@ -136,7 +151,7 @@ class DeltaLakeTable:
 
             if without is not None:  # a commit of its own; done again, it finds nothing
                 state.table.delete(without.predicate)
-            merge = rows is not None and any(missing_columns(state.schema, rows.schema))
+            merge = rows is not None and lacks(state.schema, rows.schema)
             reader = rows.reader() if rows else state.schema.empty_table().to_reader()
             write_deltalake(
                 state.table,
@@ -190,6 +205,12 @@ class DeltaLakeTable:
 
         transactions = [Transaction(_app(self.job, name), value) for name, value in values.items()]
         return CommitProperties(note, max_commit_retries=0 if once else None, app_transactions=transactions)
+
+
+def _restored(note: dict[str, Any], version: int) -> int:
+    """The version that a RESTORE has gone back to; one before it if it went by date."""
+    to = note.get("operationParameters", {}).get("version")
+    return int(to) if str(to).isdigit() else version - 1
 
 
 def _app(job: str, name: str) -> str:

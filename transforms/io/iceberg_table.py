@@ -23,7 +23,7 @@ from transforms.io.lake_table import (
     Staged,
     as_bytes,
     from_bytes,
-    missing_columns,
+    lacks,
 )
 
 if TYPE_CHECKING:
@@ -107,11 +107,13 @@ class _State:
         self.table = table
         self.schema = pa.schema([f.remove_metadata() for f in table.schema().as_arrow()])
         self._job, self._prefix = job, f"tagstream.{job}."
+
+    def check(self) -> None:
         head = self.get(_HEAD)
         if head is not None and not self._holds(str(head)):
             raise LedgerError(
-                f"Iceberg table {'.'.join(table.name())} was rolled back to before the last commit of job {job!r}; "
-                "--overwrite starts anew"
+                f"Iceberg table {'.'.join(self.table.name())} was rolled back to before the last commit of job "
+                f"{self._job!r}; --overwrite starts anew"
             )
 
     def get(self, name: str) -> int | None:
@@ -180,7 +182,7 @@ class IcebergTable:
     ) -> None:
         with self.access.translated():
             table = state.table
-            if rows is not None and any(missing_columns(state.schema, rows.schema)):
+            if rows is not None and lacks(state.schema, rows.schema):
                 with table.update_schema() as update:
                     update.union_by_name(rows.schema)
                 raise ConflictError("columns were added")

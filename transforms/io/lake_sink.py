@@ -46,6 +46,7 @@ from transforms.io.lake_table import (
     lake_schema,
     new_token,
 )
+from transforms.io.letter_rows import letter_rows
 from transforms.io.plan_files import splits_from, splits_to
 from transforms.io.spool import Spool
 
@@ -62,6 +63,7 @@ class _Writer(ChainWriter):
         self._sink = sink
         self._labels: Spool | None = None
         self._letters: Spool | None = None
+        self._settled: int | None = None
 
     @property
     def due(self) -> bool:
@@ -73,7 +75,7 @@ class _Writer(ChainWriter):
         labels = lake_rows(block.batch.select(names))
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
-        letters = lake_rows(with_job(self._sink.spec.name, block.dead))
+        letters = letter_rows(self._sink.spec.name, block.dead)
         self._letters = self._letters or Spool(letters.schema)
         self._letters.add(letters)
 
@@ -97,7 +99,7 @@ class _Writer(ChainWriter):
             if (self.split.start if end is None else end) != span.start:
                 sink.settle_letters(span.split)
                 raise ChainMovedError(self.split.start if end is None else end)
-            if end is not None and state.get(f"{chain}/dead") == end:
+            if end is not None and end != self._settled and state.get(f"{chain}/dead") == end:
                 sink.settle_letters(span.split)
             values = {chain: span.stop, f"{chain}/by": token}
             if letters is not None:
@@ -120,6 +122,7 @@ class _Writer(ChainWriter):
             raise
         if letters is not None:
             sink.settle_letters(span.split)
+            self._settled = span.stop
 
     def _discard(self) -> None:
         for spool in (self._labels, self._letters):
@@ -149,6 +152,7 @@ class LakeSink:
         state = self.retried(self.labels.load)
         if state is None:
             return {}
+        state.check()
         prefix, known = f"{state.get('job')}/split/", state.seconds()
         ends = {n.removeprefix(prefix): end for n, end in state.all().items() if n.startswith(prefix)}
         return {split: Progress(end, *known.get(split, ())) for split, end in ends.items() if "/" not in split}
@@ -171,9 +175,11 @@ class LakeSink:
         return self.plan()
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
+        if self.token is None:
+            self.retried(lambda: self._claim(None, overwrite=False))
         self.settle_letters(split.id)
         state = self.retried(self.labels.load)
-        end = None if state is None or self.token is None else state.get(self.chain(split.id))
+        end = None if state is None else state.get(self.chain(split.id))
         return _Writer(self, split, split.start if end is None else end, self.sink.commit_every)
 
     def chain(self, split: str) -> str:
@@ -248,6 +254,7 @@ class LakeSink:
         else:
             if state.get(f"{held}/fingerprint") != values[f"{token}/fingerprint"]:
                 raise LedgerError(self._differs(held))
+            state.check()
             self.token = held
             return
         self.token = token
@@ -308,12 +315,6 @@ class LakeSink:
             time.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 1.0)
         raise SinkError(f"{self.labels.where}: other processes are first all the time, the last time: {last}")
-
-
-def with_job(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
-    """Dead letters as rows of a table that several jobs may share."""
-    names = pa.array([job] * dead.num_rows, pa.string())
-    return pa.RecordBatch.from_arrays([names, *dead.columns], ["job", *dead.schema.names])
 
 
 def _file(token: int | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -59,6 +59,9 @@ class State(Protocol):
 
     def all(self) -> dict[str, int]:
         """All numbers of the job's."""
+
+    def check(self) -> None:
+        """Raises LedgerError if rows were taken back of which the numbers still tell."""
 
     def seconds(self) -> dict[str, tuple[int, float]]:
         """Rows in and seconds by split, of those commits that the table still knows."""
@@ -188,9 +191,16 @@ def _refuse(kind: pa.DataType, name: str) -> pa.DataType:
     raise SinkError(f"column {name!r}: a lake table holds no {kind}; leave it out of source.keep")
 
 
-def missing_columns(table: pa.Schema, wanted: pa.Schema) -> Iterator[pa.Field]:
-    """Columns of `wanted` that `table` does not have."""
-    return (field for field in wanted if field.name not in table.names)
+def lacks(table: pa.Schema | pa.DataType, wanted: pa.Schema | pa.DataType) -> bool:
+    """Columns of `wanted`, or fields inside them, are missing in `table`."""
+    for field_ in wanted:
+        number = table.get_field_index(field_.name)
+        if number < 0:
+            return True
+        held = table.field(number).type
+        if pa.types.is_struct(held) and pa.types.is_struct(field_.type) and lacks(held, field_.type):
+            return True
+    return False
 
 
 def as_bytes(rows: pa.RecordBatchReader, note: dict[str, str]) -> bytes:

@@ -32,6 +32,7 @@ from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.json_text import as_json
 from transforms.io.ledger_tables import Ledger, columns_in
+from transforms.io.letter_rows import letter_rows
 from transforms.io.spool import Spool
 from transforms.io.sql_dialect import beside, last_part, quote, table_name
 from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
@@ -63,7 +64,7 @@ class _Writer(ChainWriter):
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         if block.dead.num_rows:
-            letters = _letters(self._sink.spec.name, block.dead)
+            letters = letter_rows(self._sink.spec.name, block.dead)
             self._letters = self._letters or Spool(letters.schema)
             self._letters.add(letters)
 
@@ -256,13 +257,3 @@ def without_nul(block: Block) -> Block:
     letters = dead_letters(block.span.split, source, rows, [DeadCode.REFUSED] * n, [""] * n, payload=False)
     both = pa.Table.from_batches([block.dead, letters]).sort_by("position").combine_chunks()
     return replace(block, batch=batch.filter(pa.array(~bad)), dead=both.to_batches()[0])
-
-
-def _letters(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
-    """Dead letters as rows of their table."""
-    n = dead.num_rows
-    rows = as_json(dead.column(DEAD_ROW)) if DEAD_ROW in dead.schema.names else pa.nulls(n, pa.string())
-    columns = {name: dead.column(name) for name in dead.schema.names}
-    columns |= {"job": pa.array([job] * n, pa.string()), DEAD_ROW: rows}
-    order = ["job", *(name for name in dead.schema.names if name != DEAD_ROW), DEAD_ROW]
-    return pa.RecordBatch.from_arrays([columns[name] for name in order], order)

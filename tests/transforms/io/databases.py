@@ -61,12 +61,16 @@ class Database:
 
     def dead(self, table: str, kept: pa.Schema) -> pa.Table:
         """Dead letters as they were before they became rows of a table."""
-        found = self.table(f"SELECT * FROM {quote(table)}")
-        if not found.num_rows:
-            return pa.table({})
-        rows = pa.array([row and json.loads(row) for row in found[DEAD_ROW].to_pylist()], pa.struct(list(kept)))
-        schema = dead_schema(kept)
-        return pa.table([rows if f.name == DEAD_ROW else found[f.name].cast(f.type) for f in schema], schema)
+        return as_letters(self.table(f"SELECT * FROM {quote(table)}"), kept)
+
+
+def as_letters(found: pa.Table, kept: pa.Schema) -> pa.Table:
+    """Rows of a table of dead letters as sinks are given them; no columns if there are none."""
+    if not found.num_rows:
+        return pa.table({})
+    rows = pa.array([row and json.loads(row) for row in found[DEAD_ROW].to_pylist()], pa.struct(list(kept)))
+    schema = dead_schema(kept)
+    return pa.table([rows if f.name == DEAD_ROW else found[f.name].cast(f.type) for f in schema], schema)
 
 
 class PostgresDatabase(Database):

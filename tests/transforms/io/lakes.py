@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,31 @@ class Lake:
         raise NotImplementedError
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Adds rows as one data file, to a table that is made if need be."""
+        """Adds rows as one data file, to a table that is made, or given more columns, if need be."""
+        raise NotImplementedError
+
+    def rewrite(self, table: str) -> None:
+        """Writes files anew with other rows in them, in one commit."""
+        raise NotImplementedError
+
+    def delete(self, table: str, where: str) -> None:
+        """Deletes rows, in one commit."""
+        raise NotImplementedError
+
+    def expire(self, table: str) -> None:
+        """Forgets all history."""
+        raise NotImplementedError
+
+    def version(self, table: str) -> int:
+        """The current one."""
+        raise NotImplementedError
+
+    def roll_back(self, table: str, version: int) -> None:
+        """Makes an older version the current one."""
+        raise NotImplementedError
+
+    def notes(self, table: str) -> list[dict[str, Any]]:
+        """What each commit says of itself."""
         raise NotImplementedError
 
     def table(self, table: str) -> pa.Table:
@@ -54,13 +79,39 @@ class IcebergLake(Lake):
     def append(self, table: str, rows: pa.Table) -> None:
         catalog = self.catalog()
         catalog.create_namespace_if_not_exists("lake")
-        catalog.create_table_if_not_exists(f"lake.{table}", rows.schema).append(rows)
+        found = catalog.create_table_if_not_exists(f"lake.{table}", rows.schema)
+        with found.update_schema() as update:
+            update.union_by_name(rows.schema)
+        found.append(rows)
+
+    def rewrite(self, table: str) -> None:
+        self.load(table).delete("id < 10")
+
+    def delete(self, table: str, where: str) -> None:
+        self.load(table).delete(where)
+
+    def expire(self, table: str) -> None:
+        found = self.load(table)
+        old = [s.snapshot_id for s in found.metadata.snapshots if s.snapshot_id != found.metadata.current_snapshot_id]
+        found.maintenance.expire_snapshots().by_ids(old).commit()
+
+    def version(self, table: str) -> int:
+        return self.load(table).metadata.current_snapshot_id
+
+    def roll_back(self, table: str, version: int) -> None:
+        self.load(table).manage_snapshots().rollback_to_snapshot(version).commit()
+
+    def notes(self, table: str) -> list[dict[str, Any]]:
+        return [snapshot.summary.additional_properties for snapshot in self.load(table).metadata.snapshots]
+
+    def load(self, table: str) -> Any:
+        return self.catalog().load_table(f"lake.{table}")
 
     def table(self, table: str) -> pa.Table:
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
-            found = self.catalog().load_table(f"lake.{table}").scan().to_arrow()
+            found = self.load(table).scan().to_arrow()
         except NoSuchTableError:
             return pa.table({})
         return found
@@ -77,11 +128,64 @@ class DeltaLake(Lake):
     def append(self, table: str, rows: pa.Table) -> None:
         from deltalake import write_deltalake
 
-        write_deltalake(f"{self.folder}/{table}", rows, mode="append")
+        write_deltalake(f"{self.folder}/{table}", rows, mode="append", schema_mode="merge")
+
+    def rewrite(self, table: str) -> None:
+        self.load(table).update({"lang": "'de'"})
+
+    def delete(self, table: str, where: str) -> None:
+        self.load(table).delete(where)
+
+    def compact(self, table: str) -> None:
+        """Rewrites the files as one."""
+        self.load(table).optimize.compact()
+
+    def expire(self, table: str) -> None:
+        """A checkpoint, and no commit before it."""
+        found = self.load(table)
+        found.create_checkpoint()
+        for commit in (self.folder / table / "_delta_log").glob("*.json"):
+            if int(commit.stem) < found.version():
+                commit.unlink()
+
+    def hide(self, table: str) -> None:
+        """A deletion vector for the table's only file: the inline example of the protocol, six rows."""
+        found = self.load(table)
+        log = self.folder / table / "_delta_log"
+        actions = [json.loads(line) for line in (log / f"{found.version():020d}.json").read_text().splitlines()]
+        (add,) = (action["add"] for action in actions if "add" in action)
+        vector = {
+            "storageType": "i",
+            "pathOrInlineDv": "^Bg9^0rr910000000000iXQKl0rr91000f55c8Xg0@@D72lkbi5=-{L",
+            "sizeInBytes": 44,
+            "cardinality": 6,
+        }
+        features = {"readerFeatures": ["deletionVectors"], "writerFeatures": ["deletionVectors"]}
+        remove = {"path": add["path"], "deletionTimestamp": 0, "dataChange": True}
+        lines = [
+            {"protocol": {"minReaderVersion": 3, "minWriterVersion": 7, **features}},
+            {"remove": remove},
+            {"add": {**add, "deletionVector": vector}},
+        ]
+        (log / f"{found.version() + 1:020d}.json").write_text("\n".join(map(json.dumps, lines)))
+
+    def version(self, table: str) -> int:
+        return self.load(table).version()
+
+    def roll_back(self, table: str, version: int) -> None:
+        self.load(table).restore(version)
+
+    def notes(self, table: str) -> list[dict[str, Any]]:
+        return self.load(table).history()
+
+    def load(self, table: str) -> Any:
+        from deltalake import DeltaTable
+
+        return DeltaTable(f"{self.folder}/{table}")
 
     def table(self, table: str) -> pa.Table:
         from deltalake import DeltaTable
 
         if not DeltaTable.is_deltatable(f"{self.folder}/{table}"):
             return pa.table({})
-        return DeltaTable(f"{self.folder}/{table}").to_pyarrow_table()
+        return self.load(table).to_pyarrow_table()

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.block import TEXT
-from schemas.results import dead_schema
+from tests.transforms.io.databases import as_letters
 from tests.transforms.io.lakes import DeltaLake, IcebergLake, Lake
 from tests.transforms.io.sink_contract import KEPT, SinkContract
 from tests.transforms.io.source_contract import SourceContract, job
@@ -35,21 +35,18 @@ class LakeSinkContract(SinkContract):
         return open_sink(self.job({**self.lake(folder).settings("labels"), **settings}))
 
     def labels(self, folder: Path) -> pa.Table:
-        found = self.lake(folder).table("labels")
-        return as_written(found, found.schema)
+        return as_written(self.lake(folder).table("labels"))
 
     def dead(self, folder: Path) -> pa.Table:
         name = "labels-dead" if self.lake is DeltaLake else "labels_dead"
-        return as_written(self.lake(folder).table(name), dead_schema(KEPT))
+        return as_letters(self.lake(folder).table(name), KEPT)
 
 
-def as_written(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with the small types that blocks have; no columns if there is none."""
-    if not table.num_columns:
-        return table
+def as_written(table: pa.Table) -> pa.Table:
+    """The table with the small types that blocks have."""
     small = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
-    fields = [pa.field(f.name, small.get(f.type, f.type), f.nullable) for f in schema]
-    return table.select(schema.names).cast(pa.schema(fields))
+    fields = [pa.field(f.name, small.get(f.type, f.type), f.nullable) for f in table.schema]
+    return table.cast(pa.schema(fields))
 
 
 class TestIcebergSource(LakeSourceContract):

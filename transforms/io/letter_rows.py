@@ -1,0 +1,21 @@
+"""Dead letters as rows of a table that several jobs may share, and back. For every sink whose dead letters are a table.
+
+The id and the kept columns of a row are JSON there, so that the table is the same for every job.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from schemas.results import DEAD_ROW
+from transforms.io.json_text import as_json
+
+
+def letter_rows(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
+    """Dead letters with the name of their job in front."""
+    n = dead.num_rows
+    rows = as_json(dead.column(DEAD_ROW)) if DEAD_ROW in dead.schema.names else pa.nulls(n, pa.string())
+    columns = {name: dead.column(name) for name in dead.schema.names}
+    columns |= {"job": pa.array([job] * n, pa.string()), DEAD_ROW: rows}
+    order = ["job", *(name for name in dead.schema.names if name != DEAD_ROW), DEAD_ROW]
+    return pa.RecordBatch.from_arrays([columns[name] for name in order], order)
