@@ -73,7 +73,7 @@ def run(
         from pipelines.prometheus import serve_metrics
 
         serve_metrics(metrics_port)
-    if job.live:  # a call that hangs for ever must not end a job that nobody starts again
+    if job.live and job.runner.type == "local":  # a call that hangs must not end a job that nobody starts again
         from transforms.watchdog import WATCHDOG, restart_process
 
         WATCHDOG.end = restart_process

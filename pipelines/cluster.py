@@ -17,7 +17,7 @@ from pipelines.flink import Flink, FlinkJob
 from pipelines.job import Job
 from pipelines.remote import Build, follow_flink, run_beam, submit_flink
 from schemas.block import Split
-from schemas.errors import SpecError
+from schemas.errors import SpecError, TagstreamError
 from schemas.runner_spec import BeamRunner, FlinkRunner
 from schemas.spec import JobSpec
 from transforms.metrics import METRICS
@@ -104,7 +104,12 @@ def _reporter(job: Job, before: int, update: Callable[[str], Any]) -> Callable[[
         nonlocal asked, done
         now = time.monotonic()
         if now - asked > LEDGER_SECONDS:
-            asked, done = now, job.rows_done(job.sink.progress())
+            asked = now
+            try:
+                done = job.rows_done(job.sink.progress())
+            except TagstreamError as error:
+                if not (job.live and error.transient):
+                    raise
         speed = (done - before) / (now - started) if now > started else 0.0
         rows = f"{done:,} positions" if job.live else f"{done:,}/{job.rows:,} rows committed · {speed:,.0f} rows/s"
         update(f"{'stopping' if STOP.is_set() else state.lower()} on Flink · {rows} · {now - started:.0f} s")

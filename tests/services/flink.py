@@ -5,14 +5,19 @@ The jars come from Maven into `.cache/services/flink` once. Everything listens o
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.flink import Flink
 from schemas.errors import RunnerError
@@ -38,6 +43,8 @@ class FlinkCluster:
     def __init__(self, folder: Path, task_managers: int = 2, slots: int = 1) -> None:
         self.folder, self.libs, self.task_managers, self.slots = folder, jars("flink"), task_managers, slots
         self.rest_port, self.rpc_port, self.worker_port, self.metrics_port, *self.job_ports = free_ports(7)
+        (self.flink_metrics_port,) = free_ports(1)
+        """The first that is free from here on is the JobManager's, the next ones are the TaskManagers'."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.flink = Flink(f"http://127.0.0.1:{self.rest_port}")
 
@@ -81,6 +88,38 @@ class FlinkCluster:
         pool = self.processes["workers"].pid
         found = subprocess.run(["pgrep", "-P", str(pool)], capture_output=True, check=False, text=True).stdout
         return [int(pid) for pid in found.split()]
+
+    def samples(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
+        """Values of a metric that the worker pool serves, by all labels, or summed by those named."""
+        found: dict[tuple[str, ...], float] = defaultdict(float)
+        for family in text_string_to_metric_families(_get(self.metrics_port)):
+            for sample in family.samples:
+                if sample.name == name:
+                    found[tuple(sample.labels[label] for label in labels or sorted(sample.labels))] += sample.value
+        return found
+
+    def exported(self) -> set[str]:
+        """Names of the metrics that Flink itself serves."""
+        ports = range(self.flink_metrics_port, self.flink_metrics_port + 20)
+        texts = [_get(port) for port in ports if _open(port)]
+        return {sample.name for text in texts for f in text_string_to_metric_families(text) for sample in f.samples}
+
+    @contextlib.contextmanager
+    def foreign_pool(self, path: Path) -> Iterator[str]:
+        """Beam's own worker pool, which starts the `python` that it finds in the folder `path`; its address."""
+        (port,) = free_ports(1)
+        module = "apache_beam.runners.worker.worker_pool_main"
+        with (self.folder / "foreign.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, f"--service_port={port}"], stdout=log, stderr=log,
+                env={**os.environ, "PATH": f"{path}:{os.environ['PATH']}"},
+            )  # fmt: skip
+        try:
+            wait_until(lambda: _open(port), 60, "Beam's worker pool")
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.kill()
+            process.wait()
 
     def stop(self) -> None:
         for name in list(self.processes):
@@ -151,6 +190,8 @@ class FlinkCluster:
             "restart-strategy.fixed-delay.delay": "1 s",
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 5000,
+            "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+            "metrics.reporter.prom.port": f"{self.flink_metrics_port}-{self.flink_metrics_port + 20}",
             "io.tmp.dirs": str(self.folder / "tmp"),
             "blob.storage.directory": str(self.folder / "blobs"),
         }
@@ -158,6 +199,10 @@ class FlinkCluster:
         (self.folder / "blobs").mkdir(exist_ok=True)
         lines = [f"{key}: {value}" for key, value in settings.items()]
         (self.folder / "conf/config.yaml").write_text("\n".join(lines) + "\n")
+
+
+def _get(port: int) -> str:
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
 
 
 def _open(port: int) -> bool:

@@ -1,0 +1,128 @@
+"""Dashboard and alerts: every expression is valid PromQL over metrics that this program, or Flink, really exports."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+
+import promql_parser as promql
+import pytest
+
+from pipelines.prometheus import JobCollector, PoolCollector, serve_metrics
+from tests.deploy.files import DEPLOY, documents
+from transforms.live import FEEDS, FeedStatus
+from transforms.metrics import METRICS
+
+FLINK = {
+    "flink_jobmanager_job_numRestarts",
+    "flink_jobmanager_numRegisteredTaskManagers",
+    "flink_jobmanager_taskSlotsAvailable",
+    "flink_taskmanager_Status_JVM_Memory_Heap_Used",
+}
+"""What Flink exports itself; a test on a real cluster looks for each."""
+
+
+def expressions() -> Iterator[tuple[str, str]]:
+    """Where it stands, and the expression."""
+    for group in documents("prometheus/rules.yml")[0]["groups"]:
+        for rule in group["rules"]:
+            yield rule["alert"], rule["expr"]
+    for panel in json.loads((DEPLOY / "grafana/dashboards/tagstream.json").read_text())["panels"]:
+        for target in panel.get("targets", ()):
+            yield panel["title"], target["expr"].replace("$__rate_interval", "1m")
+
+
+def metrics_of(expression: str) -> set[str]:
+    """Names of the metrics that it reads. Raises ValueError for what is no PromQL."""
+    found: set[str] = set()
+
+    def look(node: object) -> None:
+        if isinstance(node, promql.VectorSelector):
+            found.add(node.name)
+        for part in ("lhs", "rhs", "expr", "vector_selector", "args"):
+            below = getattr(node, part, None)
+            for child in below if isinstance(below, list) else [below]:
+                if child is not None:
+                    look(child)
+
+    look(promql.parse(expression))
+    return found
+
+
+class Feed:
+    def status(self) -> FeedStatus:
+        return FeedStatus({"t/0": 3}, 1, 0.5, 60.0, "broker")
+
+
+@pytest.fixture
+def exported(monkeypatch) -> dict[str, set[str]]:
+    """Names by who serves them: a process that runs a live job, and a pool with that process as its worker."""
+    METRICS.reset()
+    METRICS.committed(3, 2, Counter(null_text=1))
+    METRICS.waited([0.1])
+    monkeypatch.setattr(FEEDS, "all", lambda: [Feed()])
+    port = serve_metrics(0, address="127.0.0.1")
+    served = {
+        "process": JobCollector().collect(),
+        "pool": PoolCollector(lambda: {"1": port}).collect(),
+    }
+    names = {who: {s.name for family in families for s in family.samples} for who, families in served.items()}
+    METRICS.reset()
+    return names
+
+
+@pytest.mark.parametrize(("where", "expression"), list(expressions()))
+def test_metrics_exist(where: str, expression: str, exported: dict[str, set[str]]) -> None:
+    """A local run and a Flink worker pool both serve what is asked for; `up` is Prometheus' own."""
+    asked = metrics_of(expression) - {"up"} - FLINK
+    assert asked <= exported["pool"], where
+    assert asked - {"tagstream_workers"} <= exported["process"], where
+
+
+def test_parser_refuses() -> None:
+    """What the tests above rest on."""
+    with pytest.raises(ValueError, match="paren"):
+        promql.parse("sum(rate(tagstream_rows_in_total[5m])")
+    assert metrics_of("sum(rate(a[5m])) / on (x) b > 2 and -max_over_time(c[5m:1m] offset 1m)") == {"a", "b", "c"}
+
+
+def test_rules_say_what_to_do() -> None:
+    """Each alert has a severity, a summary and an action, and uses labels that its expression keeps."""
+    for rule in documents("prometheus/rules.yml")[0]["groups"][0]["rules"]:
+        assert rule["labels"]["severity"] in {"warning", "critical"}
+        assert set(rule["annotations"]) == {"summary", "action"}
+        kept = re.findall(r"\bby \(([^)]*)\)", rule["expr"])
+        for label in re.findall(r"\$labels\.(\w+)", str(rule["annotations"])):
+            assert not rule["expr"].lstrip().startswith("sum by") or label in kept[0], rule["alert"]
+
+
+def test_dashboard() -> None:
+    """Panels have ids of their own, do not overlap, and take the data source that the variable names."""
+    board = json.loads((DEPLOY / "grafana/dashboards/tagstream.json").read_text())
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for grid in (panel["gridPos"] for panel in panels)
+        for x in range(grid["x"], grid["x"] + grid["w"])
+        for y in range(grid["y"], grid["y"] + grid["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24
+    names = {variable["name"] for variable in board["templating"]["list"]}
+    assert set(re.findall(r"\$\{?(?!__)(\w+)", json.dumps(panels))) <= names
+
+
+def test_rules_on_series() -> None:
+    """Prometheus' own unit tests of the alerts, where its tool is installed."""
+    if (promtool := shutil.which("promtool")) is None:
+        pytest.skip("promtool is not installed (Debian: the package prometheus)")
+    for command in (["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]):
+        done = subprocess.run(
+            [promtool, *command], cwd=DEPLOY / "prometheus", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,72 @@
+"""What kills parts of a Flink cluster under a live load, and how long the labels take to come again."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+from benchmarks.topics import Watcher
+from tests.services.flink import FlinkCluster
+from tests.services.java import wait_until
+from tests.services.kafka import KafkaBroker
+from tests.services.kafka_faults import Load
+
+FAULTS = ("worker", "task manager", "worker pool", "job server", "broker")
+BEHIND_SECONDS = 0.5
+"""Labels keep up while fewer messages are without one than came in this time."""
+PATIENCE = 180.0
+
+
+def inflict(fault: str, cluster: FlinkCluster, broker: KafkaBroker) -> None:
+    """kill -9 of one part; what a supervisor would start again is started again."""
+    if fault == "worker":
+        os.kill(random.choice(cluster.workers()), signal.SIGKILL)
+    elif fault == "task manager":
+        cluster.kill("taskmanager2")
+        cluster.start_process("taskmanager2")
+    elif fault == "worker pool":
+        cluster.kill("workers")
+        cluster.start_process("workers")
+    elif fault == "job server":
+        cluster.kill("jobserver")
+        cluster.start_process("jobserver")
+    else:
+        broker.kill()
+        broker.start()
+
+
+class Flow:
+    """A load on one topic and the labels that come out of another."""
+
+    def __init__(self, broker: KafkaBroker, source: str, target: str, rate: float) -> None:
+        self.rate = rate
+        self.watcher = Watcher(broker.servers, target)
+        self.load = Load(broker.servers, source, 4, rate)
+
+    @property
+    def behind(self) -> int:
+        """Messages without a label."""
+        return self.load.sent - len(self.watcher.seen)
+
+    def recovers(self, seconds: float, alive) -> float:
+        """Waits until labels keep up for `seconds`; how long after the call that began. `alive` says why they can't."""
+        began = caught_up = time.monotonic()
+        while time.monotonic() - caught_up < seconds:
+            alive()
+            if self.behind > BEHIND_SECONDS * self.rate:
+                caught_up = time.monotonic()
+                assert caught_up - began < PATIENCE, f"{self.behind} messages without a label"
+            time.sleep(0.05)
+        return caught_up - began
+
+    def finish(self) -> int:
+        """Ends the load and waits for the last label; how many messages were sent."""
+        sent = self.load.stop()
+        wait_until(lambda: len(self.watcher.seen) >= sent, PATIENCE, "every message has its label", 0.1)
+        return sent
+
+    def close(self) -> None:
+        self.load.stop()
+        self.watcher.stop()
