@@ -15,9 +15,9 @@ from rich.console import Console
 from pipelines.build import build, build_live
 from pipelines.flink import Flink, FlinkJob
 from pipelines.job import Job
-from pipelines.remote import Build, follow_flink, run_beam, submit_flink
+from pipelines.remote import GONE, Build, follow_flink, run_beam, submit_flink
 from schemas.block import Split
-from schemas.errors import SpecError, TagstreamError
+from schemas.errors import RunnerError, SpecError, TagstreamError
 from schemas.runner_spec import BeamRunner, FlinkRunner
 from schemas.spec import JobSpec
 from transforms.metrics import METRICS
@@ -33,8 +33,12 @@ def run_pass_remote(job: Job, left: list[tuple[Split, int]], console: Console) -
 
 
 def run_live_remote(job: Job, console: Console) -> None:
-    """A job without an end, until it is asked to stop. Raises RunnerError."""
-    _run(job, console, _filler(job, []))
+    """A job without an end, until it is asked to stop, here or there. Raises RunnerError."""
+    if _run(job, console, _filler(job, [])) == GONE:
+        raise RunnerError(
+            "Flink does not know the job any more: its JobManager has started anew, without high availability. "
+            "Run it again: it goes on where it stopped"
+        )
 
 
 def detach_job(spec: JobSpec, console: Console, *, overwrite: bool = False) -> FlinkJob | None:
@@ -72,7 +76,9 @@ def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
     return lambda pipeline: build_live(pipeline, job, seats, key, expected)
 
 
-def _run(job: Job, console: Console, fill: Build) -> None:
+def _run(job: Job, console: Console, fill: Build) -> str:
+    """Returns the state in which it ended."""
+    state = "DONE"
     runner = job.spec.runner
     before = job.rows_done(job.sink.progress())
     if isinstance(runner, BeamRunner):
@@ -82,8 +88,9 @@ def _run(job: Job, console: Console, fill: Build) -> None:
         assert isinstance(runner, FlinkRunner)
         submitted = _submit(job, runner, console, fill)
         with console.status("running on Flink") as status:
-            follow_flink(runner, submitted, _reporter(job, before, status.update))
+            state = follow_flink(runner, submitted, _reporter(job, before, status.update))
     METRICS.add(rows_in=job.rows_done(job.sink.progress()) - before)
+    return state
 
 
 def _submit(job: Job, runner: FlinkRunner, console: Console, fill: Build) -> FlinkJob:
@@ -112,6 +119,6 @@ def _reporter(job: Job, before: int, update: Callable[[str], Any]) -> Callable[[
                     raise
         speed = (done - before) / (now - started) if now > started else 0.0
         rows = f"{done:,} positions" if job.live else f"{done:,}/{job.rows:,} rows committed · {speed:,.0f} rows/s"
-        update(f"{'stopping' if STOP.is_set() else state.lower()} on Flink · {rows} · {now - started:.0f} s")
+        update(f"{'stopping' if STOP.is_set() else state} on Flink · {rows} · {now - started:.0f} s")
 
     return report

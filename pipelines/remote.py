@@ -30,9 +30,11 @@ WORKER_SECONDS = {"EXTERNAL": 60.0, "PROCESS": 60.0, "DOCKER": 600.0}
 """How long a running job may go without its first Python worker; a container's image may have to be fetched."""
 SILENCE_SECONDS = 60.0
 """How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
+GONE = "GONE"
+"""State of a job that the cluster has forgotten."""
 Build = Callable[[beam.Pipeline], None]
 Report = Callable[[str], None]
-"""Called with the job's state every now and then."""
+"""Called every now and then with the job's state, and why it restarts."""
 
 
 def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say: Callable[[str], None]) -> FlinkJob:
@@ -69,18 +71,20 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
 
 
 def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
-    """Until the job ends, or is asked to stop: then it is cancelled. Returns Flink's state. Raises what failed."""
+    """Until the job ends, or is asked to stop: then it is cancelled. Returns its state, or GONE. Raises what failed."""
     flink = Flink(spec.rest, SILENCE_SECONDS)
     while True:
         now = flink.job(job.id)
-        state = now.state if now else "GONE"
-        if state in {"FAILED", "FAILING", "RESTARTING"}:
-            _raise_known(flink, job, final=state == "FAILED")
-        if state in ENDED or state == "GONE":
+        state = now.state if now else GONE
+        why = ""
+        if now is not None and state in {"FAILED", "FAILING", "RESTARTING"}:
+            _raise_known(flink, now, final=state == "FAILED")
+            why = "".join(f" ({_last_line(text)[:160]})" for text in flink.failures(now)[:1])
+        if state in ENDED or state == GONE:
             return state
         if STOP.is_set():
             flink.cancel(job)
-        report(state)
+        report(state.lower() + why)
         time.sleep(POLL_SECONDS)
 
 
@@ -138,6 +142,8 @@ def _begun(stages: list[Stage], *, live: bool) -> bool:
 def _raise_known(flink: Flink, job: FlinkJob, *, final: bool) -> None:
     """Cancels the job and raises the worker's own error if there is one; else, if `final`, a RunnerError."""
     failures = flink.failures(job)
+    if not failures and job.state != "FAILED":
+        return  # they are written down a moment after the state has changed
     found: TagstreamError | None = next(filter(None, map(known_error, failures)), None)
     if found is None and final:
         last = _last_line(failures[0]) if failures else "no reason given"

@@ -11,7 +11,7 @@ from benchmarks.topics import Watcher
 from tests.services.flink import FlinkCluster
 from tests.services.java import wait_until
 from tests.services.kafka import KafkaBroker
-from tests.services.kafka_faults import Load
+from tests.services.kafka_faults import Load, count
 
 FAULTS = ("worker", "task manager", "worker pool", "job server", "broker")
 BEHIND_SECONDS = 0.5
@@ -40,15 +40,17 @@ def inflict(fault: str, cluster: FlinkCluster, broker: KafkaBroker) -> None:
 class Flow:
     """A load on one topic and the labels that come out of another."""
 
-    def __init__(self, broker: KafkaBroker, source: str, target: str, rate: float) -> None:
+    def __init__(self, broker: KafkaBroker, source: str, target: str, rate: float, partitions: int = 4) -> None:
         self.rate = rate
+        self.before = count(broker.servers, target)
+        """Labels that are there already."""
         self.watcher = Watcher(broker.servers, target)
-        self.load = Load(broker.servers, source, 4, rate)
+        self.load = Load(broker.servers, source, partitions, rate)
 
     @property
     def behind(self) -> int:
         """Messages without a label."""
-        return self.load.sent - len(self.watcher.seen)
+        return self.load.sent + self.before - len(self.watcher.seen)
 
     def recovers(self, seconds: float, alive) -> float:
         """Waits until labels keep up for `seconds`; how long after the call that began. `alive` says why they can't."""
@@ -64,7 +66,7 @@ class Flow:
     def finish(self) -> int:
         """Ends the load and waits for the last label; how many messages were sent."""
         sent = self.load.stop()
-        wait_until(lambda: len(self.watcher.seen) >= sent, PATIENCE, "every message has its label", 0.1)
+        wait_until(lambda: self.behind <= 0, PATIENCE, "every message has its label", 0.1)
         return sent
 
     def close(self) -> None:

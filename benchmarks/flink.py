@@ -1,0 +1,230 @@
+"""Flink: do two task managers do the work of two, how late are labels, how long do they stay away after a kill.
+
+A real cluster on this machine (JobManager, two task managers with a slot each, job server, a worker pool), a real
+broker, the constant-time test backend.
+
+- scaling: rate of two task managers over that of one, bulk, at 1 ms a row of pretended model time, from the first
+  commit to the last. The pretended time takes no CPU, so two cores are enough. scaling_stream: the same through a
+  topic's backlog.
+- p50_ms, p99_ms: from a message's timestamp to the moment when a read_committed consumer holds its label, at a steady
+  rate.
+- recovery_s: kill -9 of each part in turn under that load; seconds from the kill until labels keep up again, the worst
+  of all. lost, duplicated: over whole topics after all of it, cancelling and submitting again included.
+- state_growth_bytes: of Flink's checkpoints, from the first to the last during the steady load; null below two.
+
+    python -m benchmarks.flink [--json FILE] [--rows N] [--rate N] [--seconds N] [--faults N] [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.children import PYTHON, tagstream
+from benchmarks.results import save, versions
+from benchmarks.topics import PARTITIONS, Contestant, Run, send
+from tests.services.flink import FlinkCluster
+from tests.services.flink_faults import FAULTS, Flow, inflict
+from tests.services.kafka import KafkaBroker
+from tests.services.kafka_faults import differences
+
+MS_PER_ROW = 1.0
+WARM_SECONDS = 10
+CHECKPOINT_MS = 10_000
+SPLITS = 8
+TEXTS = [f"message number {number} of many, as long as a short one is" for number in range(1000)]
+SPEC = """
+name: {name}
+source: {type: kafka, servers: "{servers}", topics: {source}}
+classify: [{as: label, backend: {type: constant, ms_per_row: MS}}]
+sink: {type: kafka, topic: {target}, mode: headers}
+blocks: {rows: 512}
+runner: RUNNER
+"""
+COMMAND = [PYTHON, "-m", "pipelines.cli", "run"]
+
+
+def runner(cluster: FlinkCluster, parallelism: int) -> dict[str, Any]:
+    return {**cluster.runner, "parallelism": parallelism, "checkpoint_ms": CHECKPOINT_MS}
+
+
+def live(cluster: FlinkCluster, parallelism: int, ms: float) -> Contestant:
+    text = SPEC.replace("RUNNER", json.dumps(runner(cluster, parallelism))).replace("MS", f"{ms}")
+    return Contestant(f"flink{parallelism}", COMMAND, text)
+
+
+def bulk_rate(cluster: FlinkCluster, folder: Path, parallelism: int, rows: int) -> float:
+    """Rows a second between the first and the last commit of a Parquet job."""
+    name = f"bulk{parallelism}"
+    texts = [TEXTS[i % len(TEXTS)] + f" {i}" for i in range(rows)]
+    (folder / f"{name}-in").mkdir()
+    pq.write_table(pa.table({"text": texts}), folder / f"{name}-in/a.parquet", row_group_size=rows // SPLITS)
+    spec = {
+        "name": name,
+        "source": {"type": "parquet", "path": f"{folder}/{name}-in", "split_rows": rows // SPLITS},
+        "classify": [{"as": "label", "backend": {"type": "constant", "ms_per_row": MS_PER_ROW}}],
+        "sink": {"type": "parquet", "path": f"{folder}/{name}", "commit_every": 1.0},
+        "blocks": {"rows": 250},
+        "runner": runner(cluster, parallelism),
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(spec))  # JSON is YAML
+    _, report = tagstream(folder / f"{name}.yaml", folder / "report.json")
+    if report["rows_in"] != rows:
+        raise SystemExit(f"{report['rows_in']} of {rows} rows")
+    files = sorted((f.stat().st_mtime, pq.read_metadata(f).num_rows) for f in (folder / name).glob("*.parquet"))
+    first = sum(count for at, count in files if at - files[0][0] < 0.5)  # both workers' first ones: done at the start
+    return (rows - first) / (files[-1][0] - files[0][0])
+
+
+def stream_rate(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, parallelism: int, count: int) -> float:
+    """Messages a second through a backlog, from the first fifth of the output, which hides the start, to the last."""
+    with Run(broker, folder, live(cluster, parallelism, MS_PER_ROW), "backlog") as run:
+        send(run.servers, run.source, TEXTS, None, count)
+        run.start()
+        if not run.wait_for(count, 600):
+            raise SystemExit(f"{len(run.watcher.seen)} of {count} messages after 600 s")
+        times = sorted(visible for visible, _ in run.watcher.seen)
+    wait_for_slots(cluster)
+    return (count - count // 5) / (times[-1] - times[count // 5])
+
+
+def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Latency at a steady rate, then one kill after the other under the same load."""
+    job = live(cluster, 2, 0.0)
+    recovery: dict[str, list[float]] = {}
+    with Run(broker, folder, job, "steady") as run:
+        run.start()
+        send(run.servers, run.source, TEXTS, options.rate, 10)
+        if not run.wait_for(10, 180):
+            raise SystemExit(f"no labels:\n{run.log.read_text()[-3000:]}")
+        sizes: list[int] = []
+        ended = threading.Event()
+        sampler = threading.Thread(target=sample_state, args=(cluster, sizes, ended), daemon=True)
+        sampler.start()
+        warm, count = int(options.rate * WARM_SECONDS), int(options.rate * options.seconds)
+        send(run.servers, run.source, TEXTS, options.rate, warm + count, 10)
+        if not run.wait_for(10 + warm + count, 60):
+            raise SystemExit(f"{10 + warm + count - len(run.watcher.seen)} messages without a label")
+        ended.set()
+        sampler.join()
+        waited = np.array([visible - sent for visible, sent in run.watcher.seen[10 + warm :]]) * 1000
+        if options.faults:
+            flow = Flow(broker, run.source, run.target, options.rate, PARTITIONS)
+
+            def alive() -> None:
+                if run.process.poll() is not None:
+                    raise SystemExit(f"the job has ended:\n{run.log.read_text()[-3000:]}")
+
+            flow.recovers(5, alive)
+            for fault in [*FAULTS, "cancel and submit"] * options.faults:
+                if fault == "cancel and submit":
+                    run.process.terminate()
+                    run.process.wait(60)
+                    run.start()
+                else:
+                    inflict(fault, cluster, broker)
+                recovery.setdefault(fault, []).append(round(flow.recovers(10, alive), 1))
+                print(fault, recovery[fault][-1], "s", flush=True)
+            flow.finish()
+            flow.close()
+        found = differences(broker.servers, run.source, run.target)
+    return {
+        "messages": found["in"],
+        "p50_ms": round(float(np.percentile(waited, 50)), 1),
+        "p99_ms": round(float(np.percentile(waited, 99)), 1),
+        "lost": found["lost"],
+        "duplicated": found["doubled"],
+        "state_growth_bytes": sizes[-1] - sizes[0] if len(sizes) > 1 else None,
+        "recovery_s": {fault: max(seconds) for fault, seconds in recovery.items()},
+    }
+
+
+def sample_state(cluster: FlinkCluster, sizes: list[int], ended: threading.Event) -> None:
+    """State sizes in bytes of the running job's completed checkpoints, each once, oldest first."""
+    seen: dict[int, int] = {}
+    while not ended.wait(5):
+        for job in cluster.flink.jobs():
+            if job.state == "RUNNING":
+                seen |= cluster.flink.checkpoint_sizes(job)
+    sizes += [size for _, size in sorted(seen.items())]
+
+
+def wait_for_slots(cluster: FlinkCluster) -> None:
+    cluster.wait(lambda: cluster.flink.slots()[1] == cluster.task_managers, "free slots")
+
+
+def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    (folder / "cluster").mkdir()
+    (folder / "kafka").mkdir()
+    cluster, broker = FlinkCluster(folder / "cluster"), KafkaBroker(folder / "kafka")
+    try:
+        broker.start()
+        cluster.start()
+        rates: dict[str, float] = {}
+        for parallelism in (1, 2):
+            rates[f"bulk_{parallelism}"] = bulk_rate(cluster, folder, parallelism, options.rows)
+            wait_for_slots(cluster)
+            rates[f"stream_{parallelism}"] = stream_rate(cluster, broker, folder, parallelism, options.rows)
+            print(rates, flush=True)
+        time.sleep(1)
+        found = steady(cluster, broker, folder, options)
+    finally:
+        cluster.stop()
+        broker.close()
+    return {
+        "scaling": round(rates["bulk_2"] / rates["bulk_1"], 2),
+        "scaling_stream": round(rates["stream_2"] / rates["stream_1"], 2),
+        "rows_per_s": {name: round(rate) for name, rate in rates.items()},
+        "rows": options.rows,
+        "rate": options.rate,
+        "seconds": options.seconds,
+        "faults": options.faults,
+        **found,
+    }
+
+
+def table(found: dict[str, Any]) -> list[str]:
+    rates = found["rows_per_s"]
+    bulk = f"{found['scaling']} ({rates['bulk_1']:,} to {rates['bulk_2']:,} rows/s)"
+    stream = f"{found['scaling_stream']} ({rates['stream_1']:,} to {rates['stream_2']:,} messages/s)"
+    load = f"{found['rate']:g} messages/s for {found['seconds']:g} s"
+    lines = [
+        "| | |",
+        "|---|---|",
+        f"| bulk, two task managers over one, {MS_PER_ROW:g} ms a row | {bulk} |",
+        f"| stream, two over one | {stream} |",
+        f"| latency at {load} | p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms |",
+        f"| growth of Flink's state meanwhile | {found['state_growth_bytes']} bytes |",
+    ]
+    lines += [f"| labels again after kill -9: {fault} | {s} s |" for fault, s in found["recovery_s"].items()]
+    lines.append(f"| of {found['messages']:,} messages | {found['lost']} lost, {found['duplicated']} twice |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rows", type=int, default=40_000, help="of each scaling run")
+    parser.add_argument("--rate", type=float, default=300.0, help="messages a second of the steady load")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of the steady load")
+    parser.add_argument("--faults", type=int, default=1, help="how often each part is killed; 0: never")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
+        found = measure(options, Path(folder))
+    packages = versions("apache-beam", "kafka-python", "pyarrow")
+    save("flink", found, table(found), packages, options.json, record=options.record)
+    print(json.dumps({k: found[k] for k in ("scaling", "p50_ms", "p99_ms", "lost", "duplicated")}))
+
+
+if __name__ == "__main__":
+    main()
