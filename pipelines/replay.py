@@ -8,23 +8,18 @@ from pipelines.job import Job
 from pipelines.report import Report
 from pipelines.run import run_opened
 from schemas.errors import SpecError
-from schemas.spec import JobSpec, ParquetSink
-from transforms.io import open_sink
-from transforms.io.dead_letters import DeadLetterSource
-from transforms.io.folder import Folder
+from schemas.spec import JobSpec
+from transforms.io import ReplayingSink, open_sink
 
 
 def replay_job(spec: JobSpec, console: Console) -> Report:
     """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
-    if not isinstance(spec.sink, ParquetSink):
-        raise SpecError(f"replay reads the dead letters of a parquet sink; this one is {spec.sink.type}")
-    letters = Folder(getattr(spec.dead_letters, "path", None) or spec.sink.path.rstrip("/") + "-dead")
     spec = spec.model_copy(update={"max_dead": 1.0})
     sink = open_sink(spec)
-    source = DeadLetterSource(spec, letters)
-    source.retire(sink.progress())
-    source = DeadLetterSource(spec, letters)
-    job = Job(spec, source, sink, source.splits(), replays=True)
+    if not isinstance(sink, ReplayingSink):
+        raise SpecError(f"replay can't read the dead letters of a {spec.sink.type} sink")
+    letters = sink.dead_letters()
+    job = Job(spec, letters, sink, letters.splits(), replays=True)
     report = run_opened(job, console)
-    source.retire(sink.progress())
+    letters.retire(sink.progress())
     return report

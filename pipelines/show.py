@@ -5,44 +5,46 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.job import Job
-from schemas.block import POSITION, TEXT, take_rows
+from schemas.block import TEXT, take_rows
 from schemas.errors import SpecError
-from schemas.spec import JobSpec, MemorySink, ParquetSink
-from transforms.io.folder import Folder
-from transforms.io.memory import output
+from schemas.spec import JobSpec
+from transforms.io import ReadableSink, open_sink
+
+_LOOK_THROUGH = 100_000
+"""Rows of the input among which the texts of committed rows are looked for."""
 
 
 def sample_rows(spec: JobSpec, count: int) -> pa.Table:
-    """The first `count` committed rows; with the text in front if it was kept or the id finds it in the first block."""
-    rows = _committed(spec, count)
+    """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+    sink = open_sink(spec)
+    if not isinstance(sink, ReadableSink):
+        raise SpecError(f"--show can't read the labels of a {spec.sink.type} sink")
+    rows = sink.sample(4 * count)
     column = spec.source.id
-    if rows.num_rows and column is not None and spec.source.text not in rows.column_names:
-        job = Job.open(spec, limit=4 * count)
-        blocks = [b.batch for s in job.splits for b in job.source.read(s, s.start)]
-        texts: dict[Any, bytes] = {}  # bytes: rows without a label may be no UTF-8
-        for block in blocks:
-            texts |= zip(block[column].to_pylist(), block[TEXT].cast(pa.large_binary()).to_pylist(), strict=True)
+    if rows.num_rows and isinstance(column, str) and spec.source.text not in rows.column_names:
+        texts = _texts(spec, column, rows[column], count)
         ids = rows[column].to_pylist()
         found = [number for number, id_ in enumerate(ids) if id_ in texts]
-        batch = take_rows(rows.combine_chunks().to_batches()[0], found)
-        text = pa.array([texts[ids[number]] for number in found], pa.large_binary()).view(pa.large_string())
-        rows = pa.Table.from_batches([batch]).append_column(spec.source.text, text)
-        rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
+        if found:
+            batch = take_rows(rows.combine_chunks().to_batches()[0], found)
+            text = pa.array([texts[ids[number]] for number in found], pa.large_binary()).view(pa.large_string())
+            rows = pa.Table.from_batches([batch]).append_column(spec.source.text, text)
+            rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
     return rows.slice(0, count) if rows.num_columns else rows  # a slice of no columns has rows in Arrow
 
 
-def _committed(spec: JobSpec, count: int) -> pa.Table:
-    if isinstance(spec.sink, MemorySink):
-        table = output(spec.sink.name).labels()
-        return table.drop_columns([POSITION]).slice(0, count) if table.num_rows else pa.table({})
-    if not isinstance(spec.sink, ParquetSink):
-        raise SpecError(f"--show reads the output of a parquet sink; this one is {spec.sink.type}")
-    folder = Folder(spec.sink.path)
-    for name in sorted(name for name in folder.names() if name.endswith(".parquet")):
-        file = pq.ParquetFile(folder.at(name), filesystem=folder.fs)
-        if file.metadata.num_rows:
-            return file.read_row_group(0).slice(0, 4 * count)
-    return pa.table({})
+def _texts(spec: JobSpec, column: str, ids: pa.ChunkedArray, count: int) -> dict[Any, bytes]:
+    """Texts of at least `count` of the ids, if they are near the begin of the input; rows may be no UTF-8."""
+    job, seen = Job.open(spec), 0
+    texts: dict[Any, bytes] = {}
+    wanted = set(ids.to_pylist())
+    for block in (block.batch for split in job.splits for block in job.source.read(split, split.start)):
+        numbers = [number for number, id_ in enumerate(block[column].to_pylist()) if id_ in wanted]
+        found = take_rows(block.select([column, TEXT]), numbers)
+        texts |= zip(found[column].to_pylist(), found[TEXT].cast(pa.large_binary()).to_pylist(), strict=True)
+        seen += block.num_rows
+        if len(texts) >= count or seen >= _LOOK_THROUGH:
+            break
+    return texts

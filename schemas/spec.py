@@ -116,6 +116,12 @@ class Classifier(Spec):
     )
     backend: Backend = Field(default_factory=PyTorchBackend)
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns that it may write."""
+        suffixes = ("score", "scores", "tokens", "truncated", "model")
+        return (self.as_, *(f"{self.as_}_{suffix}" for suffix in suffixes))
+
     @model_validator(mode="after")
     def _needs_model(self) -> Self:
         if self.model is None and self.backend.type != "constant":
@@ -219,8 +225,7 @@ class JobSpec(Spec):
                 seen[column] = "sink.position"
         for number, classifier in enumerate(self.classify):
             where = f"classify.{number}.as"
-            suffixes = ("score", "scores", "tokens", "truncated", "model")
-            for column in (classifier.as_, *(f"{classifier.as_}_{suffix}" for suffix in suffixes)):
+            for column in classifier.columns:
                 if column in seen:
                     raise ValueError(f"column {column!r} of {where} is already taken by {seen[column]}")
                 seen[column] = where

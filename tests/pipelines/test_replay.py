@@ -173,7 +173,7 @@ def test_rows_of_an_unreadable_file_stay(tmp_path: Path) -> None:
 def test_needs_a_folder(tmp_path: Path) -> None:
     """Other sinks have no dead letters to read."""
     job = BulkJob(tmp_path)
-    with pytest.raises(SpecError, match="replay reads the dead letters of a parquet sink"):
+    with pytest.raises(SpecError, match="replay can't read the dead letters of a memory sink"):
         replay(job, sink={"type": "memory", "name": "x"}, dead_letters=None)
 
 

@@ -123,6 +123,29 @@ class PlanKeeper(Sink, Protocol):
         """Append `more` if the plan still has `planned` splits. Returns the plan, by whoever was first."""
 
 
+class LetterSource(Source, Protocol):
+    """A job's dead letters, to be classified again."""
+
+    def retire(self, progress: dict[str, Progress]) -> None:
+        """Take away the dead letters that have been replayed, where the commits have not done that themselves."""
+
+
+@runtime_checkable
+class ReplayingSink(Sink, Protocol):
+    """A sink whose dead letters can be read again."""
+
+    def dead_letters(self) -> LetterSource:
+        """The dead letters that there are, after completing what an interrupted commit left. SourceError if none."""
+
+
+@runtime_checkable
+class ReadableSink(Sink, Protocol):
+    """A sink whose labels can be looked at."""
+
+    def sample(self, count: int) -> pa.Table:
+        """At most `count` committed rows, with their id and kept columns; no columns if there are none."""
+
+
 _SOURCES = {
     "parquet": "transforms.io.parquet_source",
     "memory": "transforms.io.memory",

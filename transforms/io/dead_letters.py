@@ -1,67 +1,58 @@
-"""Dead letters of a Parquet sink as a source: what `replay` reads.
+"""Dead letters as a source: what `replay` reads. Of a Parquet sink's folder, or of a sink's table.
 
-Each file of dead letters is one split. Its rows keep the id and kept columns they had, and remember where they were
-first seen. When a file's split is done, the file moves to `_replayed`: what it held is labelled now, or is in a newer
-file.
+Rows keep the id and kept columns they had, and remember where they were first seen. What was replayed is labelled now,
+or is a newer dead letter; the old one goes: a file moves to `_replayed`, the rows of a table are deleted by the commit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Span, Split, split_id, take_rows
+from schemas.block import END, ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Span, Split, split_id, take_rows
 from schemas.errors import SourceError
-from schemas.results import DEAD_ROW, dead_schema
-from schemas.spec import JobSpec
+from schemas.results import DEAD_ROW, dead_schema, empty_batch
+from schemas.spec import Blocks, JobSpec
 from transforms.io import Progress
 from transforms.io.folder import Folder
+from transforms.io.letter_rows import REPLACES, letters_of
 
 REPLAYED = "_replayed"
 
 
-class DeadLetterSource:
-    """A `transforms.io.Source`. Raises SourceError if there is nothing to replay."""
+class Letters(ABC):
+    """See `transforms.io.LetterSource`. `where`: the dead letters as they may be shown."""
 
-    def __init__(self, spec: JobSpec, folder: Folder) -> None:
-        self.blocks = spec.blocks
-        self.folder = folder
-        names = self._names()
-        if not names:
-            raise SourceError(f"{folder.url}: no dead letters to replay")
-        schema = self._open(names[0]).schema_arrow
-        self.kept = pa.schema(list(schema.field(DEAD_ROW).type) if DEAD_ROW in schema.names else [])
-        if schema != dead_schema(self.kept):
-            raise SourceError(f"{folder.at(names[0])}: not a dead-letter file of this version")
+    def __init__(self, where: str, kept: pa.Schema, blocks: Blocks) -> None:
+        self.where = where
+        self.kept = kept
+        self.blocks = blocks
 
+    @abstractmethod
     def splits(self) -> list[Split]:
-        return [
-            Split(split_id("replay", file=name), 0, self._open(name).metadata.num_rows, {"file": name})
-            for name in self._names()
-        ]
+        """See `transforms.io.Source`."""
+
+    @abstractmethod
+    def _letters(self, split: Split) -> pa.Table:
+        """The split's dead letters, in the schema of dead letters."""
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
-        table = self._open(split.payload["file"]).read()
+        """See `transforms.io.Source`."""
+        table = self._letters(split)
         if table.num_rows and pc.all(pc.is_null(table["payload"])).as_py() and not _without_payload(table):
-            raise SourceError(
-                f"{self.folder.url}: the dead letters have no payload (payload: false); nothing to replay"
-            )
+            raise SourceError(f"{self.where}: the dead letters have no payload (payload: false); nothing to replay")
         position = start
         for batch in table.slice(start).combine_chunks().to_batches(max_chunksize=self.blocks.rows):
             yield self._block(split.id, batch, position)
             position += batch.num_rows
-
-    def retire(self, progress: dict[str, Progress]) -> None:
-        """Move away the files whose rows all have been replayed."""
-        for split in self.splits():
-            if split.id in progress and progress[split.id].stop == split.stop:
-                name = split.payload["file"]
-                self.folder.fs.makedirs(self.folder.at(REPLAYED), exist_ok=True)
-                self.folder.fs.mv(self.folder.at(name), self.folder.at(f"{REPLAYED}/{name}"))
+        if split.whole:
+            end = self._block(split.id, empty_batch(dead_schema(self.kept)), position)
+            yield Block(Span(split.id, position, END), end.batch, end.dead)
 
     def _block(self, split: str, batch: pa.RecordBatch, start: int) -> Block:
         """Rows with a payload as text; the others stay dead, for the reason they had."""
@@ -93,6 +84,38 @@ class DeadLetterSource:
         dead = take_rows(dead, np.flatnonzero(~alive))
         return Block(Span(split, start, start + batch.num_rows), live, dead)
 
+
+class FolderLetters(Letters):
+    """Each file is one split. Raises SourceError if there is none."""
+
+    def __init__(self, spec: JobSpec, folder: Folder) -> None:
+        self.folder = folder
+        names = self._names()
+        if not names:
+            raise SourceError(f"{folder.url}: no dead letters to replay")
+        schema = self._open(names[0]).schema_arrow
+        kept = pa.schema(list(schema.field(DEAD_ROW).type) if DEAD_ROW in schema.names else [])
+        if schema != dead_schema(kept):
+            raise SourceError(f"{folder.at(names[0])}: not a dead-letter file of this version")
+        super().__init__(folder.url, kept, spec.blocks)
+
+    def splits(self) -> list[Split]:
+        return [
+            Split(split_id("replay", file=name), 0, self._open(name).metadata.num_rows, {"file": name})
+            for name in self._names()
+        ]
+
+    def _letters(self, split: Split) -> pa.Table:
+        return self._open(split.payload["file"]).read()
+
+    def retire(self, progress: dict[str, Progress]) -> None:
+        """Move away the files whose rows all have been replayed."""
+        for split in self.splits():
+            if split.id in progress and progress[split.id].stop == split.stop:
+                name = split.payload["file"]
+                self.folder.fs.makedirs(self.folder.at(REPLAYED), exist_ok=True)
+                self.folder.fs.mv(self.folder.at(name), self.folder.at(f"{REPLAYED}/{name}"))
+
     def _names(self) -> list[str]:
         return sorted(name for name in self.folder.names() if name.endswith(".parquet"))
 
@@ -101,6 +124,47 @@ class DeadLetterSource:
             return pq.ParquetFile(self.folder.at(name), filesystem=self.folder.fs)
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{self.folder.at(name)}: can't be read: {error}") from None
+
+
+class TableLetters(Letters):
+    """The dead letters of each split are one split, committed as a whole by a sink that takes them away with it.
+
+    `groups`: split, stop above its last position, and number, of the dead letters that there are; `fetch`: their rows
+    by split and stop, as the table has them. Raises SourceError if there is none.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        kept: pa.Schema,
+        blocks: Blocks,
+        groups: Sequence[tuple[str, int, int]],
+        fetch: Callable[[str, int], pa.Table],
+    ) -> None:
+        super().__init__(where, kept, blocks)
+        if not groups:
+            raise SourceError(f"{where}: no dead letters to replay")
+        self._groups = sorted(groups)
+        self._fetch = fetch
+
+    def splits(self) -> list[Split]:
+        return [
+            Split(
+                split_id("replay", split=split, stop=stop),
+                0,
+                END,
+                {REPLACES: {"split": split, "stop": stop}},
+                planned=count,
+            )
+            for split, stop, count in self._groups
+        ]
+
+    def _letters(self, split: Split) -> pa.Table:
+        below = split.payload[REPLACES]
+        return letters_of(self._fetch(below["split"], below["stop"]), self.kept).sort_by("position")
+
+    def retire(self, progress: dict[str, Progress]) -> None:
+        """Nothing is left to do: the commit has taken them away."""
 
 
 def _without_payload(table: pa.Table) -> bool:

@@ -164,13 +164,15 @@ class DeltaLakeTable:
     def forget(self, staged: Staged) -> None:
         """Delta's own clean-up (VACUUM) removes files that no version knows."""
 
-    def rows(self, columns: list[str], job: str | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:
                 return pa.table({})
             found = table.to_pyarrow_dataset()
-            where = None if job is None else pc.field("job") == job
+            where = None if letters is None else pc.field("job") == letters.job
+            if letters and letters.split is not None:
+                where &= (pc.field("split") == letters.split) & (pc.field("position") < letters.stop)
             if limit is not None:
                 return found.head(limit, columns=columns or None, filter=where)
             return found.to_table(columns=columns or None, filter=where)

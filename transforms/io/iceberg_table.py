@@ -217,12 +217,12 @@ class IcebergTable:
                         table.io.delete(file.file_path)
             staged.made = []
 
-    def rows(self, columns: list[str], job: str | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:
                 return pa.table({})
-            where = "true" if job is None else Letters(job, None, 0).predicate
+            where = letters.predicate if letters else "true"
             scan = table.scan(where, selected_fields=tuple(columns) or ("*",), limit=limit)
             return scan.to_arrow()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,26 @@ import pyarrow.compute as pc
 def as_json(array: pa.Array) -> pa.StringArray:
     """One JSON document a value; null stays null. Bytes are base64, times ISO 8601, NaN and infinities null."""
     return _text(array).cast(pa.string())
+
+
+def from_json(texts: Sequence[str | None], kind: pa.DataType) -> pa.Array:
+    """What `as_json` was given, as far as JSON tells it. For few values: one after the other."""
+    return pa.array([None if text is None else _value(json.loads(text), kind) for text in texts], kind)
+
+
+def _value(value: Any, kind: pa.DataType) -> Any:
+    types = pa.types
+    if value is None:
+        return None
+    if types.is_struct(kind):
+        return {field.name: _value(value.get(field.name), field.type) for field in kind}
+    if types.is_list(kind) or types.is_large_list(kind):
+        return [_value(item, kind.value_type) for item in value]
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
+        return base64.b64decode(value)
+    if isinstance(value, str) and not (types.is_string(kind) or types.is_large_string(kind)):
+        return pa.scalar(value).cast(kind).as_py()
+    return value
 
 
 def _text(array: pa.Array) -> pa.Array:

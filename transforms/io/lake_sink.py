@@ -31,9 +31,11 @@ import pyarrow as pa
 from schemas.block import Block, Split
 from schemas.errors import ChainMovedError, LedgerError, SinkError
 from schemas.fingerprint import Fingerprint
+from schemas.results import dead_schema
 from schemas.spec import JobSpec
-from transforms.io import Commit, Progress
+from transforms.io import Commit, Progress, open_source
 from transforms.io.chain import ChainWriter
+from transforms.io.dead_letters import TableLetters
 from transforms.io.lake_table import (
     COMMIT,
     FOLDER,
@@ -46,14 +48,12 @@ from transforms.io.lake_table import (
     lake_schema,
     new_token,
 )
-from transforms.io.letter_rows import letter_rows
+from transforms.io.letter_rows import REPLACES, letter_rows
 from transforms.io.plan_files import splits_from, splits_to
 from transforms.io.spool import Spool
 
 _SPOOL_BYTES = 256 << 20
 _TRIES = 100
-REPLACES = "replaces"
-"""In the payload of a split of dead letters: the split and stop of those that its commit takes away."""
 T = TypeVar("T")
 
 
@@ -181,6 +181,27 @@ class LakeSink:
         state = self.retried(self.labels.load)
         end = None if state is None else state.get(self.chain(split.id))
         return _Writer(self, split, split.start if end is None else end, self.sink.commit_every)
+
+    def sample(self, count: int) -> pa.Table:
+        """See `transforms.io.ReadableSink`."""
+        return self.labels.rows([], None, count)
+
+    def dead_letters(self) -> TableLetters:
+        """See `transforms.io.ReplayingSink`."""
+        state, kept = self.retried(self.labels.load), open_source(self.spec).kept
+        self.token = state.get("job") if state else None
+        self.settle_letters()
+        names = [field.name for field in dead_schema(pa.schema([("any", pa.string())]))]
+        rows = self.dead.rows(["split", "position"], Letters(self.spec.name, None, 0), None)
+        groups = []
+        if rows.num_rows:
+            found = rows.group_by("split").aggregate([("position", "max"), ("position", "count")])
+            groups = [(r["split"], r["position_max"] + 1, r["position_count"]) for r in found.to_pylist()]
+
+        def fetch(split: str, stop: int) -> pa.Table:
+            return self.dead.rows(names, Letters(self.spec.name, split, stop), None)
+
+        return TableLetters(self.dead.where, kept, self.spec.blocks, groups, fetch)
 
     def chain(self, split: str) -> str:
         """Name of the number where a split's chain ends."""

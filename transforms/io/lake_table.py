@@ -95,8 +95,8 @@ class LakeTable(Protocol):
     def forget(self, staged: Staged) -> None:
         """Delete the files of rows that were not appended."""
 
-    def rows(self, columns: list[str], job: str | None, limit: int | None) -> pa.Table:
-        """Rows as they are now; `job`: only those whose column `job` is this one."""
+    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+        """Rows as they are now, of all columns if none is named; `letters`: only these. No columns without a table."""
 
     def put(self, name: str, rows: pa.RecordBatchReader, note: dict[str, str]) -> None:
         """Keep rows in a file that no reader of the table sees."""

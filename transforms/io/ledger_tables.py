@@ -135,6 +135,32 @@ class Ledger:
             json.dumps(dict(commit.dead)), fingerprint, seconds, writer,
         )  # fmt: skip
 
+    def letters(self, session: Session) -> list[tuple[str, int, int]]:
+        """Of each split that has dead letters: the position above the last one, and how many there are."""
+        whole, values = session.dialect.type_of(_WHOLE), Values(session.dialect)
+        found = session.query(
+            f'SELECT "split", CAST(max("position") + 1 AS {whole}) AS "stop", CAST(count(*) AS {whole}) AS "n" '
+            f'FROM {self.tables["dead"]} WHERE "job" = {values.add(self.job)} GROUP BY "split"',
+            values.given,
+        )
+        return [(row["split"], row["stop"], row["n"]) for row in found.to_pylist()]
+
+    def letters_below(self, session: Session, split: str, stop: int) -> pa.Table:
+        """The rows of the dead letters of a split at positions below `stop`."""
+        values = Values(session.dialect)
+        where = self._below(values, split, stop)
+        names = ", ".join(quote(name) for name in _COLUMNS["dead"])
+        return session.query(f"SELECT {names} FROM {self.tables['dead']} WHERE {where}", values.given)
+
+    def forget_letters(self, session: Session, split: str, stop: int) -> None:
+        """Delete the rows of the dead letters of a split at positions below `stop`."""
+        values = Values(session.dialect)
+        session.run(f"DELETE FROM {self.tables['dead']} WHERE {self._below(values, split, stop)}", values.given)
+
+    def _below(self, values: Values, split: str, stop: int) -> str:
+        job, name, end = values.add(self.job), values.add(split), values.add(stop)
+        return f'"job" = {job} AND "split" = {name} AND "position" < {end}'
+
     def _select(self, session: Session, table: str, columns: Sequence[str]) -> pa.Table:
         """The job's rows."""
         values = Values(session.dialect)

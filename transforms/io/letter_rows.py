@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from schemas.results import DEAD_ROW
-from transforms.io.json_text import as_json
+from schemas.results import DEAD_ROW, dead_schema
+from transforms.io.json_text import as_json, from_json
+
+REPLACES = "replaces"
+"""In the payload of a split of dead letters: split and stop of those that its commit takes away."""
 
 
 def letter_rows(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
@@ -19,3 +22,11 @@ def letter_rows(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
     columns |= {"job": pa.array([job] * n, pa.string()), DEAD_ROW: rows}
     order = ["job", *(name for name in dead.schema.names if name != DEAD_ROW), DEAD_ROW]
     return pa.RecordBatch.from_arrays([columns[name] for name in order], order)
+
+
+def letters_of(rows: pa.Table, kept: pa.Schema) -> pa.Table:
+    """Dead letters as they were before they became rows of a table; `kept`: the columns that they have kept."""
+    schema = dead_schema(kept)
+    held = from_json(rows[DEAD_ROW].to_pylist(), pa.struct(list(kept)))
+    columns = [held if f.name == DEAD_ROW else rows[f.name].cast(f.type) for f in schema]
+    return pa.table(columns, schema=schema)

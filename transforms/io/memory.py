@@ -8,7 +8,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from schemas.block import Block, Split, split_id
+from schemas.block import POSITION, Block, Split, split_id
 from schemas.errors import ChainMovedError, LedgerError, SourceError
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec, MemorySink, MemorySource
@@ -127,6 +127,10 @@ class _Sink:
     def open(self, split: Split, known: int | None = None) -> _Writer:
         held = output(self.spec.name)
         return _Writer(held, split, held.ends.get(split.id, split.start), self.spec.commit_every)
+
+    def sample(self, count: int) -> pa.Table:
+        table = output(self.spec.name).labels()
+        return table.drop_columns([POSITION]).slice(0, count) if table.num_rows else pa.table({})
 
 
 def open_source(spec: JobSpec) -> _Source:

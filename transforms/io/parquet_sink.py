@@ -29,6 +29,7 @@ from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec, ParquetSink
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
+from transforms.io.dead_letters import FolderLetters
 from transforms.io.folder import Folder
 from transforms.io.plan_files import plan_files, read_plan, write_plan
 
@@ -180,6 +181,7 @@ class _Writer(ChainWriter):
 
 class _Sink:
     def __init__(self, spec: JobSpec) -> None:
+        self.job_spec = spec
         self.spec = cast("ParquetSink", spec.sink)
         self.folder = Folder(self.spec.path)
         self.dead = Folder(getattr(spec.dead_letters, "path", None) or self.spec.path.rstrip("/") + "-dead")
@@ -220,6 +222,18 @@ class _Sink:
     def open(self, split: Split, known: int | None = None) -> _Writer:
         self.complete_moves(split.id)
         return _Writer(self, split, self.end(split.id, split.start if known is None else known))
+
+    def sample(self, count: int) -> pa.Table:
+        for name in sorted(name for name in self.folder.names() if name.endswith(".parquet")):
+            file = pq.ParquetFile(self.folder.at(name), filesystem=self.folder.fs)
+            if file.metadata.num_rows:
+                return file.read_row_group(0).slice(0, count)
+        return pa.table({})
+
+    def dead_letters(self) -> FolderLetters:
+        letters = FolderLetters(self.job_spec, self.dead)
+        letters.retire(self.progress())
+        return FolderLetters(self.job_spec, self.dead)
 
     def end(self, split: str, known: int) -> int:
         """Where the chain ends, followed from a position that it has reached."""

@@ -28,11 +28,12 @@ from schemas.fingerprint import Fingerprint
 from schemas.results import DEAD_ROW, dead_letters
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSink
-from transforms.io import Commit, Progress
+from transforms.io import Commit, Progress, open_source
 from transforms.io.chain import ChainWriter
+from transforms.io.dead_letters import TableLetters
 from transforms.io.json_text import as_json
 from transforms.io.ledger_tables import Ledger, columns_in
-from transforms.io.letter_rows import letter_rows
+from transforms.io.letter_rows import REPLACES, letter_rows
 from transforms.io.spool import Spool
 from transforms.io.sql_dialect import beside, last_part, quote, table_name
 from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
@@ -91,6 +92,8 @@ class _Writer(ChainWriter):
         sink = self._sink
         sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
         sink.check_owner(session)
+        if replaces := self.split.payload.get(REPLACES):
+            sink.ledger.forget_letters(session, **replaces)
         for spool, move in ((labels, sink.target.move), (self._letters, sink.move_letters)):
             if spool is not None and spool.rows:
                 staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", spool.reader())
@@ -184,6 +187,31 @@ class TableSink:
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
         return _Writer(self, split, self.end(split), self.sink.commit_every)
+
+    def sample(self, count: int) -> pa.Table:
+        """See `transforms.io.ReadableSink`."""
+
+        def work(session: Session) -> pa.Table:
+            labels = {name for c in self.spec.classify for name in c.columns}
+            ours = {*self.spec.source.kept, self.spec.source.text, *labels}
+            names = [name for name in columns_in(session, self.target.table) or () if name in ours]
+            if not labels & {*names}:
+                return pa.table({})
+            made = " OR ".join(f"{quote(c.as_)} IS NOT NULL" for c in self.spec.classify)
+            select = ", ".join(quote(name) for name in names)
+            return session.query(f"SELECT {select} FROM {self.target.table} WHERE {made} LIMIT {count}")
+
+        return self.within(work)
+
+    def dead_letters(self) -> TableLetters:
+        """See `transforms.io.ReplayingSink`."""
+        ledger, kept = self.ledger, open_source(self.spec).kept
+        groups = self.within(lambda session: ledger.letters(session) if ledger.exists(session) else [])
+
+        def fetch(split: str, stop: int) -> pa.Table:
+            return self.within(lambda session: ledger.letters_below(session, split, stop))
+
+        return TableLetters(f"{self.where}: {self.dead}", kept, self.spec.blocks, groups, fetch)
 
     def end(self, split: Split) -> int:
         """Where the split's chain ends."""
