@@ -1,27 +1,34 @@
-"""tagstream against Beam's own Hugging Face handler and a plain transformers loop: same rows, same model, one run.
+"""tagstream against its peers: same rows, same model, one run.
 
-All read the same Parquet file and write Parquet with id, label and score; fp32 on the CPU, the same versions of torch
-and Beam. In each round every contestant runs once, one after the other, each as a process of its own:
+All read the same Parquet file and write Parquet with id, label and score, on the CPU with the same version of torch;
+all but `certified` compute in fp32. In each round every contestant runs once, after the other, as its own process:
 
-- tagstream: `tagstream run`
-- Beam's handler: RunInference(HuggingFacePipelineModelHandler), as the documentation shows it, in an environment with
-  transformers 4.57; once as shown, once with batch_size 32. The faster of the two counts.
-- transformers: a loop over `pipeline("text-classification", batch_size=32)`
-- the engine alone: tagstream's engine, fed with the same blocks without a pipeline
+- tagstream: `tagstream run`, precision fp32
+- certified: the same with `backend: auto` and the certificate that `tagstream optimize` wrote before the first round,
+  with rows of the input as its sample
+- beam, beam_32: Beam's RunInference(HuggingFacePipelineModelHandler), as the documentation shows it, in an environment
+  with transformers 4.57; once as shown, once with batch_size 32. The faster of the two counts.
+- transformers: `transformers.pipeline("text-classification")` over all rows as they arrive, one at a time;
+  transformers_32 with batch_size 32; transformers_sorted with batch_size 32 and the rows sorted by length
+- sorted_batches: sorted batches of 32, as sentence-transformers goes about it
+- ray: Ray Data's `map_batches`; daft: a class UDF of Daft; each as its guide shows it, in an environment of its own
+- engine: tagstream's engine, fed with the same blocks without a pipeline
 
 rows/s leave out imports and the loading of the model on all sides; the whole process is printed beside. Speed-ups are
-ratios within a round, medians over the rounds. label_agreement: the smallest share of rows with the same label as
-either peer; a model with random weights could have logits so close that rounding decides, so its head is scaled to
+ratios within a round, medians over the rounds. label_agreement: the smallest share of rows with the same label as any
+fp32 peer; a model with random weights could have logits so close that rounding decides, so its head is scaled to
 logits of deviation 1, and the largest difference of a score is printed too. padding: share of the tokens computed that
 are padding. end_to_end_share: rows/s of tagstream over those of its engine alone.
 
     python -m benchmarks.bulk [--json FILE] [--data FOLDER] [--rows N] [--model FOLDER] [--rounds N] [--record]
+                              [--only NAME …]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -34,102 +41,178 @@ from benchmarks.results import save, versions
 ROWS = 1000
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
-    "tagstream": "tagstream",
+    "tagstream": "tagstream, fp32",
+    "certified": "tagstream, certified",
     "beam": "Beam's handler, as documented",
     "beam_32": "Beam's handler, batch_size 32",
-    "transformers": "transformers.pipeline, batch_size 32",
+    "transformers": "transformers.pipeline, one by one",
+    "transformers_32": "transformers.pipeline, batch_size 32",
+    "transformers_sorted": "transformers.pipeline, batch_size 32, sorted",
+    "sorted_batches": "sorted batches, as sentence-transformers",
+    "ray": "Ray Data",
+    "daft": "Daft",
     "engine": "tagstream's engine alone",
 }
+OURS = ("tagstream", "certified", "engine")
+SCRIPTS = {
+    "beam": ("beam_handler.py", "1"),
+    "beam_32": ("beam_handler.py", "32"),
+    "transformers": ("transformers_loop.py", "1", "arrival"),
+    "transformers_32": ("transformers_loop.py", "32", "arrival"),
+    "transformers_sorted": ("transformers_loop.py", "32", "sorted"),
+    "sorted_batches": ("sorted_batches.py",),
+    "ray": ("ray_data.py",),
+    "daft": ("daft_udf.py",),
+}
+ENVIRONMENTS = {
+    "beam": ("beam-handler", [same("apache-beam"), "transformers==4.57.*"]),
+    "ray": ("ray", ["ray[data]==2.*", same("transformers")]),
+    "daft": ("daft", ["daft==0.7.*", same("transformers")]),
+}
+SHARED = [same("torch"), same("pyarrow"), same("numpy")]
+AS_FOLDER = ("beam", "beam_32", "ray", "daft")
+FP32 = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
 
 
 class Race:
     """One input, one model; each contestant returns its seconds, and its child process."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, names: list[str]) -> None:
         self.folder, self.model, self.input = folder, str(model), str(folder / "in.parquet")
-        requirements = [same("apache-beam"), "transformers==4.57.*", same("torch"), same("pyarrow"), same("numpy")]
-        self.beam_python = str(environment("beam-handler", requirements))
+        self.names = names
         self.reports: list[dict[str, Any]] = []
+        self.certificate: dict[str, Any] | None = None
+        self._pythons = {
+            name: str(environment(folder_name, [*requirements, *SHARED]))
+            for name, (folder_name, requirements) in ENVIRONMENTS.items()
+            if any(contestant.startswith(name) for contestant in names)
+        }
+        if "certified" in names:
+            self.certificate = self._optimize()
 
     def round(self) -> dict[str, tuple[float, Child]]:
-        return {
-            "tagstream": self._tagstream(),
-            "beam": self._script(self.beam_python, "beam_handler.py", self._out("beam"), "1"),
-            "beam_32": self._script(self.beam_python, "beam_handler.py", self._out("beam_32"), "32"),
-            "transformers": self._script(PYTHON, "transformers_loop.py", self._out("transformers") + ".parquet"),
-            "engine": self._script(PYTHON, "engine_alone.py"),
-        }
+        done = {}
+        for name in self.names:
+            print(f"{TITLES[name]} …", flush=True)
+            done[name] = self._run(name)
+        return done
 
     def outputs(self, name: str) -> list[str]:
-        found = self.folder.glob("out-tagstream/*.parquet" if name == "tagstream" else f"out-{name}[.-]*parquet")
-        return sorted(str(path) for path in found)
+        found = [path for path in self.folder.glob(f"out-{name}*") if path.name.partition(".")[0] == f"out-{name}"]
+        found += self.folder.glob(f"out-{name}-*.parquet")  # Beam's shards
+        return sorted(str(file) for path in found for file in (path.rglob("*.parquet") if path.is_dir() else [path]))
 
-    def _out(self, name: str) -> str:
-        return str(self.folder / f"out-{name}")
+    def _run(self, name: str) -> tuple[float, Child]:
+        out = self.folder / f"out-{name}"
+        if out.is_dir():
+            shutil.rmtree(out)
+        if name == "tagstream":
+            return self._tagstream(name, FP32)
+        if name == "certified":
+            return self._tagstream(name, {"type": "auto", "certificate": str(self.folder / "certified")})
+        if name == "engine":
+            child = run([PYTHON, str(PEERS / "engine_alone.py"), self.model, self.input])
+            return child.said["seconds"], child
+        script, *arguments = SCRIPTS[name]
+        python = self._pythons.get(name.partition("_")[0], PYTHON)
+        target = str(out) if name in AS_FOLDER else f"{out}.parquet"
+        child = run([python, str(PEERS / script), self.model, self.input, target, *arguments])
+        return child.said["seconds"], child
 
-    def _tagstream(self) -> tuple[float, Child]:
-        backend = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
+    def _tagstream(self, name: str, backend: dict[str, Any]) -> tuple[float, Child]:
         spec = {
-            "name": "bulk",
+            "name": name,
             "source": {"type": "parquet", "path": self.input, "text": "text", "id": "id"},
             "classify": [{"model": self.model, "as": "label", "backend": backend}],
-            "sink": {"type": "parquet", "path": self._out("tagstream")},
+            "sink": {"type": "parquet", "path": str(self.folder / f"out-{name}")},
         }
-        path = self.folder / "bulk.yaml"
+        path = self.folder / f"{name}.yaml"
         path.write_text(json.dumps(spec))  # JSON is YAML
         child, report = tagstream(path, self.folder / "report.json")
-        self.reports.append(report)
+        if name == "tagstream":
+            self.reports.append(report)
         return report["seconds"], child
 
-    def _script(self, python: str, script: str, *arguments: str) -> tuple[float, Child]:
-        child = run([python, str(PEERS / script), self.model, self.input, *arguments])
-        return child.said["seconds"], child
+    def _optimize(self) -> dict[str, Any]:
+        """What `tagstream optimize` certifies for this model and machine; rows of the input are the sample."""
+        print("tagstream optimize …", flush=True)
+        report = self.folder / "certificate.json"
+        command = [PYTHON, "-m", "pipelines.cli", "optimize", self.model, "--sample", self.input, "--rows", "1000"]
+        run([*command, "--out", str(self.folder / "certified"), "--report", str(report)])
+        return next(iter(json.loads(report.read_text()).values()))
 
 
 def measure(race: Race, rows: int, rounds: int) -> dict[str, Any]:
     done = [race.round() for _ in range(rounds)]
     seconds = [{name: took for name, (took, _) in one.items()} for one in done]
-    agreement = {
-        name: run([PYTHON, "-m", "benchmarks.agreement", *race.outputs("tagstream"), "--", *race.outputs(name)]).said
-        for name in ("beam", "beam_32", "transformers")
-    }
+    peers = [name for name in race.names if name not in OURS]
+
+    def speedup(names: list[str], ours: str = "tagstream") -> float | None:
+        """Of `ours` against the fastest of these."""
+        if ours not in race.names or not names:
+            return None
+        return round(median(min(s[name] for name in names) / s[ours] for s in seconds), 3)
+
+    def agreement(ours: str, names: list[str]) -> list[dict[str, Any]]:
+        command = [PYTHON, "-m", "benchmarks.agreement", *race.outputs(ours)]
+        return [run([*command, "--", *race.outputs(name)]).said for name in names]
+
+    beams = [name for name in peers if name.startswith("beam")]
+    same_as_peers = agreement("tagstream", peers)
     return {
         "rows": rows,
         "rounds": rounds,
-        "speedup_vs_beam": round(median(min(s["beam"], s["beam_32"]) / s["tagstream"] for s in seconds), 3),
-        "speedup_vs_transformers": round(median(s["transformers"] / s["tagstream"] for s in seconds), 3),
-        "label_agreement": min(a["agreement"] for a in agreement.values()),
-        "max_score_difference": max(a["difference"] for a in agreement.values()),
+        "speedup_vs_beam": speedup(beams),
+        "speedup_vs_transformers": speedup([name for name in peers if name == "transformers_32"]),
+        "speedup_vs_best_peer": speedup(peers),
+        "best_peer": min(peers, key=lambda name: median(s[name] for s in seconds)) if peers else None,
+        "certified_speedup_vs_beam": speedup(beams, "certified"),
+        "certified_speedup_vs_best_peer": speedup(peers, "certified"),
+        "certified_agreement": agreement("certified", ["tagstream"])[0]["agreement"] if race.certificate else None,
+        "certified_backend": race.certificate and race.certificate["backend"],
+        "label_agreement": min((a["agreement"] for a in same_as_peers), default=None),
+        "max_score_difference": max((a["difference"] for a in same_as_peers), default=None),
         "padding": median(report["padding"] for report in race.reports),
         "end_to_end_share": round(median(s["engine"] / s["tagstream"] for s in seconds), 4),
         "mean_tokens": round(race.reports[0]["tokens"] / rows, 1),
         "duplicates": race.reports[0]["duplicates"],
-        "rows_per_s": {name: round(median(rows / s[name] for s in seconds), 1) for name in TITLES},
+        "rows_per_s": {name: round(median(rows / s[name] for s in seconds), 1) for name in race.names},
         "rows_per_s_whole_process": {
-            name: round(median(rows / one[name][1].wall for one in done), 1) for name in TITLES
+            name: round(median(rows / one[name][1].wall for one in done), 1) for name in race.names
         },
-        "peak_mb": {name: round(median(one[name][1].peak_mb for one in done)) for name in TITLES},
+        "peak_mb": {name: round(median(one[name][1].peak_mb for one in done)) for name in race.names},
     }
 
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown."""
-    return [
+    lines = [
         f"{found['rows']:,} rows, {found['mean_tokens']} tokens on average, rounds: {found['rounds']}",
         "",
-        "| | rows/s | rows/s, whole process | peak memory |",
+        "| | rows/s | rows/s, whole process | peak memory of the first process |",
         "|---|---|---|---|",
         *(
-            f"| {title} | {found['rows_per_s'][name]} | {found['rows_per_s_whole_process'][name]} "
+            f"| {TITLES[name]} | {rate:,} | {found['rows_per_s_whole_process'][name]:,} "
             f"| {found['peak_mb'][name]:,} MiB |"
-            for name, title in TITLES.items()
+            for name, rate in found["rows_per_s"].items()
         ),
         "",
-        f"- {found['speedup_vs_beam']:.2f} times Beam's handler",
-        f"- {found['speedup_vs_transformers']:.2f} times the transformers loop",
-        f"- labels agree: {found['label_agreement']:.2%}; scores differ by at most {found['max_score_difference']:.1e}",
-        f"- padding: {found['padding']:.1%}; end to end over engine alone: {found['end_to_end_share']:.1%}",
     ]
+    if found["speedup_vs_beam"]:
+        lines.append(f"- fp32: {found['speedup_vs_beam']:.2f} times Beam's handler")
+    if found["best_peer"]:
+        lines += [
+            f"- fp32: {found['speedup_vs_best_peer']:.2f} times the best peer, {TITLES[found['best_peer']]}",
+            f"- labels agree with every peer's in {found['label_agreement']:.2%} of the rows or more",
+            f"- scores differ from theirs by at most {found['max_score_difference']:.1e}",
+        ]
+    if backend := found["certified_backend"]:
+        lines.append(
+            f"- certified ({backend['type']} {backend['precision']}): {found['certified_speedup_vs_beam'] or 0:.2f} "
+            f"times Beam's handler, {found['certified_speedup_vs_best_peer'] or 0:.2f} times the best peer; "
+            f"labels as in fp32: {found['certified_agreement']:.2%}"
+        )
+    return [*lines, f"- padding: {found['padding']:.1%}; end to end over engine alone: {found['end_to_end_share']:.1%}"]
 
 
 def main() -> None:
@@ -139,6 +222,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="any sequence classifier; needed for real texts")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=[n for n in TITLES if n not in OURS], help="these peers only")
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
     if options.data and not options.model:
@@ -151,7 +235,7 @@ def main() -> None:
         folder = Path(name)
         source = ["sample", str(options.data.resolve())] if options.data else ["texts"]
         run([*generate, source[0], str(folder / "in.parquet"), str(options.rows), *source[1:]])
-        race = Race(folder, model)
+        race = Race(folder, model, [name for name in TITLES if name in (*OURS, *(options.only or TITLES))])
         found = measure(race, race_rows(folder), options.rounds)
     packages = versions("torch", "transformers", "apache-beam", "pyarrow")
     save("bulk", found, table(found), packages, options.json, record=options.record)

@@ -1,6 +1,6 @@
 """How many workers for how many rows a day, and what bounds it: a model, computed from measured and assumed figures.
 
-Nothing beyond two workers was measured. Work is map-only and shares nothing but the broker or the store, so throughput is
+Nothing beyond two workers was measured. Work is map-only and shares nothing but the broker or the store: throughput is
 workers times the rate of one, less what restarts and the end of a bulk job waste; the slowest stage sets the rate of
 one. Every figure that goes in is a field below, with where it comes from.
 

@@ -1,8 +1,8 @@
-"""A plain loop over `transformers.pipeline("text-classification", batch_size=32)`, rows in the order they arrive.
+"""A plain call of `transformers.pipeline("text-classification")`, rows in the order they arrive, or sorted by length.
 
 `seconds`: reading the Parquet file, labelling, writing one; without loading the model.
 
-    python transformers_loop.py MODEL INPUT.parquet OUTPUT.parquet
+    python transformers_loop.py MODEL INPUT.parquet OUTPUT.parquet BATCH_SIZE arrival|sorted
 """
 
 import json
@@ -10,18 +10,29 @@ import sys
 import time
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from transformers import pipeline
 from transformers.utils import logging
 
 
-def main(model, source, output):
+def main(model, source, output, batch_size, order):
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     started = time.perf_counter()
-    classify = pipeline("text-classification", model=model, device="cpu", batch_size=32, truncation=True)
+    classify = pipeline(
+        "text-classification",
+        model=model,
+        device="cpu",
+        dtype=torch.float32,
+        batch_size=int(batch_size),
+        truncation=True,
+    )
     loaded = time.perf_counter()
     table = pq.read_table(source)
+    if order == "sorted":
+        table = table.take(pc.sort_indices(pc.utf8_length(table["text"])))
     found = list(classify(table["text"].to_pylist()))
     labels, scores = [f["label"] for f in found], [f["score"] for f in found]
     pq.write_table(pa.table({"id": table["id"], "label": labels, "score": pa.array(scores, pa.float64())}), output)
