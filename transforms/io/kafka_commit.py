@@ -46,6 +46,7 @@ NOT_OURS = (
     errors.FencedInstanceIdError,
 )
 HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, errors.UnsupportedVersionError)
+TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 ATTEMPTS = 8
 
 
@@ -181,7 +182,16 @@ class Chain:
             producer.begin_transaction()
             began = self._identity(producer)
         with deadline(CALL_SECONDS, f"{self.id}: send"):
-            futures = [producer.send(r.topic, r.value, r.key, r.headers, r.number, r.timestamp) for r in records]
+            futures: list[Any] = []
+            unsent: Exception | None = None
+            try:
+                for r in records:
+                    future = producer.send(r.topic, r.value, r.key, r.headers, r.number, r.timestamp)
+                    futures.append(future)
+            except TOO_LARGE:  # by the client's own limit
+                raise RecordTooLargeError(len(futures)) from None
+            except errors.KafkaError as error:  # one sent before has failed already; the futures tell why
+                unsent = error
             with contextlib.suppress(errors.UnknownError):  # raised for a batch that was split; its futures tell
                 producer.flush(timeout=CALL_SECONDS / 2)
         too_large = []
@@ -190,11 +200,13 @@ class Chain:
             for index, future in enumerate(futures):  # every one, since a failed batch fails nothing else
                 try:
                     future.get(timeout=max(0.0, until - time.monotonic()))
-                except (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError):
+                except TOO_LARGE:
                     too_large.append(index)
         if too_large:
             # the client fails the records behind it with the same error; the largest is surely too large
             raise RecordTooLargeError(max(too_large, key=lambda index: len(records[index].value or b"")))
+        if unsent is not None:
+            raise unsent
         offsets = {topic_partition(self.partition): OffsetAndMetadata(stop, f"{self.note} {self._me}", -1)}
         with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
             producer.send_offsets_to_transaction(offsets, self._metadata())  # rule 1: never the bare group name

@@ -300,6 +300,22 @@ def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed
     assert [r.value for r in read_all(kafka.servers, small)[0]] == [b"a", b"b"]
 
 
+def test_a_record_that_is_refused_while_others_are_still_sent_is_named(kafka, topics):
+    """The client then fails the next `send`, before anybody has looked at the futures."""
+    source, target = topics
+    small = kafka.create_topic(name("small"), **{"max.message.bytes": "10000"})
+    chain = chain_of(kafka, source, name("job"))
+    chain.open()
+    with pytest.raises(RecordTooLargeError) as refused:
+        chain.commit([record(small, b"x" * 50_000), *(record(target, b"%d" % i) for i in range(5000))], 0, 5001)
+    assert (refused.value.index, chain.doubts) == (0, 0)
+    with pytest.raises(RecordTooLargeError) as refused:
+        chain.commit([record(small, b"a"), record(target, b"x" * (65 << 20))], 0, 2)
+    assert (refused.value.index, chain.doubts) == (1, 0)
+    chain.commit([record(small, b"a")], 0, 1)
+    assert [r.value for r in read_all(kafka.servers, small)[0]] == [b"a"]
+
+
 @pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
 @pytest.mark.parametrize("api", ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"])
 def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault):
