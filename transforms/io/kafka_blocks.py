@@ -52,21 +52,46 @@ class RecordBlocks:
 
     def block(self, split: str, topic: str, start: int, stop: int, records: pa.RecordBatch) -> Block:
         """One block of the span `start` to `stop`; offsets without a record are covered as well."""
+        topics = pa.array([topic]).take(pa.array(np.zeros(records.num_rows, np.int32)))
+        return self.of(Span(split, start, stop), topics, records, {POSITION: records.column("offset")})
+
+    def of(
+        self, span: Span, topics: pa.Array, records: pa.RecordBatch, ours: dict[str, pa.Array], headers: pa.Array = None
+    ) -> Block:
+        """A block of records that were read from `topics`, one each; for the other arguments see `batch`."""
         decoded = self.decode(records.column("value"))
-        arrays = [self._column(name, topic, records, decoded) for name in self.kept.names]
-        batch = pa.RecordBatch.from_arrays([*arrays, decoded.texts, records.column("offset")], schema=self._schema)
+        batch = self.batch(topics, records, decoded, ours, headers)
         dead = self._no_dead
         if decoded.errors:
             rows = sorted(decoded.errors)
             codes, messages = zip(*(decoded.errors[row] for row in rows), strict=True)
-            raw = batch.set_column(
-                batch.num_columns - 2, self._schema.field(TEXT), as_text(records.column("value"), TEXT)
-            )
-            dead = dead_letters(split, raw, np.array(rows), list(codes), list(messages), payload=self.payload)
+            text = batch.schema.get_field_index(TEXT)
+            raw = batch.set_column(text, batch.schema.field(TEXT), as_text(records.column("value"), TEXT))
+            dead = dead_letters(span.split, raw, np.array(rows), list(codes), list(messages), payload=self.payload)
             alive = np.ones(batch.num_rows, bool)
             alive[rows] = False
             batch = take_rows(batch, np.flatnonzero(alive))
-        return Block(Span(split, start, stop), batch, dead)
+        return Block(span, batch, dead)
+
+    def batch(
+        self,
+        topics: pa.Array,
+        records: pa.RecordBatch,
+        decoded: Decoded,
+        ours: dict[str, pa.Array],
+        headers: pa.Array = None,
+    ) -> pa.RecordBatch:
+        """Kept columns, text, and `ours`: columns behind the text, POSITION the first.
+
+        `headers`: what the batch carries as those of the message, if not the record's own.
+        """
+        arrays = [self._column(name, topics, records, decoded) for name in self.kept.names]
+        if headers is not None:
+            arrays[self.kept.names.index("~headers")] = headers
+        schema = self._schema
+        for name in list(ours)[1:]:
+            schema = schema.append(pa.field(name, ours[name].type))
+        return pa.RecordBatch.from_arrays([*arrays, decoded.texts, *ours.values()], schema=schema)
 
     def nothing(self, split: str, at: int) -> Block:
         """A heartbeat: an empty block at a position."""
@@ -74,11 +99,11 @@ class RecordBlocks:
         return Block(Span(split, at, at), empty, self._no_dead)
 
     @staticmethod
-    def _column(name: str, topic: str, records: pa.RecordBatch, decoded: Decoded) -> pa.Array:
+    def _column(name: str, topics: pa.Array, records: pa.RecordBatch, decoded: Decoded) -> pa.Array:
         if name in MESSAGE:
             return records.column(name.removeprefix("~"))
         if name == "topic":
-            return pa.array([topic]).take(pa.array(np.zeros(records.num_rows, np.int32)))
+            return topics
         if name in META:
             return records.column(name)
         return decoded.fields[name]

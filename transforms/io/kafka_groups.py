@@ -21,3 +21,8 @@ MEMBERS: dict[tuple[str, Partition], Member] = {}
 def group_of(spec: JobSpec) -> str:
     """The consumer group of a job: its offsets are the ledger of a Kafka sink."""
     return (spec.source.group if isinstance(spec.source, KafkaSource) else None) or spec.name
+
+
+def replay_group_of(spec: JobSpec) -> str:
+    """The group whose offsets say which dead letters were replayed."""
+    return f"{group_of(spec)}.replay"

@@ -6,7 +6,8 @@ import base64
 import datetime as dt
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from dataclasses import replace
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,6 +29,17 @@ Headers = list[tuple[str, bytes]]
 Encode = Callable[[pa.RecordBatch], list[bytes | None]]
 
 
+class Staged(NamedTuple):
+    """Records to be sent. `rows`: the row behind each of the first ones, which are labels.
+
+    `refused`: rows that are dead letters only because they can't be encoded.
+    """
+
+    records: list[Record]
+    rows: list[tuple[Block, int]]
+    refused: int
+
+
 class Messages:
     """Output records of one split.
 
@@ -41,30 +53,32 @@ class Messages:
         self.job, self.dead_topic, self.split, self._count, self._encode = job, dead_topic, split, count, encode
         self.spec = cast("KafkaSink", job.sink)
 
-    def records(self, block: Block) -> tuple[list[Record], int]:
-        """Labels in order, then dead letters; and how many rows are dead letters only because they can't be encoded."""
+    def records(self, block: Block) -> Staged:
+        """Labels in order, then dead letters."""
         hidden = {POSITION, ORIGIN_SPLIT, ORIGIN_POSITION, *MESSAGE}
-        batch = block.batch
-        shown = batch.select([name for name in batch.schema.names if name not in hidden])
+        shown = block.batch.select([name for name in block.batch.schema.names if name not in hidden])
+        dead, refused = self._dead_letters(block.dead), 0
         if self.spec.mode == "headers":
-            return self._in_headers(batch, shown) + self._dead_letters(block.dead), 0
-        values = self._encode(shown)
-        refused = np.flatnonzero([value is None for value in values])
-        dead = []
-        if len(refused):
-            dead = self._dead_letters(_refused(block, refused))
-            batch = take_rows(batch, np.flatnonzero([value is not None for value in values]))
-            values = [value for value in values if value is not None]
+            labels = self._in_headers(block.batch, shown)
+        else:
+            values = self._encode(shown)
+            rows = np.flatnonzero([value is None for value in values])
+            if refused := len(rows):
+                dead += self._dead_letters(_buried(block, rows, DeadCode.REFUSED))
+                alive = np.flatnonzero([value is not None for value in values])
+                block = replace(block, batch=take_rows(block.batch, alive))
+            labels = self._in_values(block.batch, [value for value in values if value is not None])
+        return Staged(labels + dead, [(block, row) for row in range(len(labels))], refused)
+
+    def _in_values(self, batch: pa.RecordBatch, values: list[bytes]) -> list[Record]:
         if "~key" in batch.schema.names:
-            labels = [
+            return [
                 self._record(key, value, headers, time, partition=partition)
                 for value, (key, headers, time, partition) in zip(values, self._originals(batch), strict=True)
             ]
-        else:
-            id_ = self.job.source.id
-            keys = batch.column(id_).to_pylist() if id_ else [None] * len(values)
-            labels = [self._record(_key(key), value, [], None) for key, value in zip(keys, values, strict=True)]
-        return labels + dead + self._dead_letters(block.dead), len(refused)
+        id_ = self.job.source.id
+        keys = batch.column(id_).to_pylist() if id_ else [None] * len(values)
+        return [self._record(_key(key), value, [], None) for key, value in zip(keys, values, strict=True)]
 
     def _in_headers(self, batch: pa.RecordBatch, shown: pa.RecordBatch) -> list[Record]:
         kept = set(self.job.source.kept)
@@ -109,18 +123,19 @@ class Messages:
             records.append(self._record(key, value, headers + reason, stamp, self.dead_topic, partition))
         return records
 
-    def without_value(self, record: Record) -> Record:
-        """A message that no topic takes, as a dead letter that says how large it was."""
-        headers = [
-            (f"{PREFIX}.code", DeadCode.TOO_LARGE.value.encode()),
-            (
-                f"{PREFIX}.message",
-                b"the topic takes no message of %d bytes; the value is left out" % len(record.value or b""),
-            ),
-        ]
-        small = [(name, value) for name, value in record.headers if len(value) < 1000 and name != f"{PREFIX}.code"]
-        number = record.number if record.topic == self.dead_topic else None
-        return Record(self.dead_topic, number, record.key, b"", small + headers, record.timestamp)
+    def too_large(self, record: Record, block: Block, row: int) -> Record:
+        """A label that the output topic does not take, as the dead letter of its row."""
+        reason = f"the topic takes no message of {len(record.value or b'')} bytes"
+        (letter,) = self._dead_letters(_buried(block, np.array([row]), DeadCode.TOO_LARGE, reason))
+        return letter
+
+    def without_value(self, letter: Record) -> Record:
+        """A dead letter that its topic does not take either: what is large is left out."""
+        reason = f"no topic takes a message of {len(letter.value or b'')} bytes; the value is left out"
+        told = {"code": DeadCode.TOO_LARGE.value.encode(), "message": reason.encode()}
+        ours = {f"{PREFIX}.{name}": value for name, value in told.items()}
+        small = [(name, value) for name, value in letter.headers if len(value) < 1000 and name not in ours]
+        return letter._replace(value=b"", headers=small + list(ours.items()))
 
     def _record(
         self,
@@ -164,16 +179,13 @@ def as_json(batch: pa.RecordBatch) -> list[bytes | None]:
     return [json.dumps(row, ensure_ascii=False, default=_default).encode() for row in batch.to_pylist()]
 
 
-def _refused(block: Block, rows: Any) -> pa.RecordBatch:
-    """Rows of the batch as dead letters."""
-    batch = block.batch
-    kept = (
-        [field.name for field in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
-    )
+def _buried(block: Block, rows: Any, code: DeadCode, reason: str = "") -> pa.RecordBatch:
+    """Labelled rows as dead letters."""
+    batch, schema = block.batch, block.dead.schema
+    kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
     ours = [name for name in batch.schema.names if name.startswith("__")]
     source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
-    codes = [DeadCode.REFUSED] * len(rows)
-    return dead_letters(block.span.split, source, rows, codes, [""] * len(rows), payload=False)
+    return dead_letters(block.span.split, source, rows, [code] * len(rows), [reason] * len(rows), payload=False)
 
 
 def _default(value: Any) -> Any:

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import time
 from collections import Counter
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 from kafka import KafkaConsumer, errors
@@ -19,7 +19,7 @@ from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.block import Block, Split
-from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, TagstreamError
+from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError, TagstreamError
 from schemas.fingerprint import Fingerprint
 from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
 from schemas.spec import JobSpec
@@ -29,11 +29,14 @@ from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
 from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError, another_job
-from transforms.io.kafka_groups import MEMBERS, group_of
+from transforms.io.kafka_groups import MEMBERS, group_of, replay_group_of
 from transforms.io.kafka_messages import Encode, Messages, as_json
 from transforms.io.schema_registry import SchemaRegistry
 from transforms.metrics import METRICS
 from transforms.watchdog import deadline
+
+if TYPE_CHECKING:
+    from transforms.io.kafka_replay import DeadTopic
 
 RETRY_SECONDS = 30.0
 
@@ -44,6 +47,7 @@ class _Writer(ChainWriter):
         self._sink, self._chain = sink, chain
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
         self._records: list[Record] = []
+        self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = 0
 
     @property
@@ -51,9 +55,10 @@ class _Writer(ChainWriter):
         return self.position > self._start
 
     def _stage(self, block: Block) -> None:
-        records, refused = self._messages.records(block)
-        self._records += records
-        self._refused += refused
+        staged = self._messages.records(block)
+        self._rows |= enumerate(staged.rows, len(self._records))
+        self._records += staged.records
+        self._refused += staged.refused
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
         out, dead = commit.rows_out - self._refused, Counter(commit.dead)
@@ -66,16 +71,18 @@ class _Writer(ChainWriter):
                 raise ChainMovedError(self._start) from None
             except RecordTooLargeError as error:
                 record = self._records[error.index]
-                if record.topic == self._sink.spec.topic:
+                if (row := self._rows.pop(error.index, None)) is not None:
                     out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
-                self._records[error.index] = self._messages.without_value(record)
+                    self._records[error.index] = self._messages.too_large(record, *row)
+                else:
+                    self._records[error.index] = self._messages.without_value(record)
             else:
                 now = time.time()
                 METRICS.waited([now - r.timestamp / 1000 for r in self._records if r.timestamp is not None])
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self._records, self._refused = [], 0
+        self._records, self._rows, self._refused = [], {}, 0
 
     def close(self) -> None:
         super().close()
@@ -133,13 +140,16 @@ class _Sink:
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
             found = self._positions(admin)
         if self.live_source is not None:
+            from transforms.io.kafka_replay import replay_split
             from transforms.io.kafka_source import split_of
 
-            topics = sorted({tp.topic for tps in found.values() for tp in tps} & set(self.live_source.topics))
+            topics = sorted(
+                {tp.topic for tps in found.values() for tp in tps} & {*self.live_source.topics, self.dead_topic}
+            )
             ids = self._topic_ids(topics)
             return {
-                split_of(p, ids[p.topic]).id: Progress(at.offset)
-                for tps in found.values()
+                (split_of if group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
+                for group, tps in found.items()
                 for tp, at in tps.items()
                 if (p := Partition(tp.topic, tp.partition)).topic in ids
             }
@@ -149,6 +159,17 @@ class _Sink:
             for tp, at in tps.items()
             if tp.topic == self.spec.topic
         }
+
+    def dead_letters(self) -> DeadTopic:
+        """See `transforms.io.ReplayingSink`. Raises SpecError for another source: letters of its rows are not whole."""
+        from transforms.io.kafka_replay import DeadTopic
+
+        if self.live_source is None:
+            raise SpecError(
+                "dead letters in a topic can be replayed when the source is Kafka too; this one is "
+                f"{self.job.source.type}"
+            )
+        return DeadTopic(self.job, self.live_source, self.cluster, self.dead_topic, self.progress())
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
         """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
@@ -166,7 +187,8 @@ class _Sink:
         if "partition" not in split.payload or self.live_source is None:
             group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
         else:
-            group, partition = self.group, Partition(split.payload["topic"], split.payload["partition"])
+            group = replay_group_of(self.job) if "replays" in split.payload else self.group
+            partition = Partition(split.payload["topic"], split.payload["partition"])
         identity = f"{self.group}/{split.id}"
         member = MEMBERS.get((group, partition))
         if member is not None:
@@ -210,7 +232,7 @@ class _Sink:
 
     def _groups(self, admin: KafkaAdminClient) -> list[str]:
         if self.live_source is not None:
-            return [self.group]
+            return [self.group, replay_group_of(self.job)]
         names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in admin.list_groups())
         return [name for name in names if name.startswith(f"{self.group}.")]
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import pyarrow as pa
 from kafka import KafkaConsumer, errors
 
 from schemas.block import Block, Split, split_id
@@ -58,20 +59,10 @@ class _Source:
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """The bounded path: one partition, without the group."""
-        partition, stop = partition_of(split), split.stop
-        assert stop is not None
-        with contextlib.closing(self.cluster.consumer(max_poll_records=self.job.blocks.rows)) as consumer:
-            name = topic_partition(partition)
-            consumer.assign([name])
-            consumer.seek(name, start)
-            while start < stop:
-                with self.cluster.explained(f"read {partition}", SourceError), deadline(60, f"poll {partition}"):
-                    polled = consumer.poll(timeout_ms=1000).get(name, [])
-                at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
-                records = [record for record in polled if record.offset < stop]
-                if at > start:
-                    yield self.blocks.block(split.id, split.payload["topic"], start, at, to_records(partition, records))
-                    start = at
+        partition = partition_of(split)
+        assert split.stop is not None
+        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.job.blocks.rows):
+            yield self.blocks.block(split.id, partition.topic, at, stop, records)
 
     def feed(self, job: str, sink: Sink) -> Feed:
         """A new member of the group that reads live."""
@@ -209,6 +200,23 @@ class Feed:
             released, self._released = self._released, []
         for writer in released:
             writer.close()
+
+
+def read_partition(
+    cluster: Cluster, partition: Partition, start: int, stop: int, rows: int
+) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+    """Spans of one partition from `start` to `stop` and their records, without a group. Raises SourceError."""
+    with contextlib.closing(cluster.consumer(max_poll_records=rows)) as consumer:
+        name = topic_partition(partition)
+        consumer.assign([name])
+        consumer.seek(name, start)
+        while start < stop:
+            with cluster.explained(f"read {partition}", SourceError), deadline(60, f"poll {partition}"):
+                polled = consumer.poll(timeout_ms=1000).get(name, [])
+            at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
+            if at > start:
+                yield start, at, to_records(partition, [record for record in polled if record.offset < stop])
+                start = at
 
 
 def split_of(partition: Partition, topic_id: object, start: int = 0, stop: int | None = None) -> Split:
