@@ -49,6 +49,15 @@ def run(
     set_: SetOption = None,
     limit: LimitOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier job.")] = False,
+    reclassify: Annotated[
+        bool, typer.Option("--reclassify", help="Another model than before: label the rows of the table again.")
+    ] = False,
+    reclassify_below: Annotated[
+        float | None, typer.Option("--reclassify-below", min=0, max=1, help="Only rows whose score is below this.")
+    ] = None,
+    reclassify_label: Annotated[
+        list[str] | None, typer.Option("--reclassify-label", help="Only rows with this label; repeatable.")
+    ] = None,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N labelled rows at the end.")] = 0,
     report: ReportOption = None,
     max_seconds: Annotated[
@@ -60,6 +69,7 @@ def run(
 ) -> None:
     """Classify all input that is not done yet. Kill it at any time: the same command goes on where it stopped."""
     from pipelines.progress import print_report, print_rows
+    from pipelines.reclassify import Choice
     from pipelines.report import write_json
     from pipelines.run import run_job
     from pipelines.show import sample_rows
@@ -77,7 +87,9 @@ def run(
         from transforms.watchdog import WATCHDOG, restart_process
 
         WATCHDOG.end = restart_process
-    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds)
+    asked = reclassify or reclassify_below is not None or reclassify_label
+    again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
+    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
     if show:
         print_rows(out, sample_rows(job, show), f"{show} of {result.rows_total:,} rows")
     print_report(out, result)

@@ -15,7 +15,17 @@ from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec
 from transforms.avro import avro_schema
 from transforms.backends import describe, identify
-from transforms.io import PlanKeeper, PlanningSource, Progress, Sink, Source, open_sink, open_source
+from transforms.io import (
+    PlanKeeper,
+    PlanningSource,
+    Progress,
+    ReclassifyingSink,
+    Sink,
+    Source,
+    again_of,
+    open_sink,
+    open_source,
+)
 
 
 @dataclass
@@ -40,22 +50,40 @@ class Job:
         """
         _keep_apart(spec)
         source, sink = open_source(spec), open_sink(spec)
-        if not isinstance(source, PlanningSource):
-            return cls(spec, source, sink, _first_rows(source.splits(), limit), limit)
-        if not isinstance(sink, PlanKeeper):
+        if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
             raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
-        agreed = [] if overwrite else sink.plan()
-        return cls(spec, source, sink, _first_rows(agreed + source.more_splits(agreed), limit), limit)
+        job = cls(spec, source, sink, [], limit)
+        agreed = [] if overwrite else job.plan()
+        more = source.more_splits(_planned(agreed)) if isinstance(source, PlanningSource) else []
+        job.splits = job.splits_of(agreed + more)
+        return job
 
     def settle(self) -> None:
         """Agree with the sink, which is prepared, on the splits: other processes may have planned differently."""
-        if isinstance(self.source, PlanningSource) and isinstance(self.sink, PlanKeeper):
-            agreed = self.sink.plan()
-            if more := self.source.more_splits(agreed):
-                before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
-                if len(agreed) == before:
-                    raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
-            self.splits = _first_rows(agreed, self.limit)
+        if self.replays:
+            return
+        agreed = self.plan()
+        more = self.source.more_splits(_planned(agreed)) if isinstance(self.source, PlanningSource) else []
+        if more and isinstance(self.sink, PlanKeeper):
+            before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
+            if len(agreed) == before:
+                raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
+        if agreed:
+            self.splits = self.splits_of(agreed)
+
+    def plan(self) -> list[Split]:
+        """What the sink keeps: the plan of a source that has one, and what is to be labelled again."""
+        keeps = isinstance(self.source, PlanningSource) or isinstance(self.sink, ReclassifyingSink)
+        return self.sink.plan() if keeps and isinstance(self.sink, PlanKeeper) else []
+
+    def splits_of(self, agreed: list[Split]) -> list[Split]:
+        """The input's splits, and those of the last round of labelling again, cut to the limit."""
+        splits = _planned(agreed) if isinstance(self.source, PlanningSource) else self.source.splits()
+        there = {split.id for split in splits}
+        rounds = [(again, split) for split in agreed if (again := again_of(split)) is not None]
+        last = max((again.number for again, _ in rounds), default=0)
+        repeated = [split for again, split in rounds if again.number == last and again.of in there]
+        return _first_rows([*splits, *repeated], self.limit)
 
     @property
     def live(self) -> bool:
@@ -121,7 +149,12 @@ class Job:
         if self.replays:
             return 0
         mine = {split.id for split in self.splits}
-        return sum(split not in mine and not split.startswith("replay-") for split in progress)
+        return sum(split not in mine and not split.startswith(("replay-", "again-")) for split in progress)
+
+
+def _planned(agreed: list[Split]) -> list[Split]:
+    """Those splits of a plan that a source has planned."""
+    return [split for split in agreed if again_of(split) is None]
 
 
 def values_schema(spec: JobSpec) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from pipelines.job import Job
 from pipelines.live import run_live
 from pipelines.local import execute
 from pipelines.progress import ProgressLine
+from pipelines.reclassify import Choice, reclassify
 from pipelines.report import Report
 from schemas.block import Split
 from schemas.errors import LedgerError, SpecError
@@ -39,12 +40,22 @@ def run_job(
     overwrite: bool = False,
     limit: int | None = None,
     max_seconds: float | None = None,
+    again: Choice | None = None,
 ) -> Report:
-    """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError."""
+    """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError.
+
+    `again`: labelled rows that a model which is another one than before is to label again.
+    """
+    if again is not None and overwrite:
+        raise SpecError("--reclassify keeps the output and --overwrite replaces it: give one of them")
+    if again is not None and limit is not None:
+        raise SpecError("--reclassify is for all rows that are labelled: leave out --limit")
     if spec.live and limit is not None:
         raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite)
+    if again is not None:
+        reclassify(job, job.fingerprint(), again, console)
     return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
 
 

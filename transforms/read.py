@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 
 from schemas.block import Block, Split
 from transforms.codec import BlockCoder  # noqa: F401  registers the coder of blocks
-from transforms.io import Sink, Source
+from transforms.io import ReclassifyingSink, Sink, Source, again_of
 from transforms.metrics import METRICS
 from transforms.stop import STOP, failing
 from transforms.writers import close_writer, open_writer, writer_of
@@ -30,13 +30,20 @@ class _ReadFn(beam.DoFn):  # type: ignore[misc]
             if split.stop is not None and start >= split.stop:
                 close_writer(self.job, split.id)
                 return
-            blocks = self.source.read(split, start)
+            blocks = self._blocks(split, start)
             while True:
                 with METRICS.busy("read"):
                     block = next(blocks, None)
                 if block is None or STOP.is_set() or writer_of(self.job, split.id) is None:
                     return
                 yield block
+
+    def _blocks(self, split: Split, start: int) -> Iterator[Block]:
+        blocks = self.source.read(split, start)
+        if (again := again_of(split)) is None:
+            return blocks
+        sink = cast("ReclassifyingSink", self.sink)
+        return (sink.chosen(block, again) for block in blocks)
 
 
 class ReadSplits(beam.PTransform):  # type: ignore[misc]

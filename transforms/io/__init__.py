@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import pyarrow as pa
 
-from schemas.block import Block, Span, Split
+from schemas.block import AGAIN, Block, Span, Split
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec
 
@@ -121,6 +121,47 @@ class PlanKeeper(Sink, Protocol):
 
     def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
         """Append `more` if the plan still has `planned` splits. Returns the plan, by whoever was first."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """Which of the rows that split `of` covers are labelled once more, in round `number`: all, or those whose label is
+    one of `labels`, and whose score is below `below`, where these are given. Values of a payload, see `AGAIN`.
+    """
+
+    of: str
+    number: int
+    below: float | None = None
+    labels: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> bool:
+        """Rows without a label are labelled as well."""
+        return self.below is None and not self.labels
+
+
+def again_of(split: Split) -> Again | None:
+    """What a split is labelled again for; None if it is not."""
+    held = split.payload.get(AGAIN)
+    return None if held is None else Again(**{**held, "labels": tuple(held["labels"])})
+
+
+@runtime_checkable
+class ReclassifyingSink(PlanKeeper, Protocol):
+    """A sink that finds rows by key, and so can replace their labels by those of another model."""
+
+    def made_by(self) -> Fingerprint | None:
+        """What its labels were made by; None if there is no output yet."""
+
+    def reclassify(self, fingerprint: Fingerprint, planned: int, more: list[Split]) -> bool:
+        """In one step, belong to another fingerprint from now on and append `more` to a plan of `planned` splits.
+
+        Dead letters of rows that are all to be labelled again are forgotten. False if another process was first.
+        Raises SpecError if it can't replace labels as it is set up.
+        """
+
+    def chosen(self, block: Block, again: Again) -> Block:
+        """The block with those rows only that are to be labelled again."""
 
 
 class LetterSource(Source, Protocol):

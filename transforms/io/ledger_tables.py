@@ -79,6 +79,12 @@ class Ledger:
         parts = fingerprint.to_json()
         self._insert(session, "jobs", self.job, self.target, fingerprint.hash, parts, "[]")
 
+    def set_fingerprint(self, session: Session, fingerprint: Fingerprint) -> None:
+        values = Values(session.dialect)
+        new, parts, job = (values.add(text) for text in (fingerprint.hash, fingerprint.to_json(), self.job))
+        sets = f'"fingerprint" = {new}, "parts" = {parts}'
+        session.run(f'UPDATE {self.tables["jobs"]} SET {sets} WHERE "job" = {job}', values.given)
+
     def set_made(self, session: Session, made: list[str]) -> None:
         values = Values(session.dialect)
         made_mark, job_mark = values.add(json.dumps(made)), values.add(self.job)
@@ -156,6 +162,11 @@ class Ledger:
         """Delete the rows of the dead letters of a split at positions below `stop`."""
         values = Values(session.dialect)
         session.run(f"DELETE FROM {self.tables['dead']} WHERE {self._below(values, split, stop)}", values.given)
+
+    def forget_all_letters(self, session: Session) -> None:
+        """Delete the job's dead letters."""
+        values = Values(session.dialect)
+        session.run(f'DELETE FROM {self.tables["dead"]} WHERE "job" = {values.add(self.job)}', values.given)
 
     def _below(self, values: Values, split: str, stop: int) -> str:
         job, name, end = values.add(self.job), values.add(split), values.add(stop)

@@ -28,7 +28,7 @@ from schemas.fingerprint import Fingerprint
 from schemas.results import DEAD_ROW, dead_letters
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSink
-from transforms.io import Commit, Progress, open_source
+from transforms.io import Again, Commit, Progress, again_of, open_source
 from transforms.io.chain import ChainWriter
 from transforms.io.dead_letters import TableLetters
 from transforms.io.json_text import as_json
@@ -37,6 +37,7 @@ from transforms.io.letter_rows import REPLACES, letter_rows
 from transforms.io.spool import Spool
 from transforms.io.sql_dialect import beside, last_part, quote, table_name
 from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
+from transforms.io.table_again import check_choice, rows_chosen, take_over
 from transforms.io.target_table import Target
 
 _SPOOL_BYTES = 256 << 20
@@ -49,6 +50,7 @@ class _Writer(ChainWriter):
         self._sink = sink
         self._labels: Spool | None = None
         self._letters: Spool | None = None
+        self._unlabelled: Spool | None = None
         self._id = uuid.uuid4().hex
 
     @property
@@ -68,6 +70,13 @@ class _Writer(ChainWriter):
             letters = letter_rows(self._sink.spec.name, block.dead)
             self._letters = self._letters or Spool(letters.schema)
             self._letters.add(letters)
+            if again_of(self.split) is not None:  # what the row was labelled before is not its label any more
+                held = block.dead.column(DEAD_ROW)
+                keys = [_plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
+                self._unlabelled = self._unlabelled or Spool(
+                    pa.schema(zip(self._sink.target.key, (k.type for k in keys), strict=True))
+                )
+                self._unlabelled.add(pa.RecordBatch.from_arrays(keys, schema=self._unlabelled.schema))
 
     def _append(self, commit: Commit, seconds: float) -> None:
         assert self._labels is not None
@@ -94,17 +103,22 @@ class _Writer(ChainWriter):
         sink.check_owner(session)
         if replaces := self.split.payload.get(REPLACES):
             sink.ledger.forget_letters(session, **replaces)
-        for spool, move in ((labels, sink.target.move), (self._letters, sink.move_letters)):
+        moves = (
+            (labels, sink.target.move),
+            (self._letters, sink.move_letters),
+            (self._unlabelled, sink.target.unlabel),
+        )
+        for spool, move in moves:
             if spool is not None and spool.rows:
                 staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", spool.reader())
                 move(session, staged, spool.schema)
                 session.run(f"DROP TABLE {staged}")
 
     def _discard(self) -> None:
-        for spool in (self._labels, self._letters):
+        for spool in (self._labels, self._letters, self._unlabelled):
             if spool is not None:
                 spool.close()
-        self._labels = self._letters = None
+        self._labels = self._letters = self._unlabelled = None
 
 
 class TableSink:
@@ -188,6 +202,30 @@ class TableSink:
     def open(self, split: Split, known: int | None = None) -> _Writer:
         return _Writer(self, split, self.end(split), self.sink.commit_every)
 
+    def made_by(self) -> Fingerprint | None:
+        """See `transforms.io.ReclassifyingSink`."""
+        held = self.within(lambda s: self.ledger.job_row(s) if self.ledger.exists(s) else None)
+        return held.fingerprint if held else None
+
+    def reclassify(self, fingerprint: Fingerprint, planned: int, more: list[Split]) -> bool:
+        """See `transforms.io.ReclassifyingSink`."""
+
+        def work(session: Session) -> None:
+            for again in filter(None, map(again_of, more[:1])):
+                check_choice(session, self.spec, self.target, again)
+            take_over(session, self.ledger, fingerprint, planned, more)
+
+        with suppress(DatabaseError):  # another process was first
+            self.within(work)
+            return True
+        return False
+
+    def chosen(self, block: Block, again: Again) -> Block:
+        """See `transforms.io.ReclassifyingSink`."""
+        if again.everything:
+            return block
+        return self.within(lambda session: rows_chosen(session, self.spec, self.target, block, again))
+
     def sample(self, count: int) -> pa.Table:
         """See `transforms.io.ReadableSink`."""
 
@@ -242,9 +280,10 @@ class TableSink:
     def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
         lines = "".join(f"\n  {line}" for line in held.differences(mine)[:6])
         lines = lines.replace(" here,", " in the output,").replace(" there", " in this job")
+        again = "" if self.sink.mode == "append" else "--reclassify labels its rows again, key by key; "
         return (
             f"{self.sink.path} holds the output of another job {self.spec.name!r}: its fingerprint is {held.hash}, "
-            f"this job's is {mine.hash}.{lines}\n--overwrite replaces it; another name and table write beside it"
+            f"this job's is {mine.hash}.{lines}\n{again}--overwrite replaces it; another name and table write beside it"
         )
 
 

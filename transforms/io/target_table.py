@@ -31,6 +31,7 @@ class Target:
         self.table = table_name(sink.table)
         self.refuses_nul = False
         self._declared: dict[str, str] | None = None
+        self._labels: list[str] = []
 
     @property
     def known(self) -> bool:
@@ -50,6 +51,7 @@ class Target:
         Returns what the job has made by now. Raises SinkError.
         """
         names = self.written(schema)
+        self._labels = [name for name in names if name not in self.key]
         if there is None:
             if self.sink.mode == "update":
                 raise SinkError(f"table {self.sink.table} is not there; mode: update writes to the table of the rows")
@@ -117,6 +119,23 @@ class Target:
             session.run(session.dialect.update(self.table, [n for n in names if n not in self.key], self.key, select))
         else:
             session.run(f"INSERT INTO {self.table} ({', '.join(quote(name) for name in names)}) {select}")
+
+    def unlabel(self, session: Session, staged: str, schema: pa.Schema) -> None:
+        """Take the labels away from the rows with the staged keys."""
+        where = f"EXISTS (SELECT 1 FROM {self.staged_keys(staged)} AS s WHERE {self.same_key('s')})"
+        if self.sink.mode == "update":
+            sets = ", ".join(f"{quote(name)} = NULL" for name in self._labels)
+            session.run(f"UPDATE {self.table} SET {sets} WHERE {where}")
+        else:
+            session.run(f"DELETE FROM {self.table} WHERE {where}")
+
+    def staged_keys(self, staged: str, more: Sequence[str] = ()) -> str:
+        """Staged key columns, with the table's types, and others as they are."""
+        return f"(SELECT {', '.join([*map(self._cast, self.key), *map(quote, more)])} FROM {staged})"
+
+    def same_key(self, alias: str) -> str:
+        """Condition that a row of the table has the key of `alias`."""
+        return " AND ".join(f"{self.table}.{quote(k)} = {alias}.{quote(k)}" for k in self.key)
 
     def _cast(self, name: str) -> str:
         kind = (self._declared or {}).get(name)
