@@ -5,13 +5,11 @@ from __future__ import annotations
 import io
 import itertools
 import json
-import random
 import time
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kafka import KafkaProducer
 from rich.console import Console
 
 from pipelines.run import run_job
@@ -62,48 +60,6 @@ def test_labels_in_headers_leave_the_message_as_it_was(topics):
     assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
     assert record.headers[0] == ("trace", b"\x01")
     assert headers_of(record)["tag"] == b"constant"
-
-
-def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics):
-    """Fuzzed payloads between good ones: bytes unchanged, a reason each, in one transaction with the labels."""
-    chance = random.Random(11)
-    good = [json.dumps({"body": f"text {i}"}).encode() for i in range(1000)]
-    bad = [
-        chance.choice(
-            [
-                lambda: chance.randbytes(chance.randint(1, 60)),
-                lambda: b'{"body": %d}' % chance.randint(0, 9),
-                lambda: b'{"other": "x"}',
-                lambda: b'{"body": null}',
-                lambda: b'{"body": "\\ud800"}',
-                lambda: b'{"body": "cut',
-                lambda: b"",
-                lambda: b"[" * 5000,
-            ]
-        )()
-        for _ in range(1000)
-    ]
-    bad.append(None)
-    messages = [*good, *bad]
-    chance.shuffle(messages)
-    producer = KafkaProducer(bootstrap_servers=topics.servers)
-    for i, value in enumerate(messages):
-        producer.send(topics.source, value, key=b"%d" % i, headers=[("n", b"%d" % i)], timestamp_ms=1000 + i)
-    producer.close()
-    with running(topics.spec({"payload": "json", "text": "body", "id": "key"})) as result:
-        wait_until(
-            lambda: topics.labelled() >= 1000 and count(topics.servers, topics.dead) >= 1001, 90, "all done", 0.3
-        )
-    letters = topics.all(topics.dead)
-    assert sorted(int(r.key) for r in topics.all(topics.target)) == [i for i, m in enumerate(messages) if m in good]
-    assert {int(r.key): r.value for r in letters} == {i: m for i, m in enumerate(messages) if m not in good}
-    for r in letters:
-        assert headers_of(r).get("n") == r.key, r
-        assert r.timestamp == 1000 + int(r.key)
-        assert headers_of(r)["tagstream.message"]
-    dead = result["report"].counts.dead
-    assert {"bad_payload", "bad_schema", "bad_encoding", "null_text"} == set(dead)
-    assert sum(dead.values()) == 1001
 
 
 def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka):
@@ -192,18 +148,6 @@ def test_parquet_to_kafka_is_written_once(topics, tmp_path):
     dead = topics.all(topics.dead)
     assert ids == [i for i in range(1000) if not str(i).endswith("7")]
     assert sorted(int(r.key) for r in dead) == [i for i in range(1000) if str(i).endswith("7")]
-
-
-def test_a_slow_model_costs_no_membership(topics):
-    """A block that takes longer than the session and the poll interval: no rebalance, each message once."""
-    topics.send([b"slow %d" % i for i in range(8)], partition=0)
-    with running(topics.spec(backend={"ms_per_row": 1100})):
-        wait_until(lambda: FEEDS.all() and FEEDS.all()[0].status().splits == 2, 60, "partitions")
-        before = FEEDS.all()[0].member.metadata()
-        wait_until(lambda: topics.labelled() == 8, 60, "labels", 0.3)
-        after = FEEDS.all()[0].member.metadata()
-    assert (before.generation_id, before.member_id) == (after.generation_id, after.member_id)
-    assert topics.labelled() == 8
 
 
 def test_stops_within_seconds_and_commits_what_is_in_flight(topics):
