@@ -11,7 +11,12 @@ from schemas.spec_base import Spec, TextColumns
 
 META: tuple[str, ...] = ("topic", "partition", "offset", "timestamp", "key", "headers")
 """Names that every message has, besides the fields of its payload."""
-Topics = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Topics = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
+    ),
+]
 Client = Annotated[
     dict[str, Any],
     Field(

@@ -12,7 +12,8 @@ from schemas.spec_base import Spec, TextColumns
 Settings = Annotated[
     dict[str, SecretStr],
     BeforeValidator(
-        lambda value: {key: _as_text(item) for key, item in value.items()} if isinstance(value, dict) else value
+        lambda value: {key: _as_text(item) for key, item in value.items()} if isinstance(value, dict) else value,
+        json_schema_input_type=dict[str, str | bool | float],
     ),
 ]
 Catalog = Annotated[

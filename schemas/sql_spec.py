@@ -10,7 +10,12 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 
 from schemas.spec_base import Spec, TextColumns
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(
+        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
+    ),
+]
 Uri = Annotated[
     SecretStr,
     Field(
