@@ -65,9 +65,9 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         # A bundle a block: the default of a second would be a second of latency.
         options += ["--streaming", "--max_bundle_size=1", "--max_bundle_time_mills=10"]
         options += [f"--checkpointing_interval={spec.checkpoint_ms}"]
-    _run(options, build)
+    result = _run(options, build)
     say(f"submitted {unique}")
-    return _wait_for_workers(spec, unique, live=live)
+    return _wait_for_workers(spec, unique, result, live=live)
 
 
 def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
@@ -105,7 +105,7 @@ def _run(options: list[str], build: Build) -> Any:
         raise RunnerError(f"the runner refused the job: {_last_line(str(error))}") from error
 
 
-def _wait_for_workers(spec: FlinkRunner, name: str, *, live: bool) -> FlinkJob:
+def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, *, live: bool) -> FlinkJob:
     flink = Flink(spec.rest, SILENCE_SECONDS)
     patience = WORKER_SECONDS[spec.environment.type]
     submitted, running = time.monotonic(), None
@@ -114,6 +114,11 @@ def _wait_for_workers(spec: FlinkRunner, name: str, *, live: bool) -> FlinkJob:
         job = flink.job(name)
         if job is not None and job.state in {"FAILED", "RESTARTING"}:
             _raise_known(flink, job, final=True)
+        if job is None and str(result.state) == "FAILED":
+            raise RunnerError(
+                f"Beam's job server could not submit the job to Flink at {spec.rest}; is it of the same Flink version, "
+                "and was it started with --flink-master of this cluster? Its log says more"
+            )
         if job is not None and (
             STOP.is_set() or job.state in ENDED or (job.state == "RUNNING" and _begun(flink.stages(job), live=live))
         ):

@@ -37,7 +37,8 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._workers: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._workers: list[tuple[tuple[str, str], subprocess.Popen[bytes]]] = []
+        """By the connection that asked for it and its id: task managers, and the jobs of one, number theirs alike."""
 
     def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
         """Starts a worker that connects to `request.control_endpoint`."""
@@ -47,18 +48,17 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
         except OSError as error:
             return beam_fn_api_pb2.StartWorkerResponse(error=f"can't start a worker: {error}")
         with self._lock:
-            self._workers.append((request.worker_id, process))
+            self._workers.append(((context.peer(), request.worker_id), process))
         log.info("worker %s for %s: process %d", request.worker_id, request.control_endpoint.url, process.pid)
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Ends the worker of that id. Task managers number theirs alike: of several nobody knows whose is meant.
+        """Ends the worker of that id that the same connection asked for, once it has committed what it has read.
 
-        They end by themselves, as every worker does whose runner closes the connection.
+        Any other worker ends by itself when its runner closes the connection to it.
         """
-        named = [process for name, process in self._running() if name == request.worker_id]
-        if len(named) == 1:
-            _end(named)
+        wanted = (context.peer(), request.worker_id)
+        _end([process for key, process in self._running() if key == wanted])
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def close(self) -> None:
@@ -74,14 +74,15 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
                 found[str(process.pid)] = int(text)
         return found
 
-    def _running(self) -> list[tuple[str, subprocess.Popen[bytes]]]:
+    def _running(self) -> list[tuple[tuple[str, str], subprocess.Popen[bytes]]]:
         with self._lock:
-            self._workers = [(name, process) for name, process in self._workers if process.poll() is None]
+            self._workers = [(key, process) for key, process in self._workers if process.poll() is None]
             return list(self._workers)
 
 
 def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
+        log.info("ending process %d", process.pid)
         process.terminate()
     ends = time.monotonic() + STOP_SECONDS
     for process in processes:
