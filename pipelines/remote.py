@@ -6,6 +6,7 @@ Flink reports, and ends the job with the worker's own message.
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import socket
 import time
@@ -152,7 +153,10 @@ def _raise_known(flink: Flink, job: FlinkJob, *, final: bool) -> None:
     found: TagstreamError | None = next(filter(None, map(known_error, failures)), None)
     if found is None and final:
         last = _last_line(failures[0]) if failures else "no reason given"
-        found = RunnerError(f"the job failed on Flink: {last}")
+        hint = ""
+        if re.match(r"(Attribute|Import|ModuleNotFound|Type|\w*Unpickling|Key)Error\b", last):
+            hint = f". Do the workers have this tagstream, {importlib.metadata.version('tagstream')}, and its extras?"
+        found = RunnerError(f"the job failed on Flink: {last}{hint}")
         if unreachable := [text for text in failures if "UNAVAILABLE" in text]:
             found = RunnerError(
                 "a task manager can't reach a Python worker; is the worker pool up where runner.environment says? "
