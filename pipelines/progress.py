@@ -112,6 +112,9 @@ def print_report(console: Console, report: Report) -> None:
         table.add_row(column, ", ".join(shares[:8]) + (", …" if len(shares) > 8 else ""))
     if counts.truncated:
         table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
+    if saved := counts.duplicates + counts.remembered:
+        share = saved / max(1, counts.rows_in)
+        table.add_row("equal texts", f"{saved:,} ({share:.1%}) were answered without the model")
     speed = f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}"
     if not report.remote:
         speed += (

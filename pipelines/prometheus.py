@@ -32,6 +32,8 @@ class JobCollector(Collector):
             "tagstream_padded_tokens": ("Tokens inferred, padding included", now.padded_tokens),
             "tagstream_micro_batches": ("Micro-batches inferred", now.micro_batches),
             "tagstream_truncated": ("Texts that were cut", now.truncated),
+            "tagstream_duplicates": ("Texts answered by an equal one in the same block", now.duplicates),
+            "tagstream_remembered": ("Texts answered by an equal one in an earlier block", now.remembered),
             "tagstream_commits": ("Commits of the sink", now.commits),
         }
         for name, (text, value) in plain.items():

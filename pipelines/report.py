@@ -48,7 +48,17 @@ class Report:
             labels.setdefault(column, {})[label] = count
         unknown: dict[str, Any] = {}
         if self.remote:
-            names = ("rows_out", "dead_letters", "labels", "truncated", "duplicates", "commits", "dropped", "tokens")
+            names = (
+                "rows_out",
+                "dead_letters",
+                "labels",
+                "truncated",
+                "duplicates",
+                "remembered",
+                "commits",
+                "dropped",
+                "tokens",
+            )
             unknown = dict.fromkeys((*names, "tokens_per_s", "padding", "micro_batches", "busy_seconds", "bottleneck"))
         return {
             "job": self.job,
@@ -64,6 +74,7 @@ class Report:
             "labels": labels,
             "truncated": counts.truncated,
             "duplicates": counts.duplicates,
+            "remembered": counts.remembered,
             "commits": counts.commits,
             "dropped": counts.dropped,
             "seconds": round(self.seconds, 3),

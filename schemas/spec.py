@@ -114,6 +114,12 @@ class Classifier(Spec):
     max_length: int | None = Field(
         default=None, ge=4, description="Tokens, special ones included; default and upper bound: the model's window."
     )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Answers to remember, so that a text is not inferred again in a later block; about 215 bytes "
+        "a text. Equal texts of one block always are.",
+    )
     backend: Backend = Field(default_factory=PyTorchBackend)
 
     @property

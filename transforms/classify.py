@@ -24,8 +24,9 @@ from schemas.block import TEXT, Block, take_rows
 from schemas.errors import DeadCode, DeadLetterLimitError, ModelError
 from schemas.results import dead_letters
 from schemas.spec import JobSpec
+from transforms.answers import Prediction
 from transforms.backends import identify
-from transforms.engine import Engine, Prediction, shared_engine
+from transforms.engine import Engine, shared_engine
 from transforms.pulse import beat
 from transforms.stop import STOP, failing
 from transforms.text import unfit_rows

@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from schemas.errors import DeadCode, ModelError, OutOfMemoryError
 from schemas.spec import Classifier
+from transforms.answers import AnswerMemory, Prediction, Recalled
 from transforms.backends import Backend, Encoded, load_backend
 from transforms.labels import activate
 from transforms.metrics import METRICS
@@ -37,24 +38,11 @@ _DEVICES: dict[str, threading.Semaphore] = {}
 _DEVICES_LOCK = threading.Lock()
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the engine says of some texts.
-
-    scores: float32 [texts, labels], activated; tokens: int32 [texts]; truncated: bool [texts]; errors: code and message
-    of the texts that have no scores.
-    """
-
-    scores: Array
-    tokens: Array
-    truncated: Array
-    errors: dict[int, tuple[DeadCode, str]]
-
-
 @dataclass(eq=False)
 class _Submission:
     future: Future[Prediction]
     inverse: Array
+    recalled: Recalled | None = None
     encoded: Encoded = None  # type: ignore[assignment]
     logits: Array = None  # type: ignore[assignment]
     left: int = 0
@@ -64,8 +52,10 @@ class _Submission:
 class Engine:
     """See the module. Thread-safe."""
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, memory_bytes: int = 0) -> None:
+        """`memory_bytes`: of answers to remember, so that equal texts of different blocks are inferred once."""
         self.backend = backend
+        self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
         self.token_budget = backend.token_budget
         self._parallel = max(1, backend.parallel)
         self._tokenisers = ThreadPoolExecutor(TOKENISER_THREADS, thread_name_prefix="tokenise")
@@ -114,7 +104,8 @@ class Engine:
             submission = _Submission(future, unique.indices.to_numpy(zero_copy_only=False))
             METRICS.add(duplicates=len(texts) - len(unique.dictionary))
             with METRICS.busy("tokenise"):
-                submission.encoded = self._encode(unique.dictionary, submission)
+                unknown = self._recall(unique.dictionary, submission)
+                submission.encoded = self._encode(unknown, submission)
             encoded = submission.encoded
             submission.errors.update(encoded.errors)
             submission.left = len(encoded.lengths)
@@ -130,6 +121,15 @@ class Engine:
                 self._ready.notify_all()
         except BaseException as error:  # noqa: BLE001  a worker thread: the submitter re-raises it
             future.set_exception(error)
+
+    def _recall(self, texts: pa.LargeStringArray, submission: _Submission) -> pa.LargeStringArray:
+        """The texts whose answers are not remembered."""
+        if self.memory is None:
+            return texts
+        submission.recalled = self.memory.recall(texts)
+        missing = submission.recalled.missing
+        METRICS.add(remembered=len(texts) - len(missing))
+        return texts.take(pa.array(missing))
 
     def _encode(self, texts: pa.LargeStringArray, submission: _Submission) -> Encoded:
         """All texts at once; if that fails without those that fail alone, which are left out as errors."""
@@ -245,15 +245,13 @@ class Engine:
             np.add.at(sums, encoded.text, scores)
             counts = np.bincount(encoded.text, minlength=texts)
             scores = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
-        errors = (
-            {row: submission.errors[int(text)] for row, text in enumerate(inverse) if int(text) in submission.errors}
-            if submission.errors
-            else {}
-        )
-        METRICS.add(truncated=int(encoded.truncated[inverse].sum()))
-        submission.future.set_result(
-            Prediction(scores[inverse], encoded.tokens[inverse], encoded.truncated[inverse], errors)
-        )
+        answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
+        if self.memory is not None and submission.recalled is not None:
+            self.memory.remember(submission.recalled, answers)
+            answers = submission.recalled.completed(answers)
+        answers = answers.take(inverse)
+        METRICS.add(truncated=int(answers.truncated.sum()))
+        submission.future.set_result(answers)
 
     def _die(self, error: ModelError) -> None:
         with self._ready:
@@ -278,7 +276,7 @@ def shared_engine(classifier: Classifier) -> Engine:
     key = classifier.model_dump_json()
     with _ENGINES_LOCK:
         if key not in _ENGINES:
-            _ENGINES[key] = Engine(load_backend(classifier))
+            _ENGINES[key] = Engine(load_backend(classifier), classifier.memory_bytes)
         return _ENGINES[key]
 
 

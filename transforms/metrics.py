@@ -32,6 +32,7 @@ class Snapshot:
     sequences: int = 0
     truncated: int = 0
     duplicates: int = 0
+    remembered: int = 0
     commits: int = 0
     dropped: int = 0
     lost_races: int = 0
@@ -53,8 +54,8 @@ class JobMetrics:
 
     rows_in, rows_out, dead: rows committed by the sink, so that rows_in = rows_out + dead at every moment;
     tokens and padded_tokens: computed by backends, without and with padding; truncated: texts that were cut;
-    duplicates: texts answered by an equal one in the same block; dropped: rows that another writer had committed;
-    lost_races: commits that came too late.
+    duplicates: texts answered by an equal one in the same block, remembered: in an earlier one; dropped: rows that
+    another writer had committed; lost_races: commits that came too late.
     """
 
     def __init__(self) -> None:

@@ -293,6 +293,31 @@ def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: P
     assert len({e["label"] for e in expected}) > 1
 
 
+def test_remembered_answers_change_nothing_but_the_work(tmp_path: Path) -> None:
+    """With and without `memory_bytes`: the same rows and fingerprint, fewer sequences, and the report says so."""
+    name = str(tmp_path)
+    put_table(name, pa.table({"id": range(400), "text": random_texts(100, seed=2) * 4}))
+    model = str(make_model(tmp_path / "model"))
+    job = BulkJob(tmp_path)
+    seen = {}
+    for memory in (0, 1 << 20):
+        report = job.run(
+            source={"type": "memory", "table": name, "id": "id"},
+            classify=[{"model": model, "as": "tag", "memory_bytes": memory}],
+            sink={"type": "memory", "name": f"{name}-{memory}"},
+            dead_letters=None,
+            blocks={"rows": 50},
+        )
+        seen[memory] = report, output(f"{name}-{memory}").labels()
+    (plain, labels), (remembering, same) = seen[0], seen[1 << 20]
+    assert same.drop_columns("tag_score").equals(labels.drop_columns("tag_score"))
+    assert same["tag_score"].to_pylist() == pytest.approx(labels["tag_score"].to_pylist(), abs=1e-5)
+    assert plain.fingerprint == remembering.fingerprint
+    assert plain.to_dict()["remembered"] == 0
+    assert plain.counts.sequences == remembering.counts.sequences + remembering.to_dict()["remembered"]
+    assert remembering.to_dict()["remembered"] > 50
+
+
 def test_rows_move_only_after_everything_was_checked(job: BulkJob, tmp_path: Path) -> None:
     """A model that can't be loaded stops the job before the first row."""
     folder = make_model(tmp_path / "model")
