@@ -98,9 +98,7 @@ def test_flink_addresses(tmp_path: Path, monkeypatch) -> None:
     assert runner.rest == "http://tagstream-rest:8081"  # the operator names it so
     assert runner.job_server == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     slots = int(cluster["spec"]["flinkConfiguration"]["taskmanager.numberOfTaskSlots"])
-    assert cluster["spec"]["mode"] == "standalone", (
-        "task managers are there before the job: its slots are counted first"
-    )
+    assert cluster["spec"]["mode"] == "standalone", "slots are counted before the job asks for them"
     assert runner.parallelism == slots * cluster["spec"]["taskManager"]["replicas"]
     pool = containers(cluster)[1]["args"]
     assert runner.environment.config == f"localhost:{pool[pool.index('--port') + 1]}"
