@@ -188,6 +188,7 @@ class KafkaBroker:
             "num.network.threads": 2,
             "num.io.threads": 4,
             "log.segment.bytes": 64 << 20,
+            "log.retention.ms": -1,  # tests send messages of 1970, which would be deleted after half a minute
             "transaction.max.timeout.ms": 900000,
         }
         if self.authority:

@@ -36,7 +36,7 @@ class DeadTopic:
     def __init__(
         self, spec: JobSpec, source: KafkaSource, cluster: Cluster, topic: str, progress: dict[str, Progress]
     ) -> None:
-        self.rows = spec.blocks.rows
+        self.limits = spec.blocks
         self.cluster, self.topic = cluster, topic
         self.blocks = RecordBlocks(spec, source)
         self.kept = self.blocks.kept
@@ -65,7 +65,7 @@ class DeadTopic:
         if start < split.start:  # the topic's retention has taken the letters between
             yield dataclasses.replace(self.blocks.nothing(split.id, start), span=Span(split.id, start, split.start))
             start = split.start
-        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.rows):
+        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.limits):
             yield self._block(Span(split.id, at, stop), records)
 
     def _block(self, span: Span, records: pa.RecordBatch) -> Block:

@@ -14,13 +14,15 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from kafka import KafkaConsumer, errors
 
 from schemas.block import Block, Split, split_id
 from schemas.errors import SourceError
 from schemas.kafka_spec import KafkaSource
-from schemas.spec import JobSpec
+from schemas.spec import Blocks, JobSpec
 from transforms.io import Sink, Writer
 from transforms.io.kafka_blocks import RecordBlocks
 from transforms.io.kafka_client import Cluster, Partition, offsets, to_records, topic_partition
@@ -61,7 +63,7 @@ class _Source:
         """The bounded path: one partition, without the group."""
         partition = partition_of(split)
         assert split.stop is not None
-        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.job.blocks.rows):
+        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.job.blocks):
             yield self.blocks.block(split.id, partition.topic, at, stop, records)
 
     def feed(self, job: str, sink: Sink) -> Feed:
@@ -203,10 +205,10 @@ class Feed:
 
 
 def read_partition(
-    cluster: Cluster, partition: Partition, start: int, stop: int, rows: int
+    cluster: Cluster, partition: Partition, start: int, stop: int, blocks: Blocks
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
     """Spans of one partition from `start` to `stop` and their records, without a group. Raises SourceError."""
-    with contextlib.closing(cluster.consumer(max_poll_records=rows)) as consumer:
+    with contextlib.closing(cluster.consumer(max_poll_records=blocks.rows)) as consumer:
         name = topic_partition(partition)
         consumer.assign([name])
         consumer.seek(name, start)
@@ -214,9 +216,28 @@ def read_partition(
             with cluster.explained(f"read {partition}", SourceError), deadline(60, f"poll {partition}"):
                 polled = consumer.poll(timeout_ms=1000).get(name, [])
             at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
-            if at > start:
-                yield start, at, to_records(partition, [record for record in polled if record.offset < stop])
-                start = at
+            if at == start:
+                continue
+            records = to_records(partition, [record for record in polled if record.offset < stop])
+            for piece, rest in _pieces(records, blocks.bytes):
+                end = rest.column("offset")[0].as_py() if rest.num_rows else at
+                yield start, end, piece
+                start = end
+
+
+def _pieces(records: pa.RecordBatch, size: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
+    """Pieces of at most `size` bytes or one record, each with what is behind it; one empty piece of no records."""
+    lengths = pc.fill_null(pc.binary_length(records.column("value")), 0).to_numpy().astype(np.int64)
+    other = (records.nbytes - int(lengths.sum())) / max(1, records.num_rows)
+    ends = np.cumsum(lengths + other)
+    at = 0
+    while True:
+        before = ends[at - 1] if at else 0
+        stop = max(at + 1, int(np.searchsorted(ends, before + size, side="right")))
+        yield records.slice(at, stop - at), records.slice(stop)
+        at = stop
+        if at >= records.num_rows:
+            return
 
 
 def split_of(partition: Partition, topic_id: object, start: int = 0, stop: int | None = None) -> Split:

@@ -85,6 +85,8 @@ class SourceContract:
     kept_types: tuple[str, ...] = tuple(columns_of_all_types(1))
     key: str | None = None
     """Column of whole numbers without which the source reads nothing."""
+    id = "id"
+    """What the source calls the ids of `plain_table`."""
 
     def open_source(self, folder: Path, table: pa.Table, blocks: dict[str, int], **settings: Any) -> Source:
         """A source of the table's rows; `folder` is empty at the first call and the test's own."""
@@ -92,7 +94,7 @@ class SourceContract:
 
     def source(self, folder: Path, table: pa.Table | None = None, blocks: Any = None, **settings: Any) -> Source:
         """`open_source` with what most tests want."""
-        settings = {"id": "id", "split_rows": 120, **settings}
+        settings = {"id": self.id, "split_rows": 120, **settings}
         return self.open_source(folder, plain_table() if table is None else table, blocks or {"rows": 50}, **settings)
 
     @staticmethod
@@ -114,10 +116,14 @@ class SourceContract:
         assert at == split.stop or start >= split.stop
         return blocks
 
-    def rows(self, source: Source, column: str = "id") -> list[Any]:
-        """Values of a column over all splits, in order."""
+    def rows(self, source: Source, column: str | None = None) -> list[Any]:
+        """Values of a column, the ids by default, over all splits, in order."""
         blocks = [block for split in source.splits() for block in self.read(source, split, split.start)]
-        return [value for block in blocks for value in block.batch.column(column).to_pylist()]
+        return [v for b in blocks for v in (b.batch.column(column).to_pylist() if column else self.ids(b))]
+
+    def ids(self, block: Block) -> list[int]:
+        """The ids in a block, as numbers."""
+        return block.batch.column(self.id).to_pylist()
 
     @pytest.mark.parametrize("split_rows", [1, 7, 120, 10_000])
     def test_every_row_once_and_in_order(self, tmp_path: Path, split_rows: int) -> None:
@@ -134,9 +140,9 @@ class SourceContract:
         """From position p a split gives exactly its rows at and above p; at its end it gives nothing."""
         source = self.source(tmp_path, plain_table(60), {"rows": 7}, split_rows=25)
         for split in source.splits():
-            whole = [id_ for b in self.read(source, split, split.start) for id_ in b.batch["id"].to_pylist()]
+            whole = [id_ for b in self.read(source, split, split.start) for id_ in self.ids(b)]
             for start in [*range(split.start, split.start + split.rows + 1), split.stop]:
-                ids = [id_ for b in self.read(source, split, start) for id_ in b.batch["id"].to_pylist()]
+                ids = [id_ for b in self.read(source, split, start) for id_ in self.ids(b)]
                 assert ids == whole[start - split.start :]
 
     @pytest.mark.parametrize("rows", [1, 3, 64, 4096])
@@ -173,9 +179,7 @@ class SourceContract:
         """Source and splits are pickled; the copy reads the same."""
         source = self.source(tmp_path)
         copy, splits = pickle.loads(pickle.dumps((source, source.splits())))
-        ids = [
-            id_ for split in splits for b in self.read(copy, split, split.start) for id_ in b.batch["id"].to_pylist()
-        ]
+        ids = [id_ for split in splits for b in self.read(copy, split, split.start) for id_ in self.ids(b)]
         assert ids == list(range(ROWS))
 
     def test_kept_columns_pass_unchanged(self, tmp_path: Path) -> None:
