@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rich.table import Table
 from pipelines.job import Job
 from schemas.block import TEXT
 from schemas.errors import SpecError
+from schemas.runner_spec import FlinkRunner
 from schemas.spec import Classifier, JobSpec
 from transforms.backends.huggingface import files_of
 from transforms.io import Progress
@@ -37,6 +38,7 @@ class Plan:
     rows_per_s: float | None
     speed_from: str
     output: str
+    advice: list[str] = field(default_factory=list)
 
     @property
     def rows_left(self) -> int:
@@ -67,6 +69,7 @@ def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
         rows_per_s=rows_per_s and round(rows_per_s, 1),
         speed_from=speed_from,
         output=spec.output,
+        advice=_advice(spec, len(left)),
     )
 
 
@@ -90,7 +93,24 @@ def print_plan(console: Console, plan: Plan) -> None:
         table.add_row("", "nothing to do")
     table.add_row("columns", ", ".join(f"{name}: {kind}" for name, kind in plan.columns.items()))
     table.add_row("output", plan.output)
+    for sentence in plan.advice:
+        table.add_row("advice", sentence)
     console.print(table)
+
+
+def _advice(spec: JobSpec, left: int) -> list[str]:
+    """For a cluster: what would leave slots idle, or hold a model in memory more often than needed."""
+    if not isinstance(spec.runner, FlinkRunner):
+        return []
+    found = []
+    if 0 < left < spec.runner.parallelism:
+        found.append(f"{left} splits for {spec.runner.parallelism} slots: some stay idle; lower source.split_rows")
+    if any(c.backend.type != "constant" for c in spec.classify):
+        found.append(
+            "a task manager's slots share one worker process and one model; two task managers on one GPU would hold "
+            "it twice and pack smaller micro-batches: run one a GPU"
+        )
+    return found
 
 
 def _measured(progress: dict[str, Progress]) -> tuple[float | None, str]:

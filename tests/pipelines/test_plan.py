@@ -108,3 +108,15 @@ def test_prints_what_it_knows(job: BulkJob) -> None:
 def test_as_json(job: BulkJob) -> None:
     """Everything, with what is left."""
     assert plan_job(job.spec()).to_dict()["rows_left"] == 300
+
+
+def test_advice_for_a_cluster(job: BulkJob) -> None:
+    """Slots without a split; a model that two processes would hold twice. None for a local run, or when all is well."""
+    model = {"model": str(make_model(job.folder / "model")), "as": "tag"}
+    assert plan_job(job.spec()).advice == []
+    assert plan_job(job.spec(runner={"type": "flink", "parallelism": 4})).advice == []
+    (few,) = plan_job(job.spec(runner={"type": "flink", "parallelism": 9})).advice
+    assert few.startswith("4 splits for 9 slots")
+    plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, classify=[model]))
+    print_plan(job.console, plan)
+    assert "run one a GPU" in job.said
