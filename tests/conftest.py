@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = [
@@ -18,3 +19,9 @@ settings.load_profile("suite")  # how long an example takes says more of the mac
 
 def pytest_addoption(parser):
     parser.addoption("--crash-long", action="store_true", help="every kill that the guarantees speak of: minutes")
+
+
+@pytest.fixture
+def long(request: pytest.FixtureRequest) -> bool:
+    """`--crash-long` was given."""
+    return bool(request.config.getoption("--crash-long"))

@@ -1,11 +1,17 @@
-"""Small bulk jobs for tests: input on disk, a specification, and what an outside reader finds in the output."""
+"""Small jobs for tests: input, a specification, what an outside reader finds in the output; jobs that are killed."""
 
 from __future__ import annotations
 
 import copy
 import io
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import duckdb
 import pyarrow as pa
@@ -16,6 +22,7 @@ from pipelines.report import Report
 from pipelines.run import run_job
 from schemas.spec import JobSpec
 from schemas.spec_file import load_spec
+from tests.services.java import wait_until
 
 CONSTANT = {"as": "tag", "backend": {"type": "constant", "label": "ham"}}
 
@@ -75,3 +82,94 @@ class BulkJob:
         """Rows of the dead letters, likewise."""
         rows = sorted(self._query("dead", what))
         return [row[0] for row in rows] if rows and len(rows[0]) == 1 else rows
+
+
+class KilledJob:
+    """A job that runs in processes of its own, from the specification `file` over `rows` rows in splits of 1,000."""
+
+    file: Path
+    rows: int
+
+    def start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli", "run", str(self.file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def commits(self) -> int:
+        """How many there are."""
+        raise NotImplementedError
+
+    def check_consistent(self) -> None:
+        """What must hold at every moment."""
+        raise NotImplementedError
+
+    def check_complete(self) -> None:
+        """What must hold in the end."""
+        raise NotImplementedError
+
+    def kill_at_random(
+        self,
+        kills: int,
+        longest: float,
+        sign: Callable[[], int] | None = None,
+        blows: Sequence[Callable[[], object]] = (),
+    ) -> None:
+        """kill -9 after the next commit and some time, again and again; then once to the end.
+
+        `sign`: grows with every commit. `blows`: what else happens in between, and the job must survive.
+        """
+        sign = sign or self.commits
+        events: list[Callable[[], object] | None] = [*[None] * kills, *blows]
+        random.shuffle(events)
+        process = None
+        for event in events:
+            before, process = sign(), process or self.start()
+            wait_until(lambda b=before, p=process: sign() > b or p.poll() is not None, 60, "a commit")
+            time.sleep(random.uniform(0, longest))
+            assert process.poll() is None, process.stdout.read().decode()
+            if event is not None:
+                event()
+                continue
+            process.kill()
+            process.communicate()
+            process = None
+            self.check_consistent()
+        assert 0 < self.commits() < self.rows // 1_000
+        finished(process or self.start())
+        self.check_complete()
+
+
+def finished(process: subprocess.Popen[bytes]) -> None:
+    """Waits for its end, which must be a good one."""
+    output = process.communicate(timeout=240)[0].decode()
+    assert process.returncode == 0, output
+
+
+class Watcher:
+    """Looks at the output all the time, as a user would; `look` asserts what it must find."""
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        self.look, self.looks = look, 0
+        self.failure: BaseException | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        assert self.failure is None, self.failure
+        assert self.looks > 0
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.wait(0.1):
+                self.look()
+                self.looks += 1
+        except BaseException as error:
+            self.failure = error

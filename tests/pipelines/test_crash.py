@@ -5,11 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from typing import Self
 
 import duckdb
 import pyarrow as pa
@@ -18,11 +15,12 @@ import pytest
 
 from pipelines.plan import plan_job
 from schemas.spec_file import load_spec
+from tests.pipelines.jobs import KilledJob, Watcher, finished
 
 pytestmark = pytest.mark.crash
 
 
-class Job:
+class Job(KilledJob):
     """A bulk job in a folder of its own: `rows` short texts, some null, some poison."""
 
     def __init__(self, folder: Path, rows: int, ms_per_row: float) -> None:
@@ -37,21 +35,14 @@ class Job:
         half = rows // 2
         pq.write_table(table.slice(0, half), folder / "in/a.parquet", row_group_size=7_000)
         pq.write_table(table.slice(half), folder / "in/b.parquet", row_group_size=50_000)
-        self.spec = folder / "job.yaml"
-        self.spec.write_text(
+        self.file = folder / "job.yaml"
+        self.file.write_text(
             f"source: {{type: parquet, path: {folder}/in, text: body, id: id, split_rows: 6000}}\n"
             "classify:\n"
             f"  - {{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}\n"
             f"sink: {{type: parquet, path: {folder}/out, commit_every: 0.2}}\n"
             f"dead_letters: {{type: parquet, path: {folder}/dead}}\n"
             "blocks: {rows: 500}\n"
-        )
-
-    def start(self) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "pipelines.cli", "run", str(self.spec)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
         )
 
     def files(self) -> int:
@@ -75,7 +66,7 @@ class Job:
         assert sorted(id_ for id_, _ in letters) == sorted(self.dead_ids)
         assert {code for id_, code in letters if id_ % 97 == 0} == {"null_text"}
         assert {code for id_, code in letters if id_ % 97} == {"inference_failed"}
-        plan = plan_job(load_spec(str(self.spec)))
+        plan = plan_job(load_spec(str(self.file)))
         assert (plan.rows, plan.rows_done, plan.rows_left) == (self.rows, self.rows, 0)
 
 
@@ -83,40 +74,6 @@ def query(sql: str) -> list[tuple]:
     """Rows of a DuckDB query, on a connection of its own."""
     with duckdb.connect() as connection:
         return connection.execute(sql).fetchall()
-
-
-class Watcher:
-    """Reads the output with DuckDB all the time, as a user would."""
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        self.reads = 0
-        self.failure: BaseException | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        assert self.failure is None, self.failure
-        assert self.reads > 0
-
-    def _run(self) -> None:
-        try:
-            while not self._stop.wait(0.1):
-                self.job.count()
-                self.reads += 1
-        except BaseException as error:
-            self.failure = error
-
-
-@pytest.fixture
-def long(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("--crash-long"))
 
 
 def wait_for_more_files(job: Job, process: subprocess.Popen[bytes], before: int) -> bool:
@@ -135,7 +92,7 @@ def test_killed_at_random_moments(tmp_path: Path, long: bool) -> None:
     job = Job(tmp_path, rows=300_000 if long else 36_000, ms_per_row=0.25)
     chooser = random.Random(time.time_ns())
     progress = []
-    with Watcher(job):
+    with Watcher(job.count):
         for number in range(kills):
             before = job.files()
             process = job.start()
@@ -148,13 +105,11 @@ def test_killed_at_random_moments(tmp_path: Path, long: bool) -> None:
             process.send_signal(signal.SIGKILL)
             process.wait()
             process.stdout.close()
-            plan = plan_job(load_spec(str(job.spec)))
+            plan = plan_job(load_spec(str(job.file)))
             assert job.count() <= plan.rows_done <= job.count() + len(job.dead_ids)
             assert plan.rows_done + plan.rows_left == job.rows
             progress.append(plan.rows_done)
-        process = job.start()
-        output = process.communicate(timeout=240)[0].decode()
-        assert process.returncode == 0, output
+        finished(job.start())
     assert progress == sorted(progress)
     assert 0 < progress[-1] < job.rows
     job.check_complete()
@@ -163,7 +118,7 @@ def test_killed_at_random_moments(tmp_path: Path, long: bool) -> None:
 def test_two_processes_on_one_output(tmp_path: Path, long: bool) -> None:
     """Started together, both end well, and each row is there exactly once; one of them is killed in the long form."""
     job = Job(tmp_path, rows=120_000 if long else 24_000, ms_per_row=0.25)
-    with Watcher(job):
+    with Watcher(job.count):
         first, second = job.start(), job.start()
         if long:
             wait_for_more_files(job, second, 0)
@@ -171,6 +126,5 @@ def test_two_processes_on_one_output(tmp_path: Path, long: bool) -> None:
             second.communicate()
             second = job.start()
         for process in (first, second):
-            output = process.communicate(timeout=240)[0].decode()
-            assert process.returncode == 0, output
+            finished(process)
     job.check_complete()

@@ -47,6 +47,14 @@ class Lake:
 
     def notes(self, table: str) -> list[dict[str, Any]]:
         """What each commit says of itself."""
+        return self.rows_and_notes(table, None)[1]
+
+    def rows_and_notes(self, table: str, column: str | None) -> tuple[list[Any], list[dict[str, Any]]]:
+        """Values of a column, if one is named, and what the commits say, of the same version."""
+        raise NotImplementedError
+
+    def exists(self, table: str) -> bool:
+        """The table has been made."""
         raise NotImplementedError
 
     def table(self, table: str) -> pa.Table:
@@ -101,20 +109,19 @@ class IcebergLake(Lake):
     def roll_back(self, table: str, version: int) -> None:
         self.load(table).manage_snapshots().rollback_to_snapshot(version).commit()
 
-    def notes(self, table: str) -> list[dict[str, Any]]:
-        return [snapshot.summary.additional_properties for snapshot in self.load(table).metadata.snapshots]
+    def rows_and_notes(self, table: str, column: str | None) -> tuple[list[Any], list[dict[str, Any]]]:
+        found = self.load(table)
+        rows = found.scan(selected_fields=(column,)).to_arrow()[column].to_pylist() if column else []
+        return rows, [snapshot.summary.additional_properties for snapshot in found.metadata.snapshots]
+
+    def exists(self, table: str) -> bool:
+        return self.catalog().table_exists(f"lake.{table}")
 
     def load(self, table: str) -> Any:
         return self.catalog().load_table(f"lake.{table}")
 
     def table(self, table: str) -> pa.Table:
-        from pyiceberg.exceptions import NoSuchTableError
-
-        try:
-            found = self.load(table).scan().to_arrow()
-        except NoSuchTableError:
-            return pa.table({})
-        return found
+        return self.load(table).scan().to_arrow() if self.exists(table) else pa.table({})
 
 
 class DeltaLake(Lake):
@@ -175,8 +182,18 @@ class DeltaLake(Lake):
     def roll_back(self, table: str, version: int) -> None:
         self.load(table).restore(version)
 
-    def notes(self, table: str) -> list[dict[str, Any]]:
-        return self.load(table).history()
+    def rows_and_notes(self, table: str, column: str | None) -> tuple[list[Any], list[dict[str, Any]]]:
+        found = self.load(table)
+        rows = found.to_pyarrow_table(columns=[column])[column].to_pylist() if column else []
+        log = self.folder / table / "_delta_log"
+        commits = sorted(c for c in log.glob("*.json") if c.stem.isdigit() and int(c.stem) <= found.version())
+        actions = [json.loads(line) for commit in commits for line in commit.read_text().splitlines()]
+        return rows, [action["commitInfo"] for action in actions if "commitInfo" in action]
+
+    def exists(self, table: str) -> bool:
+        from deltalake import DeltaTable
+
+        return DeltaTable.is_deltatable(f"{self.folder}/{table}")
 
     def load(self, table: str) -> Any:
         from deltalake import DeltaTable
@@ -184,8 +201,6 @@ class DeltaLake(Lake):
         return DeltaTable(f"{self.folder}/{table}")
 
     def table(self, table: str) -> pa.Table:
-        from deltalake import DeltaTable
-
-        if not DeltaTable.is_deltatable(f"{self.folder}/{table}"):
+        if not self.exists(table):
             return pa.table({})
         return self.load(table).to_pyarrow_table()
