@@ -36,6 +36,7 @@ from typing import Any
 
 from benchmarks.children import CACHE, PYTHON, Child, run, tagstream
 from benchmarks.environments import environment, same
+from benchmarks.plot import draw
 from benchmarks.results import save, versions
 
 ROWS = 1000
@@ -223,7 +224,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="any sequence classifier; needed for real texts")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=[n for n in TITLES if n not in OURS], help="these peers only")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md and bulk.svg")
     options = parser.parse_args()
     if options.data and not options.model:
         parser.error("--data needs --model: the generated model knows generated words only")
@@ -239,6 +240,10 @@ def main() -> None:
         found = measure(race, race_rows(folder), options.rounds)
     packages = versions("torch", "transformers", "apache-beam", "pyarrow")
     save("bulk", found, table(found), packages, options.json, record=options.record)
+    if options.record:
+        draw(
+            "bulk", {"bars": [[TITLES[n], rate, n in OURS] for n, rate in found["rows_per_s"].items() if n != "engine"]}
+        )
 
 
 def _fresh(model: Path) -> bool:

@@ -2,8 +2,9 @@
 
     python -m benchmarks.generated rows FILE ROWS             about 100 characters each, for the overhead
     python -m benchmarks.generated texts FILE ROWS            lognormal lengths, for models
+    python -m benchmarks.generated fixed FILE ROWS TOKENS     of one length, for models
     python -m benchmarks.generated sample FILE ROWS FOLDER    rows of the Parquet files of a folder, column `text`
-    python -m benchmarks.generated model FOLDER               a BERT of MiniLM-L6's size
+    python -m benchmarks.generated model FOLDER [LAYERS]      a BERT of MiniLM's size, six layers unless told
 
 Words are syllables put together and drawn by Zipf's law; the WordPiece vocabulary holds the frequent ones whole and the
 syllables of the others, so that a text has more tokens than words, as real text has.
@@ -60,11 +61,20 @@ def texts(rows: int, seed: int = SEED) -> list[str]:
 
     Lengths are the law's quantiles in random order, so that a small sample has the same mix as a large one.
     """
-    words, tokens, _ = _words()
     rng = np.random.default_rng(seed)
     law = NormalDist(np.log(MEDIAN_TOKENS), np.sqrt(2 * np.log(MEAN_TOKENS / MEDIAN_TOKENS)))
     lengths = rng.permutation(np.exp([law.inv_cdf((i + 0.5) / rows) for i in range(rows)]))
-    wanted = np.clip(np.rint(lengths), 4, MOST_TOKENS - 3) - 2
+    return _of_lengths(np.clip(np.rint(lengths), 4, MOST_TOKENS - 3) - 2, rng)
+
+
+def fixed(rows: int, length: int) -> list[str]:
+    """Texts of `length` tokens, special ones included, or one or two more."""
+    return _of_lengths(np.full(rows, max(1, min(length, MOST_TOKENS - 3) - 2)), np.random.default_rng(SEED))
+
+
+def _of_lengths(wanted: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """Texts of so many tokens without the special ones."""
+    words, tokens, _ = _words()
     drawn = _draw(rng, int(wanted.sum()) + MOST_TOKENS)
     ends = np.cumsum(tokens[drawn])
     made, at, done = [], 0, 0
@@ -108,8 +118,8 @@ def sample(folder: Path, rows: int) -> list[str]:
     return [found[i] for i in picked]
 
 
-def write_model(folder: Path) -> None:
-    """A BERT of MiniLM-L6's size, random but for its head, and its tokenizer.
+def write_model(folder: Path, layers: int = 6) -> None:
+    """A BERT of MiniLM's size, random but for its head, and its tokenizer.
 
     The head is scaled so that the logits of a sample have mean 0 and deviation 1: labels are then spread over all
     classes with margins as a trained model has them, and agreement of labels means something.
@@ -138,7 +148,7 @@ def write_model(folder: Path) -> None:
     config = BertConfig(
         vocab_size=VOCABULARY,
         hidden_size=384,
-        num_hidden_layers=6,
+        num_hidden_layers=layers,
         num_attention_heads=12,
         intermediate_size=1536,
         initializer_range=0.05,
@@ -156,15 +166,17 @@ def write_model(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def main(what: str, path: str, rows: str = "0", folder: str = "") -> None:
+def main(what: str, path: str, rows: str = "6", more: str = "") -> None:
     if what == "model":
-        write_model(Path(path))
+        write_model(Path(path), int(rows))
     elif what == "rows":
         write_rows(Path(path), int(rows))
     elif what == "texts":
         write_texts(Path(path), texts(int(rows)))
+    elif what == "fixed":
+        write_texts(Path(path), fixed(int(rows), int(more)))
     elif what == "sample":
-        write_texts(Path(path), sample(Path(folder), int(rows)))
+        write_texts(Path(path), sample(Path(more), int(rows)))
 
 
 def _tokenizer(vocabulary: list[str]):

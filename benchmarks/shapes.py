@@ -1,0 +1,124 @@
+"""How rows/s depend on cores, text length, model size, blocks in flight and block size; fp32 on the CPU.
+
+Cores, text length and model size: the engine alone, so nothing else is in the way. In-flight blocks and block size:
+`tagstream run` from Parquet to Parquet. Everything else stays as it is by default. Linux, for `taskset`.
+
+    python -m benchmarks.shapes [--json FILE] [--rows N] [--record]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import CACHE, PYTHON, run, tagstream
+from benchmarks.plot import draw
+from benchmarks.results import save, versions
+
+CORES = (1, 2, 4, 8)
+TOKENS = (16, 32, 64, 128, 256, 512)
+LAYERS = (3, 6, 12)
+IN_FLIGHT = (1, 2, 4, 8)
+BLOCK_ROWS = (64, 256, 1024, 4096)
+TITLES = {
+    "cores": "cores",
+    "tokens": "tokens a text",
+    "layers": "layers",
+    "in_flight": "blocks in flight (of 256 rows)",
+    "block_rows": "rows a block",
+}
+ENGINE = [PYTHON, "-m", "benchmarks.peers.engine_alone"]
+
+
+def model_of(layers: int) -> str:
+    folder = CACHE / f"model-{layers}"
+    if not (folder / "model.safetensors").is_file():
+        run([PYTHON, "-m", "benchmarks.generated", "model", str(folder), str(layers)])
+    return str(folder)
+
+
+def made(folder: Path, what: str, rows: int, *more: str) -> str:
+    path = folder / f"{'-'.join([what, str(rows), *more])}.parquet"
+    if not path.exists():
+        run([PYTHON, "-m", "benchmarks.generated", what, str(path), str(rows), *more])
+    return str(path)
+
+
+def alone(model: str, source: str, rows: int, prefix: tuple[str, ...] = ()) -> float:
+    """Rows/s of the engine."""
+    return rows / run([*prefix, *ENGINE, model, source]).said["seconds"]
+
+
+def whole(folder: Path, model: str, source: str, blocks: dict[str, int]) -> float:
+    """Rows/s of a job."""
+    spec = {
+        "name": "shapes",
+        "source": {"type": "parquet", "path": source},
+        "classify": [{"model": model, "as": "label", "backend": {"type": "pytorch", "precision": "fp32"}}],
+        "sink": {"type": "parquet", "path": str(folder / "out")},
+        "blocks": blocks,
+    }
+    path = folder / "shapes.yaml"
+    path.write_text(json.dumps(spec))  # JSON is YAML
+    return tagstream(path, folder / "report.json")[1]["rows_per_s"]
+
+
+def measure(folder: Path, rows: int) -> dict[str, dict[int, float]]:
+    six = model_of(6)
+    texts = made(folder, "texts", rows)
+    there = len(os.sched_getaffinity(0))
+    found: dict[str, dict[int, float]] = {name: {} for name in TITLES}
+
+    def note(name: str, at: int, rate: float) -> None:
+        found[name][at] = round(rate, 1)
+        print(f"{TITLES[name]} {at}: {rate:,.1f} rows/s", flush=True)
+
+    for cores in (n for n in CORES if n <= there):
+        some = ",".join(map(str, sorted(os.sched_getaffinity(0))[:cores]))
+        note("cores", cores, alone(six, texts, rows, ("taskset", "-c", some)))
+    for tokens in TOKENS:
+        count = max(32, rows * 46 // tokens)  # as many tokens in all
+        note("tokens", tokens, alone(six, made(folder, "fixed", count, str(tokens)), count))
+    for layers in LAYERS:
+        note("layers", layers, alone(model_of(layers), texts, rows))
+    for in_flight in IN_FLIGHT:
+        note("in_flight", in_flight, whole(folder, six, texts, {"rows": 256, "in_flight": in_flight}))
+    for block_rows in BLOCK_ROWS:
+        note("block_rows", block_rows, whole(folder, six, texts, {"rows": block_rows}))
+    return found
+
+
+def lines(found: dict[str, dict[int, float]]) -> list[str]:
+    """Markdown: a sentence a study, then the figures."""
+    text = ["![rows a second](shapes.svg)", ""]
+    for name, rates in found.items():
+        (first, low), (last, high) = min(rates.items()), max(rates.items())
+        text.append(
+            f"- {TITLES[name]}: from {first} to {last} rows/s change {high / low:.2f}-fold, {low:,.0f} to {high:,.0f}"
+        )
+    text += ["", "| | | rows/s |", "|---|---|---|"]
+    text += [f"| {TITLES[name]} | {at} | {rate:,} |" for name, rates in found.items() for at, rate in rates.items()]
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md and shapes.svg")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
+        found = measure(Path(folder), options.rows)
+    figures: dict[str, Any] = {"rows": options.rows, **found}
+    save("shapes", figures, lines(found), versions("torch", "pyarrow"), options.json, record=options.record)
+    if options.record:
+        panels = [{"title": TITLES[name], "points": sorted(rates.items())} for name, rates in found.items()]
+        draw("shapes", {"panels": panels})
+
+
+if __name__ == "__main__":
+    main()
