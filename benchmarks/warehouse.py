@@ -4,8 +4,9 @@ A real server is started for the measurement. Texts are those of examples/sms.pa
 its own. outside_model_share: of the end-to-end time of a table enriched in place by the bundled spam model, the part by
 which it is longer than the same rows through the same model from memory to memory. The two runs alternate; the
 share is of their sums. source_and_sink_share: the time that source and sink take alone, against that of the model.
-source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model;
-adbc_read_rows_per_s and adbc_ingest_rows_per_s: one statement of the plain driver for the same columns.
+source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model; beside
+them the same columns by one statement of the plain ADBC driver, and by psycopg's binary COPY of rows. duckdb_…: this
+for a DuckDB file, beside DuckDB's own export to Arrow and import from it.
 
     python -m benchmarks.warehouse [--json FILE] [--rows N] [--model-rows N] [--rounds N] [--record]
 """
@@ -13,7 +14,9 @@ adbc_read_rows_per_s and adbc_ingest_rows_per_s: one statement of the plain driv
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
+from benchmarks.children import run
+from benchmarks.environments import environment
 from benchmarks.results import save, versions
 from pipelines.run import run_job
 from schemas.block import POSITION, Block
@@ -35,6 +40,7 @@ from transforms.io.memory import put_table
 from transforms.io.sql_session import connect
 
 SMS = Path(__file__).parents[1] / "examples/sms.parquet"
+PEERS = Path(__file__).parent / "peers"
 
 
 def messages(rows: int) -> pa.Table:
@@ -94,41 +100,68 @@ def outside_model(uri: str, rows: int, rounds: int) -> dict[str, float]:
     }
 
 
-def alone(uri: str, rows: int) -> dict[str, float]:
-    """Source and sink without Beam and model, and the driver's own read and ingest."""
-    table = messages(rows)
-    fill(uri, "many", table)
-    sql = {"type": "sql", "uri": uri}
-    spec = job("alone", {**sql, "table": "many"}, {**sql, "table": "labels"}, model=False)
-    source, seconds = open_source(spec), {}
-    splits = source.splits()
+class Stopwatch:
+    """Seconds by name."""
 
-    def timed(name: str, work: Any) -> Any:
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def time(self, name: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
         result = work()
-        seconds[name] = time.perf_counter() - started
+        self.seconds[name] = time.perf_counter() - started
         return result
 
-    blocks = timed("source", lambda: [(split, list(source.read(split, 0))) for split in splits])
+
+def alone(watch: Stopwatch, prefix: str, reach: dict[str, Any]) -> list[Block]:
+    """Times source and sink without Beam and model, from table `many` to `labels`. Returns the labelled blocks."""
+    spec = job("alone", {**reach, "table": "many"}, {**reach, "table": "labels"}, model=False)
+    source = open_source(spec)
+    splits = source.splits()
+    blocks = watch.time(f"{prefix}source", lambda: [(split, list(source.read(split, 0))) for split in splits])
+    ready = [(split, [labelled(block) for block in parts]) for split, parts in blocks]
 
     def commit_all() -> None:
         sink = open_sink(spec)
         sink.prepare(Fingerprint({"job": "alone"}), overwrite=False)
-        for split, parts in blocks:
+        for split, parts in ready:
             writer = sink.open(split)
             for block in parts:
-                writer.write(labelled(block))
+                writer.write(block)
             writer.commit()
 
-    timed("sink", commit_all)
+    watch.time(f"{prefix}sink", commit_all)
+    return [block for _, parts in ready for block in parts]
+
+
+def on_postgres(watch: Stopwatch, uri: str, rows: pa.Table) -> None:
+    """Source and sink, the driver's own statements, psycopg's own copies."""
+    fill(uri, "many", rows)
+    blocks = alone(watch, "", {"type": "sql", "uri": uri})
     session = connect(uri)
-    timed("adbc_read", lambda: session.query("SELECT id, text FROM many"))
-    labels = pa.Table.from_batches([labelled(block).batch for _, parts in blocks for block in parts])
-    timed(
-        "adbc_ingest", lambda: (session.stage("plain", labels.drop_columns([POSITION]).to_reader()), session.commit())
-    )
+    watch.time("adbc_read", lambda: session.query("SELECT id, text FROM many"))
+    labels = pa.Table.from_batches([block.batch for block in blocks]).drop_columns([POSITION])
+    watch.time("adbc_ingest", lambda: (session.stage("plain", labels.to_reader()), session.commit()))
     session.close()
-    return {"rows": rows, **{f"{name}_rows_per_s": round(rows / took) for name, took in seconds.items()}}
+    python = environment("psycopg", ["psycopg[binary]>=3.2"])
+    watch.seconds |= run([str(python), str(PEERS / "psycopg_copy.py"), uri, "many"]).said
+
+
+def on_duckdb(watch: Stopwatch, path: str, rows: pa.Table) -> None:
+    """Source and sink on one file, DuckDB's own copies on another."""
+    import duckdb
+
+    with duckdb.connect(path) as connection:
+        connection.register("given", rows)
+        connection.execute("CREATE TABLE many AS SELECT * FROM given")
+    blocks = alone(watch, "duckdb_", {"type": "duckdb", "path": path})
+    labels = pa.Table.from_batches([block.batch for block in blocks]).drop_columns([POSITION])
+    with duckdb.connect(f"{path}.own") as connection:
+        connection.register("given", rows)
+        connection.execute("CREATE TABLE many AS SELECT * FROM given")
+        watch.time("duckdb_own_read", lambda: connection.sql("SELECT id, text FROM many").to_arrow_table())
+        connection.register("labels", labels)
+        watch.time("duckdb_own_write", lambda: connection.execute("CREATE TABLE plain AS SELECT * FROM labels"))
 
 
 def labelled(block: Block) -> Block:
@@ -155,13 +188,19 @@ def main() -> None:
     server = Postgres()
     try:
         uri = server.start().create_database("benchmark")
-        figures = {**alone(uri, given.rows), **outside_model(uri, given.model_rows, given.rounds)}
+        watch = Stopwatch()
+        rows = messages(given.rows)
+        on_postgres(watch, uri, rows)
+        with tempfile.TemporaryDirectory() as folder:
+            on_duckdb(watch, f"{folder}/bench.duckdb", rows)
+        speeds = {f"{name}_rows_per_s": round(given.rows / took) for name, took in watch.seconds.items()}
+        figures = {"rows": given.rows, **speeds, **outside_model(uri, given.model_rows, given.rounds)}
         seconds_a_row = 1 / figures["source_rows_per_s"] + 1 / figures["sink_rows_per_s"]
         figures["source_and_sink_share"] = round(seconds_a_row * figures["model_rows_per_s"], 4)
     finally:
         server.close()
     lines = [
-        f"PostgreSQL, {given.rows:,} rows alone, {given.model_rows:,} rows with the bundled spam model:",
+        f"PostgreSQL and DuckDB, {given.rows:,} rows alone, {given.model_rows:,} rows with the bundled spam model:",
         "",
         "| | rows/s |",
         "|---|---|",
@@ -170,8 +209,14 @@ def main() -> None:
             for name, text in {
                 "source_rows_per_s": "source alone",
                 "adbc_read_rows_per_s": "the driver's own read",
+                "psycopg_read_rows_per_s": "psycopg's COPY TO",
                 "sink_rows_per_s": "sink alone, with ledger",
                 "adbc_ingest_rows_per_s": "the driver's own ingest",
+                "psycopg_write_rows_per_s": "psycopg's COPY FROM",
+                "duckdb_source_rows_per_s": "DuckDB: source alone",
+                "duckdb_own_read_rows_per_s": "DuckDB's own read",
+                "duckdb_sink_rows_per_s": "DuckDB: sink alone, with ledger",
+                "duckdb_own_write_rows_per_s": "DuckDB's own write",
                 "enrich_rows_per_s": "table enriched in place",
                 "model_rows_per_s": "memory to memory, same model",
             }.items()
@@ -186,7 +231,7 @@ def main() -> None:
         "warehouse",
         figures,
         lines,
-        versions("adbc-driver-postgresql", "pyarrow", "torch"),
+        versions("adbc-driver-postgresql", "duckdb", "pyarrow", "torch"),
         given.json,
         record=given.record,
     )
