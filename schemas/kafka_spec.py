@@ -47,7 +47,9 @@ class KafkaSource(TextColumns):
     topics: Topics = Field(min_length=1, description="One topic or a list.")
     group: str | None = Field(default=None, min_length=1, description="Consumer group; default: the job's name.")
     instance_id: str | None = Field(
-        default=None, description="Static membership: a restart within the session moves no partition."
+        default=None,
+        description="Static membership, a name for each process: a restart within client.session_timeout_ms (6,000; "
+        "give it the time that the model takes to load) moves no partition.",
     )
     start: str | int = Field(
         default="earliest",

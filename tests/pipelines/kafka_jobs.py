@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import os
 import threading
 
@@ -82,3 +83,8 @@ def running(spec, console=None, **kwargs):
 
 def headers_of(record):
     return dict(record.headers)
+
+
+def yaml_of(spec):
+    """JSON is YAML."""
+    return json.dumps(spec.model_dump(mode="json", by_alias=True))

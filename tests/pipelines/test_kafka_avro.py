@@ -19,7 +19,7 @@ from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count
 
-pytestmark = pytest.mark.xdist_group("kafka")
+pytestmark = pytest.mark.xdist_group("kafka-jobs")
 MESSAGE = {
     "type": "record",
     "name": "M",

@@ -14,7 +14,7 @@ from tests.services.kafka_faults import count
 from transforms.live import FEEDS
 from transforms.metrics import METRICS
 
-pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-jobs"), pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from pipelines.replay import replay_job
 from pipelines.run import run_job
 from schemas.errors import LedgerError, SourceError, SpecError
 from schemas.spec import JobSpec
-from tests.pipelines.kafka_jobs import Topics, headers_of, running
+from tests.pipelines.kafka_jobs import Topics, headers_of, running, yaml_of
 from tests.services.java import ROOT, wait_until
 from tests.services.kafka_faults import Worker, count
 
-pytestmark = pytest.mark.xdist_group("kafka")
+pytestmark = pytest.mark.xdist_group("kafka-jobs")
 BULK = {"until": "latest"}
 POISON = {"fail_on": "poison"}
 
@@ -146,11 +146,6 @@ def test_while_the_job_runs(topics, tmp_path):
         groups = admin.list_group_offsets([topics.name, f"{topics.name}.replay"])
     assert {tp.topic for tp in groups[topics.name]} == {topics.source}
     assert {tp.topic for tp in groups[f"{topics.name}.replay"]} == {topics.dead}
-
-
-def yaml_of(spec):
-    """JSON is YAML."""
-    return json.dumps(spec.model_dump(mode="json", by_alias=True))
 
 
 def test_letters_without_their_bytes_stay_dead(topics):

@@ -2,7 +2,7 @@
 
 Listeners: PLAINTEXT for everything; PROXIED, whose advertised port belongs to whoever wants to stand between a client
 and the broker (`tests.services.proxy`); with `secure=True` also SECURE: TLS with a certificate of our own authority
-and SASL users, ACLs on.
+and SASL users, EXPIRED: TLS with a certificate of last week, OAUTH: tokens that nobody has signed; ACLs on.
 """
 
 from __future__ import annotations
@@ -38,10 +38,13 @@ class KafkaBroker:
         self.libs = jars("kafka")
         self.folder = Path(folder or tempfile.mkdtemp(prefix="kafka-"))
         self.log = self.folder / "server.log"
-        self.port, self._controller, self.proxied_port, self.proxy_port, self.secure_port = free_ports(5)
+        self.port, self._controller, self.proxied_port, self.proxy_port = free_ports(4)
+        self.secure_port, self.expired_port, self.oauth_port = free_ports(3)
         self.servers = f"127.0.0.1:{self.port}"
         self.proxied_servers = f"127.0.0.1:{self.proxy_port}"
         self.secure_servers = f"localhost:{self.secure_port}"
+        self.expired_servers = f"localhost:{self.expired_port}"
+        self.oauth_servers = f"127.0.0.1:{self.oauth_port}"
         self.secure = secure
         self.authority = Authority(self.folder / "tls") if secure else None
         self.process: subprocess.Popen | None = None
@@ -170,10 +173,8 @@ class KafkaBroker:
             "node.id": 1,
             "controller.quorum.bootstrap.servers": f"127.0.0.1:{self._controller}",
             "controller.listener.names": "CONTROLLER",
-            "listener.security.protocol.map": ",".join(
-                f"{name}:{'SASL_SSL' if name == 'SECURE' else 'PLAINTEXT'}"
-                for name in ("CONTROLLER", "PLAINTEXT", "PROXIED", "SECURE")
-            ),
+            "listener.security.protocol.map": "CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,"
+            "SECURE:SASL_SSL,EXPIRED:SSL,OAUTH:SASL_PLAINTEXT",
             "log.dirs": f"{self.folder}/data",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
@@ -192,7 +193,11 @@ class KafkaBroker:
             "transaction.max.timeout.ms": 900000,
         }
         if self.authority:
-            listen["SECURE"] = (self.secure_port, self.secure_port)
+            listen |= {
+                "SECURE": (self.secure_port, self.secure_port),
+                "EXPIRED": (self.expired_port, self.expired_port),
+                "OAUTH": (self.oauth_port, self.oauth_port),
+            }
             users = " ".join(f'user_{user}="{word}"' for user, word in USERS.items())
             module = "org.apache.kafka.common.security"
             properties |= {
@@ -203,10 +208,14 @@ class KafkaBroker:
                 "sasl.enabled.mechanisms": "PLAIN,SCRAM-SHA-256",
                 "listener.name.secure.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required {users};",
                 "listener.name.secure.scram-sha-256.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;",
+                "listener.name.expired.ssl.keystore.location": str(self.authority.issue("localhost", days=-7)),
+                "listener.name.oauth.sasl.enabled.mechanisms": "OAUTHBEARER",
+                "listener.name.oauth.oauthbearer.sasl.jaas.config": f"{module}.oauthbearer.OAuthBearerLoginModule "
+                'required unsecuredLoginStringClaim_sub="admin";',
                 "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
                 "super.users": "User:ANONYMOUS;User:admin;User:tagger",
             }
-        host = {"SECURE": "localhost"}
+        host = {"SECURE": "localhost", "EXPIRED": "localhost"}
         properties["listeners"] = ",".join(f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (p, _) in listen.items())
         properties["advertised.listeners"] = ",".join(
             f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (_, p) in listen.items() if p

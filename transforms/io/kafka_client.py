@@ -57,7 +57,8 @@ class Partition(NamedTuple):
 class Cluster:
     """Where a cluster is and how to log in. `client`: any property of kafka-python, `PROTECTED` ones excepted.
 
-    `sasl_oauth_token_provider` is given as "module:Class". Secrets are in `client`, so it is never printed.
+    `sasl_oauth_token_provider` is given as "module:Class", a class derived from the client's AbstractTokenProvider.
+    Secrets are in `client`, so it is never printed.
     """
 
     servers: str
@@ -74,8 +75,7 @@ class Cluster:
             raise SourceError(f"kafka-python has no client property {unknown[0]!r}")
         given = {name: value for name, value in self.client.items() if name in known}
         if isinstance(provider := given.get("sasl_oauth_token_provider"), str):
-            module, _, name = provider.partition(":")
-            given["sasl_oauth_token_provider"] = getattr(importlib.import_module(module), name)()
+            given["sasl_oauth_token_provider"] = _made(provider)
         ours = {"bootstrap_servers": self.servers, "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000)} | ours
         return ours | given
 
@@ -134,6 +134,15 @@ class Cluster:
             logger.removeHandler(log)
 
 
+def _made(provider: str) -> Any:
+    """An object of the class that "module:Class" names."""
+    module, _, name = provider.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise SourceError(f"client.sasl_oauth_token_provider {provider!r} is no module:Class: {error}") from None
+
+
 def explain(error: BaseException, servers: str, what: str) -> str:
     """One sentence for a user: what failed, why, and what to look at."""
     detail = str(error) or type(error).__name__
@@ -148,6 +157,11 @@ def explain(error: BaseException, servers: str, what: str) -> str:
             return f"can't {what}: no permission for this consumer group on {servers}; ask for an ACL"
         case errors.TransactionalIdAuthorizationFailedError():
             return f"can't {what}: no permission for this job's transactional ids on {servers}; ask for an ACL"
+        case errors.InconsistentGroupProtocolError():
+            return (
+                f"can't {what}: the consumer group is in use by another program, which shares partitions otherwise; "
+                "give the job a group of its own (source.group)"
+            )
         case errors.AuthorizationError():
             return f"can't {what}: no permission on {servers} ({detail})"
         case errors.KafkaConnectionError() if "certificate" in detail.lower():

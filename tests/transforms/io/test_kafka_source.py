@@ -13,7 +13,7 @@ from tests.transforms.io.source_contract import SourceContract, job
 from transforms.io import open_source
 from transforms.io.kafka_client import HEADERS
 
-pytestmark = pytest.mark.xdist_group("kafka")
+pytestmark = pytest.mark.xdist_group("kafka-jobs")
 
 
 class TestKafkaSource(SourceContract):

@@ -1,0 +1,132 @@
+"""Who is in the job's consumer group: members that come back, foreigners; and outputs that do not fit the input."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import threading
+
+import pytest
+from kafka import KafkaConsumer
+from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from rich.console import Console
+
+from pipelines.run import run_job
+from schemas.errors import SinkError, SourceError
+from tests.pipelines.kafka_jobs import Topics, running, yaml_of
+from tests.services.java import wait_until
+from tests.services.kafka_faults import Worker, count, differences
+from transforms.live import FEEDS
+
+pytestmark = pytest.mark.xdist_group("kafka-jobs")
+
+
+@pytest.fixture
+def topics(kafka):
+    return Topics(kafka)
+
+
+def generation(topics):
+    """How often the group has shared out its partitions, and who has which."""
+    with topics.broker.admin() as admin:
+        found = admin.describe_groups([topics.name])[topics.name]
+    members = found["members"] if isinstance(found, dict) else found.members
+    return sorted(
+        (m["group_instance_id"], str(m["member_assignment"]))
+        if isinstance(m, dict)
+        else (m.group_instance_id, str(m.member_assignment))
+        for m in members
+    )
+
+
+def test_a_rolling_restart_of_static_members_moves_no_partition(topics, tmp_path):
+    """One process ends and comes back under its name; the other reads on without a rebalance, nothing is lost."""
+    topics.client = {"session_timeout_ms": 30_000}
+    workers = []
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(yaml_of(topics.spec({"instance_id": name}, {"mode": "headers"})))
+        command = ["-m", "pipelines.cli", "run", str(tmp_path / f"{name}.yaml"), "--debug"]
+        workers.append(Worker(*command, log=tmp_path / f"{name}.log"))
+    try:
+        wait_until(lambda: all(w.log.read_bytes().count(b"reading job-") for w in workers), 90, "both have joined", 0.3)
+        wait_until(lambda: len(generation(topics)) == 2, 30, "two members", 0.3)
+        sent = 0
+        for round_ in range(2):
+            topics.send([b"%d %d" % (round_, i) for i in range(400)])
+            sent += 400
+            wait_until(lambda n=sent: count(topics.servers, topics.target) >= n, 60, "labels", 0.3)
+            if not round_:
+                shares = [w.log.read_bytes().count(b"reading ") for w in workers]
+                before = generation(topics)
+                starts = workers[0].starts
+                workers[0].process.terminate()
+                wait_until(lambda s=starts: workers[0].starts > s, 30, "the first has come back")
+                wait_until(lambda n=shares[0]: workers[0].log.read_bytes().count(b"reading ") > n, 60, "it reads", 0.3)
+        assert generation(topics) == before
+        assert workers[1].log.read_bytes().count(b"reading ") == shares[1], "the second was not disturbed"
+    finally:
+        for worker in workers:
+            worker.stop()
+    found = differences(topics.servers, topics.source, topics.target)
+    assert (found["in"], found["out"], found["lost"], found["doubled"]) == (800, 800, 0, 0)
+
+
+class Strange(RoundRobinPartitionAssignor):
+    """A way to share partitions that nobody else knows."""
+
+    name = "strange"
+
+
+def test_a_group_that_a_foreign_consumer_is_in(topics):
+    """Another program under the job's group name, sharing partitions its own way: said within seconds."""
+    foreign = KafkaConsumer(
+        topics.source,
+        bootstrap_servers=topics.servers,
+        group_id=topics.name,
+        partition_assignment_strategy=[Strange],
+    )
+    with contextlib.closing(foreign):
+        wait_until(lambda: foreign.poll(100) or foreign.assignment(), 30, "the foreigner has joined")
+        polling = threading.Thread(target=lambda: [foreign.poll(100) for _ in range(100)])
+        polling.start()
+        with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
+            run_job(topics.spec(), Console(file=io.StringIO()), max_seconds=30)
+        polling.join()
+
+
+def test_fewer_output_partitions_end_a_live_job(kafka):
+    """At the first message that has no place, with what to do; nothing is committed for it."""
+    topics = Topics(kafka, 3)
+    small = kafka.create_topic(f"{topics.name}-small", 2)
+    kafka.create_topic(f"{small}-dead")
+    topics.send([b"hello"], partition=2)
+    with pytest.raises(SinkError, match=r"has 2 partitions, the input has one numbered 2: .*by-key"):
+        run_job(topics.spec(sink={"topic": small}), Console(file=io.StringIO()))
+    assert count(kafka.servers, small) == 0
+    run_job(topics.spec({"until": "latest"}, {"topic": small, "partitioner": "by-key"}), Console(file=io.StringIO()))
+    assert count(kafka.servers, small) == 1
+
+
+def test_a_message_of_5_mb(topics):
+    """Labelled like any other where the topics take it."""
+    from kafka.admin import ConfigResource, ConfigResourceType
+
+    with topics.broker.admin() as admin:
+        for topic in (topics.source, topics.target):
+            admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "6000000"})])
+    topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
+    with running(topics.spec(sink={"mode": "headers"})) as result:
+        wait_until(lambda: topics.labelled() == 3, 60, "three labels")
+        assert FEEDS.all()
+    assert [len(r.value) for r in topics.all(topics.target)] == [5, 5_000_000, 9]
+    assert not result["report"].counts.dead
+
+
+def test_tombstones(topics):
+    """A null value is a dead letter and stays null, with or without a key; its neighbours are labelled."""
+    topics.send([None, b"text"], key=b"k", partition=0)
+    with running(topics.spec({"id": "key"})) as result:
+        wait_until(lambda: topics.labelled() == 1 and count(topics.servers, topics.dead) == 1, 60, "label and letter")
+    (letter,) = topics.all(topics.dead)
+    assert (letter.key, letter.value) == (b"k", None)
+    assert result["report"].counts.dead == {"null_text": 1}
