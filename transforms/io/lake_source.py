@@ -70,7 +70,7 @@ class LakeSource(ABC):
         with self._translated():
             if not planned:
                 return self._cut(self._files())
-            since = max(split.payload["version"] for split in planned)
+            since = planned[-1].payload["version"]
             return [] if since == self.version else self._cut(self._added(since))
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
@@ -105,7 +105,7 @@ class LakeSource(ABC):
         most = self.spec.split_rows
         if file.deleted:
             name = split_id(stem, path=file.path, version=self.version)
-            return [Split(name, 0, END, payload, planned=(file.rows or 0) - file.deleted)]
+            return [Split(name, 0, END, payload, planned=max(0, (file.rows or 0) - file.deleted))]
         groups: tuple[int, ...] = (file.rows or 0,)
         if file.rows is None or file.rows > most:
             with self._open(file.path) as opened:
