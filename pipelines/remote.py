@@ -50,7 +50,7 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         )
     if spec.environment.type == "EXTERNAL" and spec.environment.config.startswith(("localhost:", "127.0.0.1:")):
         _reachable(
-            "runner.environment.config", spec.environment.config, "start Beam's worker pool on each task manager"
+            "runner.environment.config", spec.environment.config, "start `tagstream workers` beside each task manager"
         )
     unique = f"{name}-{uuid.uuid4().hex[:8]}"
     options = [

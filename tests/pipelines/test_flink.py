@@ -116,7 +116,8 @@ def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Pa
         ({"job_server": "127.0.0.1:{closed}"}, "runner.job_server 127.0.0.1:{closed} does not answer"),
         ({"rest": "http://127.0.0.1:{closed}"}, "does not answer"),
         ({"parallelism": 50}, "2 task slots, 2 free; runner.parallelism asks for 50"),
-        ({"environment": {"config": "127.0.0.1:{closed}"}}, "start Beam's worker pool"),
+        ({"environment": {"config": "127.0.0.1:{closed}"}}, "start `tagstream workers`"),
+        ({"environment": {"config": "127.0.0.2:{closed}"}}, "a task manager can't reach a Python worker"),
     ],
 )
 def test_submission_errors_are_clear(flink: FlinkCluster, tmp_path: Path, change: dict, message: str) -> None:
