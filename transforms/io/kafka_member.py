@@ -1,7 +1,8 @@
 """The Kafka client, second part: a member of a consumer group.
 
-A `Member` polls in a thread of its own into a queue bounded in bytes: a slow model pauses partitions and never costs
-the membership. Positions come from its `Owner` alone, never from the client. It must not know what records mean.
+A `Member` polls in a thread of its own into queues (`kafka_queue`) bounded in bytes: a slow model pauses partitions and
+never costs the membership. Positions come from its `Owner` alone, never from the client. It must not know what records
+mean.
 """
 
 from __future__ import annotations
@@ -9,32 +10,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
-import pyarrow as pa
 from kafka import errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from schemas.errors import SourceError, TagstreamError
 from transforms.io.kafka_client import Cluster, Partition, explain, offsets, to_records, topic_partition
+from transforms.io.kafka_queue import Polled, SpanQueues
 from transforms.watchdog import deadline
 
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
-
-
-class Polled(NamedTuple):
-    """Records of one partition and the span they cover; `stop` skips transaction markers and compacted offsets."""
-
-    partition: Partition
-    start: int
-    stop: int
-    records: pa.RecordBatch
 
 
 class Owner(Protocol):
@@ -81,12 +72,8 @@ class Member:
         except BaseException:
             self._consumer.close(timeout_ms=1000)
             raise
-        self._ready = threading.Condition()
-        self._queues: OrderedDict[Partition, deque[Polled]] = OrderedDict()
-        self._bytes = 0
-        self._taken: dict[Partition, int] = {}
-        self._settled: dict[Partition, int] = {}
-        self._next: dict[Partition, int] = {}
+        self._queues = SpanQueues()
+        self._ready = self._queues.ready
         self._rewinds: dict[Partition, int] = {}
         self._reports: dict[Partition, int] = {}
         self._reported: dict[Partition, int] = {}
@@ -94,7 +81,6 @@ class Member:
         self._arriving: set[Partition] = set()
         self._finished: set[Partition] = set()
         self._paused = False
-        self._woken = False
         self._closing = threading.Event()
         self._error: BaseException | None = None
         self.joined = time.monotonic()
@@ -111,41 +97,19 @@ class Member:
         `without`: partitions to leave alone. None after `timeout` seconds without any. Raises what ended the polling
         thread: SourceError, mostly.
         """
-        with self._ready:
-            self._ready.wait_for(lambda: self._error or self._woken or any(self._queues.values()), timeout)
-            self._woken = False
-            if self._error is not None:
-                raise self._error
-            queue = next((q for p, q in self._queues.items() if q and p not in without), None)
-            if queue is None:
-                return None
-            parts = [queue.popleft()]
-            total, nbytes = parts[0].records.num_rows, parts[0].records.nbytes
-            while queue and total + queue[0].records.num_rows <= rows and nbytes + queue[0].records.nbytes <= size:
-                parts.append(queue.popleft())
-                total, nbytes = total + parts[-1].records.num_rows, nbytes + parts[-1].records.nbytes
-            self._bytes -= nbytes
-            partition = parts[0].partition
-            self._queues.move_to_end(partition)  # partitions take turns
-            self._taken[partition] = parts[-1].stop
-        records = parts[0].records if len(parts) == 1 else pa.concat_batches([p.records for p in parts])
-        return Polled(partition, parts[0].start, parts[-1].stop, records)
+        return self._queues.take(timeout, rows, size, without, lambda: self._error)
 
     def settle(self, partition: Partition, position: int) -> None:
         """Everything below `position` is committed, or dropped because it was not ours."""
-        with self._ready:
-            self._settled[partition] = max(position, self._settled.get(partition, 0))
-            self._ready.notify_all()
+        self._queues.settle(partition, position)
 
     def abandon(self, partition: Partition) -> None:
         """What was taken of this partition will not be committed here: a rebalance need not wait for it."""
-        self.settle(partition, self._taken.get(partition, 0))
+        self.settle(partition, self._queues.taken.get(partition, 0))
 
     def wake(self) -> None:
         """Ends a `take` that waits: something else is to be done."""
-        with self._ready:
-            self._woken = True
-            self._ready.notify_all()
+        self._queues.wake()
 
     def report(self, positions: dict[Partition, int]) -> None:
         """Commits offsets for lag tools only, some time soon: positions come from elsewhere."""
@@ -155,15 +119,15 @@ class Member:
     def rewind(self, partition: Partition, position: int) -> None:
         """Goes on from `position` after a chain has moved; what was polled meanwhile is thrown away."""
         with self._ready:
-            self._drop(partition)
+            self._queues.drop(partition)
             self._rewinds[partition] = position
-            self._taken.pop(partition, None)
+            self._queues.taken.pop(partition, None)
 
     def finish(self, partition: Partition) -> None:
         """No further record of this partition is wanted: bounded replay has reached its end."""
         with self._ready:
             self._finished.add(partition)
-            self._drop(partition)
+            self._queues.drop(partition)
 
     def close(self, seconds: float = 5.0) -> None:
         """Leaves the group; what was taken and not settled is read again by the next owner."""
@@ -177,7 +141,7 @@ class Member:
     @property
     def assignment(self) -> list[Partition]:
         """The partitions that are ours and ready to be read."""
-        return list(self._queues)
+        return self._queues.partitions
 
     @property
     def leaving(self) -> set[Partition]:
@@ -190,7 +154,7 @@ class Member:
 
     def in_flight(self, partition: Partition) -> bool:
         """Whether something was taken of this partition and is not settled."""
-        return self._in_flight([partition])
+        return self._queues.in_flight([partition])
 
     def metadata(self) -> ConsumerGroupMetadata:
         """Generation and member id for `send_offsets_to_transaction`."""
@@ -211,7 +175,9 @@ class Member:
         for partition in self.assignment:
             end = self._consumer.highwater(topic_partition(partition)) if self._assigned(partition) else None
             if end is not None:
-                found[partition] = max(0, end - self._taken.get(partition, self._next.get(partition, end)))
+                found[partition] = max(
+                    0, end - self._queues.taken.get(partition, self._queues.next.get(partition, end))
+                )
         return found
 
     def silence(self) -> float:
@@ -267,14 +233,14 @@ class Member:
         """Obeys rewinds, and pauses or resumes by the queue's size."""
         with self._ready:
             rewinds, self._rewinds = self._rewinds, {}
-            full = self._bytes > (self._queue_bytes // 2 if self._paused else self._queue_bytes)
+            full = self._queues.nbytes > (self._queue_bytes // 2 if self._paused else self._queue_bytes)
             finished = [p for p in self._finished if p in self._queues]
         for partition, position in rewinds.items():
             if self._assigned(partition) and partition in self._queues:
                 self._consumer.seek(topic_partition(partition), position)
                 with self._ready:
-                    self._drop(partition)
-                    self._next[partition] = position
+                    self._queues.drop(partition)
+                    self._queues.next[partition] = position
         with self._ready:
             reports, self._reports = self._reports, {}
         if told := {p: at for p, at in reports.items() if self._assigned(p)}:
@@ -292,17 +258,14 @@ class Member:
     def _store(self, polled: dict[Any, list[Any]]) -> None:
         """Queues what a poll brought, and notes positions that moved over markers alone."""
         with self._ready:
-            for partition, queue in self._queues.items():
+            for partition in self._queues.partitions:
                 records = polled.get(topic_partition(partition))
                 at = self._position(partition)
-                start = self._next.get(partition)
+                start = self._queues.next.get(partition)
                 if at is None or start is None or partition in self._rewinds or partition in self._finished:
                     continue
                 if records or at > start:
-                    batch = to_records(partition, records or [])
-                    queue.append(Polled(partition, start, at, batch))
-                    self._bytes += batch.nbytes
-                    self._next[partition] = at
+                    self._queues.store(Polled(partition, start, at, to_records(partition, records or [])))
             self._ready.notify_all()
 
     def _position(self, partition: Partition) -> int | None:
@@ -319,11 +282,7 @@ class Member:
         starts = self.owner.assigned(self, partitions)
         for partition in partitions:
             self._consumer.seek(topic_partition(partition), starts[partition])
-            with self._ready:
-                self._taken.pop(partition, None)
-                self._settled.pop(partition, None)
-                self._next[partition] = starts[partition]
-                self._queues[partition] = deque()
+            self._queues.open(partition, starts[partition])
         self._arriving = set()
         log.info(
             "group %s: reading %s", self.group, ", ".join(f"{p} from {at}" for p, at in starts.items()) or "nothing"
@@ -333,21 +292,12 @@ class Member:
         """Finishes what is in flight, then lets go; what is only queued will be read by the next owner."""
         with self._ready:
             for partition in partitions:
-                self._drop(partition)
-                self._queues.pop(partition, None)
+                self._queues.close(partition)
                 self._rewinds.pop(partition, None)
             self._leaving.update(partitions)
-            self._ready.wait_for(lambda: self._closing.is_set() or not self._in_flight(partitions), patience)
+            self._ready.wait_for(lambda: self._closing.is_set() or not self._queues.in_flight(partitions), patience)
             self._leaving.difference_update(partitions)
         self.owner.revoked(self, partitions)
-
-    def _in_flight(self, partitions: list[Partition]) -> bool:
-        return any(self._settled.get(p, 0) < self._taken.get(p, 0) for p in partitions)
-
-    def _drop(self, partition: Partition) -> None:
-        if queue := self._queues.get(partition):
-            self._bytes -= sum(p.records.nbytes for p in queue)
-            queue.clear()
 
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]

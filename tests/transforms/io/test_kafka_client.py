@@ -173,7 +173,7 @@ def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka):
     member = Member(cluster, chains.group, (topic,), chains, queue_bytes=200_000, poll_rows=50)
     try:
         wait_until(lambda: member._paused, 20, "the queue is full")
-        assert member._bytes < 400_000
+        assert member._queues.nbytes < 400_000
         seen = []
         while len(seen) < len(values):
             seen += take(member).records.column("value").to_pylist()
@@ -333,7 +333,7 @@ def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, faul
                 member,
                 chains,
                 target,
-                lambda: not sum(member.lag().values()) and not member._in_flight(member.assignment),
+                lambda: not sum(member.lag().values()) and not member._queues.in_flight(member.assignment),
             )
         assert sum(proxy.dropped.values()) >= 1
     found = differences(kafka.servers, source, target)
@@ -368,12 +368,12 @@ def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(k
                 wait_until(lambda m=second: len(m.assignment) == 2 == len(first.assignment), 30, "two members share")
                 done = others.commits
                 drain(second, others, target, lambda o=others, d=done: o.commits > d + 20)
-                drain(second, others, target, lambda m=second: not m._in_flight(m.assignment))
+                drain(second, others, target, lambda m=second: not m._queues.in_flight(m.assignment))
             wait_until(lambda: len(first.assignment) == 4, 30, "one member has all again")
         stop.set()
         sender.join()
         wait_until(lambda: not sum(first.lag().values()), 30, "all is read")
-        wait_until(lambda: not first._in_flight(first.assignment), 30, "all is committed")
+        wait_until(lambda: not first._queues.in_flight(first.assignment), 30, "all is committed")
         ending.set()
         worker.join()
     found = differences(kafka.servers, source, target)
