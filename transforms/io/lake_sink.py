@@ -23,18 +23,16 @@ import json
 import random
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from schemas.block import Block, Split
-from schemas.errors import ChainMovedError, LedgerError, SinkError
+from schemas.block import Split
+from schemas.errors import LedgerError, SinkError
 from schemas.fingerprint import Fingerprint
 from schemas.results import dead_schema
 from schemas.spec import JobSpec
 from transforms.io import Commit, Progress, open_source
-from transforms.io.chain import ChainWriter
 from transforms.io.dead_letters import TableLetters
 from transforms.io.lake_table import (
     COMMIT,
@@ -44,91 +42,14 @@ from transforms.io.lake_table import (
     Letters,
     Staged,
     State,
-    lake_rows,
     lake_schema,
     new_token,
 )
-from transforms.io.letter_rows import REPLACES, letter_rows
+from transforms.io.lake_writer import LakeWriter, letters_file
 from transforms.io.plan_files import splits_from, splits_to
-from transforms.io.spool import Spool
 
-_SPOOL_BYTES = 256 << 20
 _TRIES = 100
 T = TypeVar("T")
-
-
-class _Writer(ChainWriter):
-    def __init__(self, sink: LakeSink, split: Split, position: int, commit_every: float) -> None:
-        super().__init__(split, position, commit_every)
-        self._sink = sink
-        self._labels: Spool | None = None
-        self._letters: Spool | None = None
-        self._settled: int | None = None
-
-    @property
-    def due(self) -> bool:
-        waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
-        return super().due or waiting >= _SPOOL_BYTES
-
-    def _stage(self, block: Block) -> None:
-        names = [name for name in block.batch.schema.names if not name.startswith("__")]
-        labels = lake_rows(block.batch.select(names))
-        self._labels = self._labels or Spool(labels.schema)
-        self._labels.add(labels)
-        letters = letter_rows(self._sink.spec.name, block.dead)
-        self._letters = self._letters or Spool(letters.schema)
-        self._letters.add(letters)
-
-    def _append(self, commit: Commit, seconds: float) -> None:
-        assert self._labels is not None
-        assert self._letters is not None
-        sink, span, token = self._sink, commit.span, new_token()
-        rows = Staged(self._labels.schema, self._labels.rows, self._labels.reader)
-        replaces = self.split.payload.get(REPLACES)
-        letters = self._letters if self._letters.rows or replaces else None
-        unsure = False
-
-        def attempt() -> int:
-            """Where the chain ends: at the span's stop if it was appended."""
-            nonlocal unsure
-            state = sink.owned(rows.schema)
-            chain = sink.chain(span.split)
-            end = state.get(chain)
-            if state.get(f"{chain}/by") == token:  # the answer to the last try was lost, the commit was not
-                return span.stop
-            if (self.split.start if end is None else end) != span.start:
-                sink.settle_letters(span.split)
-                raise ChainMovedError(self.split.start if end is None else end)
-            if end is not None and end != self._settled and state.get(f"{chain}/dead") == end:
-                sink.settle_letters(span.split)
-            values = {chain: span.stop, f"{chain}/by": token}
-            if letters is not None:
-                sink.labels.put(_file(token), letters.reader(), replaces or {})
-                values[f"{chain}/dead"] = span.stop
-            try:
-                sink.labels.append(state, rows, values, sink.note(token, commit, seconds), None)
-            except ConflictError as conflict:
-                unsure = unsure or conflict.unsure
-                raise
-            return span.stop
-
-        try:
-            sink.retried(attempt)
-        except BaseException:
-            if not unsure:
-                with suppress(ConflictError, SinkError):
-                    sink.labels.forget(rows)
-                    sink.labels.drop(_file(token))
-            raise
-        if letters is not None:
-            sink.settle_letters(span.split)
-            self._settled = span.stop
-
-    def _discard(self) -> None:
-        for spool in (self._labels, self._letters):
-            if spool is not None:
-                spool.close()
-        self._labels = self._letters = None
 
 
 class LakeSink:
@@ -174,13 +95,13 @@ class LakeSink:
         self.retried(work)
         return self.plan()
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
+    def open(self, split: Split, known: int | None = None) -> LakeWriter:
         if self.token is None:
             self.retried(lambda: self._claim(None, overwrite=False))
         self.settle_letters(split.id)
         state = self.retried(self.labels.load)
         end = None if state is None else state.get(self.chain(split.id))
-        return _Writer(self, split, split.start if end is None else end, self.sink.commit_every)
+        return LakeWriter(self, split, split.start if end is None else end, self.sink.commit_every)
 
     def sample(self, count: int) -> pa.Table:
         """See `transforms.io.ReadableSink`."""
@@ -229,7 +150,7 @@ class LakeSink:
             for name in names:
                 stop = state.get(f"{name}/dead")
                 if name.startswith(f"{self.token}/split/") and stop is not None and stop == state.get(name):
-                    self._move_in(name, stop, _file(state.get(f"{name}/by")))
+                    self._move_in(name, stop, letters_file(state.get(f"{name}/by")))
 
         self.retried(work)
 
@@ -336,11 +257,6 @@ class LakeSink:
             time.sleep(random.uniform(0, pause))  # noqa: S311
             pause = min(2 * pause, 1.0)
         raise SinkError(f"{self.labels.where}: other processes are first all the time, the last time: {last}")
-
-
-def _file(token: int | None) -> str:
-    """Where the dead letters of a commit wait."""
-    return f"dead-{token}"
 
 
 def _text(text: str) -> pa.RecordBatchReader:

@@ -15,29 +15,26 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
 from typing import TypeVar, cast
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from schemas.block import TEXT, Block, Split
-from schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError
+from schemas.block import Block, Split
+from schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
 from schemas.fingerprint import Fingerprint
-from schemas.results import DEAD_ROW, dead_letters
+from schemas.results import DEAD_ROW
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSink
 from transforms.io import Again, Commit, Progress, again_of, open_source
 from transforms.io.chain import ChainWriter
 from transforms.io.dead_letters import TableLetters
-from transforms.io.json_text import as_json
 from transforms.io.ledger_tables import Ledger, columns_in
 from transforms.io.letter_rows import REPLACES, letter_rows
 from transforms.io.spool import Spool
 from transforms.io.sql_dialect import beside, last_part, quote, table_name
 from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
 from transforms.io.table_again import check_choice, rows_chosen, take_over
+from transforms.io.table_rows import flat, plain, without_nul
 from transforms.io.target_table import Target
 
 _SPOOL_BYTES = 256 << 20
@@ -72,7 +69,7 @@ class _Writer(ChainWriter):
             self._letters.add(letters)
             if again_of(self.split) is not None:  # what the row was labelled before is not its label any more
                 held = block.dead.column(DEAD_ROW)
-                keys = [_plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
+                keys = [plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
                 self._unlabelled = self._unlabelled or Spool(
                     pa.schema(zip(self._sink.target.key, (k.type for k in keys), strict=True))
                 )
@@ -285,42 +282,3 @@ class TableSink:
             f"{self.sink.path} holds the output of another job {self.spec.name!r}: its fingerprint is {held.hash}, "
             f"this job's is {mine.hash}.{lines}\n{again}--overwrite replaces it; another name and table write beside it"
         )
-
-
-def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with types that databases take: nested values as JSON text, dictionaries decoded."""
-    return pa.RecordBatch.from_arrays([_plain(column) for column in batch.columns], batch.schema.names)
-
-
-def _plain(column: pa.Array) -> pa.Array:
-    kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain(column.storage)
-    if pa.types.is_dictionary(kind):
-        return _plain(column.dictionary_decode())
-    if pa.types.is_nested(kind):
-        return as_json(column)
-    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
-        return column.cast(pa.string())
-    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
-        return column.cast(pa.binary())
-    return column
-
-
-def without_nul(block: Block) -> Block:
-    """Rows with U+0000 in a text that would be written become dead letters."""
-    batch, bad = block.batch, np.zeros(block.batch.num_rows, bool)
-    for column in flat(batch).columns:
-        if pa.types.is_string(column.type):
-            found = pc.fill_null(pc.match_substring(column, "\x00"), fill_value=False)
-            bad |= found.to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(bad)
-    if not len(rows):
-        return block
-    kept = [f.name for f in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
-    ours = [name for name in batch.schema.names if name.startswith("__")]
-    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
-    n = len(rows)
-    letters = dead_letters(block.span.split, source, rows, [DeadCode.REFUSED] * n, [""] * n, payload=False)
-    both = pa.Table.from_batches([block.dead, letters]).sort_by("position").combine_chunks()
-    return replace(block, batch=batch.filter(pa.array(~bad)), dead=both.to_batches()[0])

@@ -1,0 +1,54 @@
+"""Labelled rows as databases take them: simple types, and no text that the database refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from schemas.block import TEXT, Block
+from schemas.errors import DeadCode
+from schemas.results import DEAD_ROW, dead_letters
+from transforms.io.json_text import as_json
+
+
+def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch with types that databases take: nested values as JSON text, dictionaries decoded."""
+    return pa.RecordBatch.from_arrays([plain(column) for column in batch.columns], batch.schema.names)
+
+
+def plain(column: pa.Array) -> pa.Array:
+    """One column of it."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(column.storage)
+    if pa.types.is_dictionary(kind):
+        return plain(column.dictionary_decode())
+    if pa.types.is_nested(kind):
+        return as_json(column)
+    if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
+        return column.cast(pa.string())
+    if pa.types.is_binary_view(kind) or pa.types.is_large_binary(kind):
+        return column.cast(pa.binary())
+    return column
+
+
+def without_nul(block: Block) -> Block:
+    """Rows with U+0000 in a text that would be written become dead letters."""
+    batch, bad = block.batch, np.zeros(block.batch.num_rows, bool)
+    for column in flat(batch).columns:
+        if pa.types.is_string(column.type):
+            found = pc.fill_null(pc.match_substring(column, "\x00"), fill_value=False)
+            bad |= found.to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(bad)
+    if not len(rows):
+        return block
+    kept = [f.name for f in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
+    ours = [name for name in batch.schema.names if name.startswith("__")]
+    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
+    n = len(rows)
+    letters = dead_letters(block.span.split, source, rows, [DeadCode.REFUSED] * n, [""] * n, payload=False)
+    both = pa.Table.from_batches([block.dead, letters]).sort_by("position").combine_chunks()
+    return replace(block, batch=batch.filter(pa.array(~bad)), dead=both.to_batches()[0])
