@@ -10,7 +10,6 @@ broker, the constant-time test backend.
   rate.
 - recovery_s: kill -9 of each part in turn under that load; seconds from the kill until labels keep up again, the worst
   of all. lost, duplicated: over whole topics after all of it, cancelling and submitting again included.
-- state_growth_bytes: of Flink's checkpoints, from the first to the last during the steady load; null below two.
 
     python -m benchmarks.flink [--json FILE] [--rows N] [--rate N] [--seconds N] [--faults N] [--record]
 """
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -39,7 +37,6 @@ from tests.services.kafka_faults import differences
 
 MS_PER_ROW = 1.0
 WARM_SECONDS = 10
-CHECKPOINT_MS = 10_000
 SPLITS = 8
 TEXTS = [f"message number {number} of many, as long as a short one is" for number in range(1000)]
 SPEC = """
@@ -54,7 +51,7 @@ COMMAND = [PYTHON, "-m", "pipelines.cli", "run"]
 
 
 def runner(cluster: FlinkCluster, parallelism: int) -> dict[str, Any]:
-    return {**cluster.runner, "parallelism": parallelism, "checkpoint_ms": CHECKPOINT_MS}
+    return {**cluster.runner, "parallelism": parallelism}
 
 
 def live(cluster: FlinkCluster, parallelism: int, ms: float) -> Contestant:
@@ -106,16 +103,10 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         send(run.servers, run.source, TEXTS, options.rate, 10)
         if not run.wait_for(10, 180):
             raise SystemExit(f"no labels:\n{run.log.read_text()[-3000:]}")
-        sizes: list[int] = []
-        ended = threading.Event()
-        sampler = threading.Thread(target=sample_state, args=(cluster, sizes, ended), daemon=True)
-        sampler.start()
         warm, count = int(options.rate * WARM_SECONDS), int(options.rate * options.seconds)
         send(run.servers, run.source, TEXTS, options.rate, warm + count, 10)
         if not run.wait_for(10 + warm + count, 60):
             raise SystemExit(f"{10 + warm + count - len(run.watcher.seen)} messages without a label")
-        ended.set()
-        sampler.join()
         waited = np.array([visible - sent for visible, sent in run.watcher.seen[10 + warm :]]) * 1000
         if options.faults:
             flow = Flow(broker, run.source, run.target, options.rate, PARTITIONS)
@@ -143,19 +134,8 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         "p99_ms": round(float(np.percentile(waited, 99)), 1),
         "lost": found["lost"],
         "duplicated": found["doubled"],
-        "state_growth_bytes": sizes[-1] - sizes[0] if len(sizes) > 1 else None,
         "recovery_s": {fault: max(seconds) for fault, seconds in recovery.items()},
     }
-
-
-def sample_state(cluster: FlinkCluster, sizes: list[int], ended: threading.Event) -> None:
-    """State sizes in bytes of the running job's completed checkpoints, each once, oldest first."""
-    seen: dict[int, int] = {}
-    while not ended.wait(5):
-        for job in cluster.flink.jobs():
-            if job.state == "RUNNING":
-                seen |= cluster.flink.checkpoint_sizes(job)
-    sizes += [size for _, size in sorted(seen.items())]
 
 
 def wait_for_slots(cluster: FlinkCluster) -> None:
@@ -203,7 +183,6 @@ def table(found: dict[str, Any]) -> list[str]:
         f"| bulk, two task managers over one, {MS_PER_ROW:g} ms a row | {bulk} |",
         f"| stream, two over one | {stream} |",
         f"| latency at {load} | p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms |",
-        f"| growth of Flink's state meanwhile | {found['state_growth_bytes']} bytes |",
     ]
     lines += [f"| labels again after kill -9: {fault} | {s} s |" for fault, s in found["recovery_s"].items()]
     lines.append(f"| of {found['messages']:,} messages | {found['lost']} lost, {found['duplicated']} twice |")

@@ -85,11 +85,6 @@ class Flink:
         texts = [entry.get("stacktrace", "") for entry in entries]
         return texts or [text for text in [exceptions.get("root-exception")] if text]
 
-    def checkpoint_sizes(self, job: FlinkJob) -> dict[int, int]:
-        """Bytes of state by the number of the completed checkpoint, of those that the cluster remembers."""
-        history = self._call(f"/jobs/{job.id}/checkpoints")["history"]
-        return {c["id"]: c["state_size"] for c in history if c["status"] == "COMPLETED"}
-
     def url(self, job: FlinkJob) -> str:
         """The job's page on the dashboard."""
         return f"{self.rest}/#/job/{job.id}/overview"

@@ -75,6 +75,8 @@ class Target:
 def print_status(console: Console, found: list[dict[str, Any]]) -> None:
     """The latest job, line by line; earlier ones by state."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
     latest = found[0]
     table.add_row("job", f"{latest['name']} ({latest['job']})")
     table.add_row("state", f"{latest['state'].lower()}, {latest['seconds']:,.0f} s")

@@ -31,6 +31,9 @@ WORKER_SECONDS = {"EXTERNAL": 60.0, "PROCESS": 60.0, "DOCKER": 600.0}
 """How long a running job may go without its first Python worker; a container's image may have to be fetched."""
 SILENCE_SECONDS = 60.0
 """How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
+NEVER_MS = 10**13
+"""Flink's checkpoint interval. Positions come from the sink; and a slot whose seats are never all idle answers no
+checkpoint: it would expire, and Flink restart the job for it. Without an interval Flink may not restart jobs at all."""
 GONE = "GONE"
 """State of a job that the cluster has forgotten."""
 Build = Callable[[beam.Pipeline], None]
@@ -65,7 +68,7 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
     if live:
         # A bundle a block: the default of a second would be a second of latency.
         options += ["--streaming", "--max_bundle_size=1", "--max_bundle_time_mills=10"]
-        options += [f"--checkpointing_interval={spec.checkpoint_ms}"]
+        options += [f"--checkpointing_interval={NEVER_MS}"]
     result = _run(options, build)
     say(f"submitted {unique}")
     return _wait_for_workers(spec, unique, result, live=live)
@@ -79,13 +82,12 @@ def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
         state = now.state if now else GONE
         why = ""
         if now is not None and state in {"FAILED", "FAILING", "RESTARTING"}:
-            _raise_known(flink, now, final=state == "FAILED")
-            why = "".join(f" ({_last_line(text)[:160]})" for text in flink.failures(now)[:1])
+            why = _raise_known(flink, now, final=state == "FAILED")
         if state in ENDED or state == GONE:
             return state
         if STOP.is_set():
             flink.cancel(job)
-        report(state.lower() + why)
+        report(state.lower() + (why and f" ({why[:160]})"))
         time.sleep(POLL_SECONDS)
 
 
@@ -109,12 +111,13 @@ def _run(options: list[str], build: Build) -> Any:
 def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, *, live: bool) -> FlinkJob:
     flink = Flink(spec.rest, SILENCE_SECONDS)
     patience = WORKER_SECONDS[spec.environment.type]
-    submitted, running = time.monotonic(), None
+    submitted, running, failure = time.monotonic(), None, ""
     while True:
         now = time.monotonic()
         job = flink.job(name)
         if job is not None and job.state in {"FAILED", "RESTARTING"}:
-            _raise_known(flink, job, final=True)
+            failure = _raise_known(flink, job, final=job.state == "FAILED", starting=True) or failure
+            running = None
         if job is None and str(result.state) == "FAILED":
             raise RunnerError(
                 f"Beam's job server could not submit the job to Flink at {spec.rest}; is it of the same Flink version, "
@@ -133,8 +136,13 @@ def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, *, live: bool) 
                     f"beside each task manager, at runner.environment.config ({spec.environment.config})? See its log"
                 )
         if now - submitted > SUBMIT_SECONDS + patience:
-            state = job.state if job else "unknown to Flink"
-            raise RunnerError(f"job {name} does not run after {now - submitted:.0f} s: it is {state}; see {spec.rest}")
+            if job is not None:
+                flink.cancel(job)
+            state = f"it is {job.state}" if job else "Flink does not know it"
+            raise RunnerError(
+                f"job {name} does not run after {now - submitted:.0f} s: {state}{failure and f', {failure}'}; "
+                f"see {spec.rest}"
+            )
         time.sleep(0.3)
 
 
@@ -145,28 +153,39 @@ def _begun(stages: list[Stage], *, live: bool) -> bool:
     return any(stage.written or stage.state == "FINISHED" for stage in stages[1:])
 
 
-def _raise_known(flink: Flink, job: FlinkJob, *, final: bool) -> None:
-    """Cancels the job and raises the worker's own error if there is one; else, if `final`, a RunnerError."""
+def _raise_known(flink: Flink, job: FlinkJob, *, final: bool, starting: bool = False) -> str:
+    """Cancels the job and raises what trying again will not mend; returns the last line of the latest failure, if any.
+
+    `final`: Flink has given up. `starting`: a worker out of reach, or that fails on what it is sent, is no accident.
+    """
     failures = flink.failures(job)
-    if not failures and job.state != "FAILED":
-        return  # they are written down a moment after the state has changed
+    if not failures and not final:
+        return ""  # they are written down a moment after the state has changed
+    last = _last_line(failures[0]) if failures else "no reason given"
     found: TagstreamError | None = next(filter(None, map(known_error, failures)), None)
-    if found is None and final:
-        last = _last_line(failures[0]) if failures else "no reason given"
-        hint = ""
-        if re.match(r"(Attribute|Import|ModuleNotFound|Type|\w*Unpickling|Key)Error\b", last):
-            hint = f". Do the workers have this tagstream, {importlib.metadata.version('tagstream')}, and its extras?"
-        found = RunnerError(f"the job failed on Flink: {last}{hint}")
-        if unreachable := [text for text in failures if "UNAVAILABLE" in text]:
-            found = RunnerError(
-                "a task manager can't reach a Python worker; is the worker pool up where runner.environment says? "
-                + _last_line(unreachable[0])
-            )
+    unreachable = [text for text in failures if "UNAVAILABLE" in text]
+    defects = [text for text in failures if "Error received from SDK harness" in text and TRANSIENT_NOTE not in text]
+    if found is None and unreachable and (starting or final):
+        found = RunnerError(
+            "a task manager can't reach a Python worker; is `tagstream workers` up where runner.environment says? "
+            + _last_line(unreachable[0])
+        )
+    if found is None and (final or (starting and defects)):
+        why = _last_line(defects[0]) if defects else last
+        found = RunnerError(f"the job failed on Flink: {why}{_version_hint(why)}")
     if found is not None:
         current = flink.job(job.id)
         if current is not None and current.state not in ENDED:
             flink.cancel(job)
         raise found
+    return last
+
+
+def _version_hint(failure: str) -> str:
+    """For what another version of a class makes of what was pickled here, before it can say which version it is."""
+    if re.match(r"(Attribute|Import|ModuleNotFound|Type|\w*Unpickling|Key)Error\b", failure):
+        return f". Do the workers have this tagstream, {importlib.metadata.version('tagstream')}, and its extras?"
+    return ""
 
 
 def known_error(trace: str) -> TagstreamError | None:

@@ -40,11 +40,6 @@ class FlinkRunner(Spec):
     seats_per_slot: int = Field(
         default=4, ge=1, description="Live sources: seats a slot, so that no worker is left without one."
     )
-    checkpoint_ms: int = Field(
-        default=600_000,
-        ge=1000,
-        description="Live sources: Flink's checkpoint interval. Correctness rests on the sink, not on checkpoints.",
-    )
 
 
 class BeamRunner(Spec):
