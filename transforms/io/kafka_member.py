@@ -192,6 +192,7 @@ class Member:
         try:
             while not self._closing.is_set():
                 self._steer()
+                self._finish_joining()
                 try:
                     with deadline(self._patience + 120, f"poll of group {self.group}"):
                         polled = self._consumer.poll(timeout_ms=POLL_MS, max_records=self._poll_rows)
@@ -254,6 +255,16 @@ class Member:
         self._paused = full
         if done := [topic_partition(p) for p in finished if self._assigned(p)]:
             self._consumer.pause(*done)
+
+    def _finish_joining(self) -> None:
+        """Makes the next poll go on with a join that the last one began.
+
+        A leader that joins because partitions were added notes them as assigned before the group has answered; when a
+        poll ends in between, kafka-python 3.0.12 takes the join for done, and the member has no partitions for ever.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
 
     def _store(self, polled: dict[Any, list[Any]]) -> None:
         """Queues what a poll brought, and notes positions that moved over markers alone."""
