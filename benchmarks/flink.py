@@ -4,8 +4,7 @@ A real cluster on this machine (JobManager, two task managers with a slot each, 
 broker, the constant-time test backend.
 
 - scaling: rate of two task managers over that of one, bulk, at 1 ms a row of pretended model time, over the middle of
-  the job, from 20 to 80 % of the rows. The pretended time takes no CPU, so two cores are enough. scaling_stream: the
-  same through a topic's backlog.
+  the job, from 20 to 80 % of the rows. The pretended time takes no CPU, so two cores are enough.
 - p50_ms, p99_ms: from a message's timestamp to the moment when a read_committed consumer holds its label, at a steady
   rate.
 - recovery_s: kill -9 of each part in turn under that load; seconds from the kill until labels keep up again, the worst
@@ -42,7 +41,7 @@ TEXTS = [f"message number {number} of many, as long as a short one is" for numbe
 SPEC = """
 name: {name}
 source: {type: kafka, servers: "{servers}", topics: {source}}
-classify: [{as: label, backend: {type: constant, ms_per_row: MS}}]
+classify: [{as: label, backend: {type: constant}}]
 sink: {type: kafka, topic: {target}, mode: headers}
 blocks: {rows: 512}
 runner: RUNNER
@@ -54,9 +53,8 @@ def runner(cluster: FlinkCluster, parallelism: int) -> dict[str, Any]:
     return {**cluster.runner, "parallelism": parallelism}
 
 
-def live(cluster: FlinkCluster, parallelism: int, ms: float) -> Contestant:
-    text = SPEC.replace("RUNNER", json.dumps(runner(cluster, parallelism))).replace("MS", f"{ms}")
-    return Contestant(f"flink{parallelism}", COMMAND, text)
+def live(cluster: FlinkCluster) -> Contestant:
+    return Contestant("flink", COMMAND, SPEC.replace("RUNNER", json.dumps(runner(cluster, cluster.task_managers))))
 
 
 def bulk_rate(cluster: FlinkCluster, folder: Path, parallelism: int, rows: int) -> float:
@@ -90,21 +88,9 @@ def middle_rate(times: list[float]) -> float:
     return done / (times[last] - begin)
 
 
-def stream_rate(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, parallelism: int, count: int) -> float:
-    """Messages a second through a backlog."""
-    with Run(broker, folder, live(cluster, parallelism, MS_PER_ROW), "backlog") as run:
-        send(run.servers, run.source, TEXTS, None, count)
-        run.start()
-        if not run.wait_for(count, 600):
-            raise SystemExit(f"{len(run.watcher.seen)} of {count} messages after 600 s")
-        times = [visible for visible, _ in run.watcher.seen]
-    wait_for_slots(cluster)
-    return middle_rate(times)
-
-
 def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Latency at a steady rate, then one kill after the other under the same load."""
-    job = live(cluster, 2, 0.0)
+    job = live(cluster)
     recovery: dict[str, list[float]] = {}
     with Run(broker, folder, job, "steady") as run:
         run.start()
@@ -161,7 +147,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for parallelism in (1, 2):
             rates[f"bulk_{parallelism}"] = bulk_rate(cluster, folder, parallelism, options.rows)
             wait_for_slots(cluster)
-            rates[f"stream_{parallelism}"] = stream_rate(cluster, broker, folder, parallelism, options.rows)
             print(rates, flush=True)
         time.sleep(1)
         found = steady(cluster, broker, folder, options)
@@ -170,7 +155,6 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         broker.close()
     return {
         "scaling": round(rates["bulk_2"] / rates["bulk_1"], 2),
-        "scaling_stream": round(rates["stream_2"] / rates["stream_1"], 2),
         "rows_per_s": {name: round(rate) for name, rate in rates.items()},
         "rows": options.rows,
         "rate": options.rate,
@@ -183,13 +167,11 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> list[str]:
     rates = found["rows_per_s"]
     bulk = f"{found['scaling']} ({rates['bulk_1']:,} to {rates['bulk_2']:,} rows/s)"
-    stream = f"{found['scaling_stream']} ({rates['stream_1']:,} to {rates['stream_2']:,} messages/s)"
     load = f"{found['rate']:g} messages/s for {found['seconds']:g} s"
     lines = [
         "| | |",
         "|---|---|",
         f"| bulk, two task managers over one, {MS_PER_ROW:g} ms a row | {bulk} |",
-        f"| stream, two over one | {stream} |",
         f"| latency at {load} | p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms |",
     ]
     lines += [f"| labels again after kill -9: {fault} | {s} s |" for fault, s in found["recovery_s"].items()]
