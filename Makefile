@@ -32,6 +32,9 @@ crash: $(STAMP)  ## the long crash tests: every kill that the guarantees speak o
 bench: $(STAMP)  ## the README's figures
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.bulk
+	$(BIN)/python -m benchmarks.stream
+	$(BIN)/python -m benchmarks.warehouse
+	$(BIN)/python -m benchmarks.shapes
 
 lock:  ## renew requirements.lock after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml \
