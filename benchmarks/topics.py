@@ -127,7 +127,7 @@ def unaccounted(servers: str, source: str, target: str) -> tuple[int, int]:
 
 def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
     """`count` messages at `rate` a second, or as fast as it goes, to the partitions in turn, numbered from `first`."""
-    producer = KafkaProducer(bootstrap_servers=servers, linger_ms=0 if rate else 20)
+    producer = KafkaProducer(bootstrap_servers=servers, linger_ms=2 if rate else 20)
     began = time.monotonic()
     for i in range(count):
         if rate:
