@@ -19,7 +19,7 @@ from tests.pipelines.test_crash import Job, wait_for_more_files
 
 def stop(job: Job, number: int, report: Path, *options: str) -> tuple[int, dict]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(job.spec), "--report", str(report), *options],
+        [sys.executable, "-m", "pipelines.cli", "run", str(job.file), "--report", str(report), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -40,7 +40,7 @@ def test_stops_and_goes_on(tmp_path: Path, number: int) -> None:
     assert report["rows_left"] == job.rows - report["rows_in"]
     assert report["rows_out"] == job.count()
     rest = subprocess.run(
-        [sys.executable, "-m", "pipelines.cli", "run", str(job.spec), "--report", str(tmp_path / "rest.json")],
+        [sys.executable, "-m", "pipelines.cli", "run", str(job.file), "--report", str(tmp_path / "rest.json")],
         capture_output=True,
         timeout=120,
         check=False,
@@ -54,7 +54,7 @@ def test_slow_block_is_given_up(tmp_path: Path, unused_tcp_port: int) -> None:
     """A block that would take minutes is not waited for: the process ends, nothing of it is written."""
     job = Job(tmp_path, rows=2_000, ms_per_row=600)
     process = subprocess.Popen(
-        [sys.executable, "-m", "pipelines.cli", "run", str(job.spec), "--metrics-port", str(unused_tcp_port),
+        [sys.executable, "-m", "pipelines.cli", "run", str(job.file), "--metrics-port", str(unused_tcp_port),
          "--set", "classify.0.backend.token_budget=1", "--report", str(tmp_path / "report.json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

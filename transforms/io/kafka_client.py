@@ -171,6 +171,8 @@ def explain(error: BaseException, servers: str, what: str) -> str:
                 f"can't {what}: {servers} closes the connection during the handshake ({detail}); check "
                 "security_protocol, sasl_mechanism, user and password"
             )
+        case errors.InvalidReceiveError():
+            return f"can't {what}: {servers} answers in another protocol ({detail}); check security_protocol and port"
         case errors.KafkaConnectionError() | OSError():
             return f"can't {what}: no Kafka broker of this protocol answers at {servers} ({detail})"
         case errors.KafkaTimeoutError():
@@ -230,6 +232,6 @@ class _LastWords(logging.Handler):
             if isinstance(argument, errors.SaslAuthenticationFailedError):
                 self.cause = argument
             elif isinstance(argument, errors.KafkaError) and not isinstance(
-                argument, errors.KafkaTimeoutError | errors.NodeNotReadyError
-            ):
+                argument, errors.KafkaTimeoutError | errors.NodeNotReadyError | errors.RequestTimedOutError
+            ):  # a last attempt that the deadline cut short says nothing
                 self.cause = self.cause if isinstance(self.cause, errors.SaslAuthenticationFailedError) else argument
