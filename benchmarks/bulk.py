@@ -204,7 +204,7 @@ def table(found: dict[str, Any]) -> list[str]:
     if found["best_peer"]:
         lines += [
             f"- fp32: {found['speedup_vs_best_peer']:.2f} times the best peer, {TITLES[found['best_peer']]}",
-            f"- labels agree with every peer's in {found['label_agreement']:.2%} of the rows or more",
+            f"- labels agree with every peer's in at least {found['label_agreement']:.2%} of the rows",
             f"- scores differ from theirs by at most {found['max_score_difference']:.1e}",
         ]
     if backend := found["certified_backend"]:

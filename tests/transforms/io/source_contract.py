@@ -125,15 +125,15 @@ class SourceContract:
         """The ids in a block, as numbers."""
         return block.batch.column(self.id).to_pylist()
 
-    @pytest.mark.parametrize("split_rows", [1, 7, 120, 10_000])
+    @pytest.mark.parametrize("split_rows", [1, 7, 50, 10_000])
     def test_every_row_once_and_in_order(self, tmp_path: Path, split_rows: int) -> None:
         """However the input is split, each row is read once, with its own text and position."""
-        table = plain_table(150)
+        table = plain_table(60)
         source = self.source(tmp_path, table, split_rows=split_rows)
         splits = source.splits()
-        assert sum(split.rows for split in splits) == 150
+        assert sum(split.rows for split in splits) == 60
         assert all(0 < split.rows <= split_rows for split in splits)
-        assert self.rows(source) == list(range(150))
+        assert self.rows(source) == list(range(60))
         assert self.rows(source, TEXT) == table["text"].to_pylist()
 
     def test_reads_from_any_position(self, tmp_path: Path) -> None:
