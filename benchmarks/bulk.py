@@ -170,7 +170,12 @@ def measure(race: Race, rows: int, rounds: int) -> dict[str, Any]:
         "certified_speedup_vs_beam": speedup(beams, "certified"),
         "certified_speedup_vs_best_peer": speedup(peers, "certified"),
         "certified_agreement": agreement("certified", ["tagstream"])[0]["agreement"] if race.certificate else None,
-        "certified_backend": race.certificate and race.certificate["backend"],
+        "certified_backend": race.certificate
+        and " ".join(
+            str(word)
+            for word in (*map(race.certificate["backend"].get, ("type", "precision")), race.certificate["file"])
+            if word
+        ),
         "label_agreement": min((a["agreement"] for a in same_as_peers), default=None),
         "max_score_difference": max((a["difference"] for a in same_as_peers), default=None),
         "padding": median(report["padding"] for report in race.reports),
@@ -209,7 +214,7 @@ def table(found: dict[str, Any]) -> list[str]:
         ]
     if backend := found["certified_backend"]:
         lines.append(
-            f"- certified ({backend['type']} {backend['precision']}): {found['certified_speedup_vs_beam'] or 0:.2f} "
+            f"- certified ({backend}): {found['certified_speedup_vs_beam'] or 0:.2f} "
             f"times Beam's handler, {found['certified_speedup_vs_best_peer'] or 0:.2f} times the best peer; "
             f"labels as in fp32: {found['certified_agreement']:.2%}"
         )
