@@ -131,6 +131,20 @@ def _take(column: pa.Array, rows: Any) -> pa.Array:
         return pa.concat_arrays(slices) if slices else column.slice(0, 0)
 
 
+def unwrapped(array: pa.Array) -> pa.Array:
+    """The array's plain values: without extension types, dictionaries decoded. Fields inside stay as they are."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return unwrapped(array.storage)
+    return unwrapped(array.dictionary_decode()) if pa.types.is_dictionary(array.type) else array
+
+
+def unwrapped_type(kind: pa.DataType) -> pa.DataType:
+    """The type of what `unwrapped` returns."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return unwrapped_type(kind.storage_type)
+    return unwrapped_type(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
 def rows_from(batch: pa.RecordBatch, positions: pa.Array, position: int) -> pa.RecordBatch:
     """The rows of `batch` whose position is at least `position`; `positions` ascend."""
     return batch.slice(int(positions.to_numpy(zero_copy_only=False).searchsorted(position)))

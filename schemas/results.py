@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, take_rows
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, take_rows
 from schemas.errors import REASONS, DeadCode
 
 DEAD_ROW = "row"
@@ -76,6 +76,23 @@ def dead_letters(
         ],
         schema=dead_schema(kept),
     )
+
+
+def buried(block: Block, rows: Any, code: DeadCode, message: str = "") -> pa.RecordBatch:
+    """Dead letters for the given rows of a labelled block. Without payload: their texts are gone."""
+    batch, schema = block.batch, block.dead.schema
+    kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
+    ours = [name for name in batch.schema.names if name.startswith("__")]
+    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
+    return dead_letters(block.span.split, source, rows, [code] * len(rows), [message] * len(rows), payload=False)
+
+
+def merged(dead: pa.RecordBatch, more: pa.RecordBatch) -> pa.RecordBatch:
+    """Two batches of dead letters in order of position."""
+    if not dead.num_rows:
+        return more
+    both = pa.Table.from_batches([dead, more]).combine_chunks().to_batches()[0]
+    return take_rows(both, np.argsort(both.column("position").to_numpy(), kind="stable"))
 
 
 def unreadable(split: str, start: int, stop: int, message: str, kept: pa.Schema) -> pa.RecordBatch:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.block import unwrapped, unwrapped_type
 from schemas.errors import SpecError
 
 Schema = dict[str, Any]
@@ -89,11 +90,7 @@ def _nullable(kind: pa.DataType, at: str) -> Any:
 
 def _type(kind: pa.DataType, at: str) -> Any:
     """Avro's type of a column; `at`: its path, from which nested records get their names."""
-    types = pa.types
-    if isinstance(kind, pa.BaseExtensionType):
-        return _type(kind.storage_type, at)
-    if types.is_dictionary(kind):
-        return _type(kind.value_type, at)
+    types, kind = pa.types, unwrapped_type(kind)
     if types.is_boolean(kind):
         return "boolean"
     if types.is_uint64(kind):
@@ -128,11 +125,8 @@ def _type(kind: pa.DataType, at: str) -> Any:
 
 def _plain(array: pa.Array) -> pa.Array:
     """The column in types whose Python values are what the encoder takes, names of nested fields included."""
+    array = unwrapped(array)
     types, kind = pa.types, array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _plain(array.storage)
-    if types.is_dictionary(kind):
-        return _plain(array.dictionary_decode())
     if types.is_uint64(kind):
         return array.cast(pa.decimal128(20, 0))
     if types.is_float16(kind):

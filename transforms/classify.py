@@ -22,7 +22,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from schemas.block import TEXT, Block, take_rows
 from schemas.errors import DeadCode, DeadLetterLimitError, ModelError
-from schemas.results import dead_letters
+from schemas.results import dead_letters, merged
 from schemas.spec import JobSpec
 from transforms.answers import Prediction
 from transforms.backends import identify
@@ -109,14 +109,10 @@ class BlockClassifier:
         messages: list[str],
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Move `rows` from the batch to the dead letters, which stay in order of position."""
-        buried = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
-        both = pa.Table.from_batches([dead, buried]) if dead.num_rows else pa.Table.from_batches([buried])
-        both = both.combine_chunks().to_batches()[0]
-        if dead.num_rows:
-            both = take_rows(both, np.argsort(both.column("position").to_numpy(), kind="stable"))
+        letters = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
         alive = np.ones(batch.num_rows, bool)
         alive[rows] = False
-        return take_rows(batch, np.flatnonzero(alive)), both
+        return take_rows(batch, np.flatnonzero(alive)), merged(dead, letters)
 
 
 class DeadLetterLimit:

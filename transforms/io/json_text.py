@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.block import unwrapped
+
 
 def as_json(array: pa.Array) -> pa.StringArray:
     """One JSON document a value; null stays null. Bytes are base64, times ISO 8601, NaN and infinities null."""
@@ -38,11 +40,8 @@ def _value(value: Any, kind: pa.DataType) -> Any:
 
 def _text(array: pa.Array) -> pa.Array:
     """large_string: JSON of each value, null where the value is."""
+    array = unwrapped(array)
     kind = array.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return _text(array.storage)
-    if pa.types.is_dictionary(kind):
-        return _text(array.dictionary_decode())
     if pa.types.is_struct(kind):
         return _struct(array)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):

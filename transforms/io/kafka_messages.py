@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEXT, Block, Split, take_rows
+from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split, take_rows
 from schemas.errors import DeadCode, SinkError
 from schemas.kafka_spec import KafkaSink
-from schemas.results import DEAD_ROW, dead_letters
+from schemas.results import DEAD_ROW, buried
 from schemas.spec import JobSpec
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_commit import Record
@@ -64,7 +64,7 @@ class Messages:
             values = self._encode(shown)
             rows = np.flatnonzero([value is None for value in values])
             if refused := len(rows):
-                dead += self._dead_letters(_buried(block, rows, DeadCode.REFUSED))
+                dead += self._dead_letters(buried(block, rows, DeadCode.REFUSED))
                 alive = np.flatnonzero([value is not None for value in values])
                 block = replace(block, batch=take_rows(block.batch, alive))
             labels = self._in_values(block.batch, [value for value in values if value is not None])
@@ -126,7 +126,7 @@ class Messages:
     def too_large(self, record: Record, block: Block, row: int) -> Record:
         """A label that the output topic does not take, as the dead letter of its row."""
         reason = f"the topic takes no message of {len(record.value or b'')} bytes"
-        (letter,) = self._dead_letters(_buried(block, np.array([row]), DeadCode.TOO_LARGE, reason))
+        (letter,) = self._dead_letters(buried(block, np.array([row]), DeadCode.TOO_LARGE, reason))
         return letter
 
     def without_value(self, letter: Record) -> Record:
@@ -177,15 +177,6 @@ def without_reason(headers: Headers) -> Headers:
 def as_json(batch: pa.RecordBatch) -> list[bytes | None]:
     """One JSON object a row: the values of `mode: json`."""
     return [json.dumps(row, ensure_ascii=False, default=_default).encode() for row in batch.to_pylist()]
-
-
-def _buried(block: Block, rows: Any, code: DeadCode, reason: str = "") -> pa.RecordBatch:
-    """Labelled rows as dead letters."""
-    batch, schema = block.batch, block.dead.schema
-    kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
-    ours = [name for name in batch.schema.names if name.startswith("__")]
-    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
-    return dead_letters(block.span.split, source, rows, [code] * len(rows), [reason] * len(rows), payload=False)
 
 
 def _default(value: Any) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from schemas.block import unwrapped, unwrapped_type
 from schemas.errors import SinkError
 
 FOLDER = "_tagstream"
@@ -141,10 +142,7 @@ def lake_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _lake_array(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    while isinstance(column.type, pa.BaseExtensionType):
-        column = column.storage
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
+    column = unwrapped(column)
     if pa.types.is_duration(column.type):
         return column.cast(pa.int64())
     if pa.types.is_time(column.type):
@@ -154,11 +152,7 @@ def _lake_array(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 def _lake_type(kind: pa.DataType, name: str) -> pa.DataType:
     """Unsigned whole numbers become larger signed ones, times text, durations whole numbers of their unit."""
-    types = pa.types
-    if isinstance(kind, pa.BaseExtensionType):
-        return _lake_type(kind.storage_type, name)
-    if types.is_dictionary(kind):
-        return _lake_type(kind.value_type, name)
+    types, kind = pa.types, unwrapped_type(kind)
     if types.is_struct(kind):
         return pa.struct([pa.field(f.name, _lake_type(f.type, f"{name}.{f.name}")) for f in kind])
     if types.is_map(kind):

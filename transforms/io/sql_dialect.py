@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from schemas.block import unwrapped_type
 from schemas.errors import SpecError
 
 Query = Callable[[str], pa.Table]
@@ -102,10 +103,7 @@ class Dialect:
 
     def type_of(self, kind: pa.DataType) -> str:
         """Type of a new column for values of an Arrow type; nested values are JSON."""
-        if isinstance(kind, pa.BaseExtensionType):
-            return self.type_of(kind.storage_type)
-        if pa.types.is_dictionary(kind):
-            return self.type_of(kind.value_type)
+        kind = unwrapped_type(kind)
         if pa.types.is_nested(kind):
             return self.json_type
         return next((name for test, name in self.types if test(kind)), self.text_type)

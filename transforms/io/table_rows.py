@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.block import TEXT, Block
+from schemas.block import Block, take_rows, unwrapped
 from schemas.errors import DeadCode
-from schemas.results import DEAD_ROW, dead_letters
+from schemas.results import buried, merged
 from transforms.io.json_text import as_json
 
 
@@ -21,11 +21,8 @@ def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 def plain(column: pa.Array) -> pa.Array:
     """One column of it."""
+    column = unwrapped(column)
     kind = column.type
-    if isinstance(kind, pa.BaseExtensionType):
-        return plain(column.storage)
-    if pa.types.is_dictionary(kind):
-        return plain(column.dictionary_decode())
     if pa.types.is_nested(kind):
         return as_json(column)
     if pa.types.is_string_view(kind) or pa.types.is_large_string(kind):
@@ -42,13 +39,7 @@ def without_nul(block: Block) -> Block:
         if pa.types.is_string(column.type):
             found = pc.fill_null(pc.match_substring(column, "\x00"), fill_value=False)
             bad |= found.to_numpy(zero_copy_only=False)
-    rows = np.flatnonzero(bad)
-    if not len(rows):
+    if not bad.any():
         return block
-    kept = [f.name for f in block.dead.schema.field(DEAD_ROW).type] if DEAD_ROW in block.dead.schema.names else []
-    ours = [name for name in batch.schema.names if name.startswith("__")]
-    source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
-    n = len(rows)
-    letters = dead_letters(block.span.split, source, rows, [DeadCode.REFUSED] * n, [""] * n, payload=False)
-    both = pa.Table.from_batches([block.dead, letters]).sort_by("position").combine_chunks()
-    return replace(block, batch=batch.filter(pa.array(~bad)), dead=both.to_batches()[0])
+    dead = merged(block.dead, buried(block, np.flatnonzero(bad), DeadCode.REFUSED))
+    return replace(block, batch=take_rows(batch, np.flatnonzero(~bad)), dead=dead)
