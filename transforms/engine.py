@@ -53,7 +53,7 @@ class Engine:
     """See the module. Thread-safe."""
 
     def __init__(self, backend: Backend, memory_bytes: int = 0) -> None:
-        """`memory_bytes`: of answers to remember, so that equal texts of different blocks are inferred once."""
+        """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block."""
         self.backend = backend
         self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
         self.token_budget = backend.token_budget

@@ -18,11 +18,6 @@ pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-jobs"), pytest.m
 
 
 @pytest.fixture
-def long(request):
-    return request.config.getoption("--crash-long")
-
-
-@pytest.fixture
 def topics(kafka):
     return Topics(kafka)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,12 @@ from pipelines.report import Report
 from pipelines.run import run_job
 from schemas.errors import LedgerError, SpecError
 from schemas.spec import JobSpec
-from tests.services.postgres import Postgres
-from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.databases import Database, SqliteDatabase
 from tests.transforms.io.lakes import DeltaLake
 from transforms.io.memory import put_table
 from transforms.io.table_sink import TableSink
 
 ROWS = 300
-
-
-@pytest.fixture(params=["postgres", "sqlite", "duckdb"])
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    if request.param == "duckdb":
-        return DuckDatabase(tmp_path)
-    if request.param == "sqlite":
-        return SqliteDatabase(tmp_path)
-    server: Postgres = request.getfixturevalue("postgres")
-    return PostgresDatabase(server, re.sub(r"\W+", "_", f"{tmp_path.parent.name}_{tmp_path.name}").lower())
 
 
 def messages(rows: int = ROWS, first: int = 0) -> pa.Table:

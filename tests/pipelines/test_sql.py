@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import threading
 import time
 from itertools import pairwise
@@ -23,20 +22,9 @@ from pipelines.run import run_job
 from schemas.errors import LedgerError, SinkError, SourceError, SpecError
 from schemas.spec import JobSpec
 from tests.services.postgres import Postgres
-from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
 
-KINDS = ["postgres", "sqlite", "duckdb"]
 MESSAGES = {"table": "messages", "text": "body", "id": "id", "split_rows": 100}
-
-
-@pytest.fixture(params=KINDS)
-def db(request: pytest.FixtureRequest, tmp_path: Path) -> Database:
-    if request.param == "duckdb":
-        return DuckDatabase(tmp_path)
-    if request.param == "sqlite":
-        return SqliteDatabase(tmp_path)
-    server: Postgres = request.getfixturevalue("postgres")
-    return PostgresDatabase(server, re.sub(r"\W+", "_", f"{tmp_path.parent.name}_{tmp_path.name}").lower())
 
 
 def messages(rows: int, first: int = 0) -> pa.Table:
