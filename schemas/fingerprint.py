@@ -9,6 +9,9 @@ from typing import Any
 
 import pyarrow as pa
 
+_SHOWN = 6
+"""Differences that a message names."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -32,14 +35,23 @@ class Fingerprint:
     def from_json(cls, text: str) -> Fingerprint:
         return cls(json.loads(text))
 
-    def differences(self, other: Fingerprint) -> list[str]:
-        """One line a part that differs: its dotted name, the value here, the value there."""
+    def differences(self, other: Fingerprint, here: str = "here", there: str = "there") -> list[str]:
+        """One line a part that differs: its dotted name, the value `here`, the value `there`."""
         mine, theirs = _flat(self.parts), _flat(other.parts)
         return [
-            f"{name}: {mine.get(name)!r} here, {theirs.get(name)!r} there"
+            f"{name}: {mine.get(name)!r} {here}, {theirs.get(name)!r} {there}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
+
+
+def not_ours(where: str, held: Fingerprint | None, mine: Fingerprint, whose: str = "another job") -> str:
+    """What to tell when the output at `where` was made by something else: by `held`, if that is known."""
+    lines = held.differences(mine, "in the output", "in this job")[:_SHOWN] if held else []
+    return (
+        f"{where} holds the output of {whose}: its fingerprint is {held.hash if held else 'unknown'}, this job's is "
+        f"{mine.hash}." + "".join(f"\n  {line}" for line in lines)
+    )
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:

@@ -29,7 +29,7 @@ import pyarrow as pa
 
 from schemas.block import Split
 from schemas.errors import LedgerError, SinkError
-from schemas.fingerprint import Fingerprint
+from schemas.fingerprint import Fingerprint, not_ours
 from schemas.results import dead_schema
 from schemas.spec import JobSpec
 from transforms.io import Commit, Progress, open_source
@@ -211,13 +211,8 @@ class LakeSink:
         mine, found = self._fingerprint, self.labels.take(f"job-{held}")
         assert mine is not None
         other = Fingerprint.from_json(found[0]["text"][0].as_py()) if found else None
-        lines = "".join(f"\n  {line}" for line in (other.differences(mine) if other else [])[:6])
-        lines = lines.replace(" here,", " in the output,").replace(" there", " in this job")
-        return (
-            f"{self.labels.where} holds the output of another job: its fingerprint is "
-            f"{other.hash if other else 'unknown'}, this job's is {mine.hash}.{lines}\n"
-            "--overwrite replaces that output; another name and table write beside it"
-        )
+        told = not_ours(self.labels.where, other, mine)
+        return f"{told}\n--overwrite replaces that output; another name and table write beside it"
 
     def _plan(self, state: State | None) -> list[Split]:
         token = state.get(f"{state.get('job')}/plan") if state else None

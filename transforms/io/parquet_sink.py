@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split
 from schemas.errors import ChainMovedError, LedgerError
-from schemas.fingerprint import Fingerprint
+from schemas.fingerprint import Fingerprint, not_ours
 from schemas.spec import JobSpec, ParquetSink
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
@@ -288,14 +288,8 @@ class _Sink:
             tmp.unlink(missing_ok=True)
         held = self.job()
         if held is None or held.hash != fingerprint.hash:
-            differences = held.differences(fingerprint) if held else []
-            listed = "".join(f"\n  {line}" for line in differences[:6]).replace(" here,", " in the output,")
-            raise LedgerError(
-                f"{self.spec.path} holds the output of another job: its fingerprint is "
-                f"{held.hash if held else 'unknown'}, this job's is {fingerprint.hash}."
-                f"{listed.replace(' there', ' in this job')}\n"
-                "--overwrite replaces that output; --set sink.path=… writes beside it"
-            )
+            told = not_ours(self.spec.path, held, fingerprint)
+            raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes beside it")
 
     def job(self) -> Fingerprint | None:
         """The fingerprint of the job that this output belongs to."""

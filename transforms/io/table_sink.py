@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from schemas.block import Block, Split
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
-from schemas.fingerprint import Fingerprint
+from schemas.fingerprint import Fingerprint, not_ours
 from schemas.results import DEAD_ROW
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSink
@@ -275,10 +275,6 @@ class TableSink:
         session.run(f"INSERT INTO {self.dead} ({names}) SELECT {names} FROM {staged}")
 
     def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
-        lines = "".join(f"\n  {line}" for line in held.differences(mine)[:6])
-        lines = lines.replace(" here,", " in the output,").replace(" there", " in this job")
+        told = not_ours(self.sink.path, held, mine, f"another job {self.spec.name!r}")
         again = "" if self.sink.mode == "append" else "--reclassify labels its rows again, key by key; "
-        return (
-            f"{self.sink.path} holds the output of another job {self.spec.name!r}: its fingerprint is {held.hash}, "
-            f"this job's is {mine.hash}.{lines}\n{again}--overwrite replaces it; another name and table write beside it"
-        )
+        return f"{told}\n{again}--overwrite replaces it; another name and table write beside it"
