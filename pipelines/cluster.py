@@ -53,13 +53,8 @@ def detach_job(spec: JobSpec, console: Console, *, overwrite: bool = False) -> F
         job.sink.prepare(job.fingerprint(), overwrite=overwrite)
     if job.live:
         return _submit(job, spec.runner, console, _filler(job, []))
-    job.settle()
-    progress = job.sink.progress()
-    if not (left := job.left(progress)):
-        return None
-    if job.rows_done(progress):  # the limit on dead letters is for the first rows of a job
-        job.spec = job.spec.model_copy(update={"max_dead": 1.0})
-    return _submit(job, spec.runner, console, _filler(job, left))
+    _, left = job.resume()
+    return _submit(job, spec.runner, console, _filler(job, left)) if left else None
 
 
 def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:

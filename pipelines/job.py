@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
@@ -13,7 +13,6 @@ from schemas.block import Split
 from schemas.errors import LedgerError, SpecError
 from schemas.fingerprint import Fingerprint
 from schemas.spec import JobSpec
-from transforms.avro import avro_schema
 from transforms.backends import describe, identify
 from transforms.io import (
     PlanKeeper,
@@ -41,6 +40,7 @@ class Job:
     splits: list[Split]
     limit: int | None = None
     replays: bool = False
+    _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def open(cls, spec: JobSpec, limit: int | None = None, *, overwrite: bool = False) -> Job:
@@ -70,6 +70,17 @@ class Job:
                 raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
         if agreed:
             self.splits = self.splits_of(agreed)
+
+    def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
+        """What earlier runs have done, and what is left; the sink is prepared.
+
+        The limit on dead letters is for the first rows of a job: with rows done it is lifted.
+        """
+        self.settle()
+        progress = self.sink.progress()
+        if self.rows_done(progress):
+            self.spec = self.spec.model_copy(update={"max_dead": 1.0})
+        return progress, self.left(progress)
 
     def plan(self) -> list[Split]:
         """What the sink keeps: the plan of a source that has one, and what is to be labelled again."""
@@ -107,7 +118,11 @@ class Job:
         )
 
     def fingerprint(self) -> Fingerprint:
-        """Reads the weights once, to hash them. Raises ModelError."""
+        """Of this job. Reads the weights at the first call, to hash them. Raises ModelError."""
+        self._fingerprint = self._fingerprint or self._hashed()
+        return self._fingerprint
+
+    def _hashed(self) -> Fingerprint:
         settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
         heads = [describe(classifier)[0] for classifier in self.spec.classify]
         return Fingerprint(
@@ -159,6 +174,8 @@ def _planned(agreed: list[Split]) -> list[Split]:
 
 def values_schema(spec: JobSpec) -> dict[str, Any]:
     """The Avro schema of the values that a job writes, whatever its sink's mode. Touches neither input nor output."""
+    from transforms.avro import avro_schema
+
     columns = Job(spec, open_source(spec), open_sink(spec), []).columns
     return avro_schema(pa.schema([field for field in columns if not field.name.startswith("~")]), spec.name)
 
@@ -182,12 +199,12 @@ def _keep_apart(spec: JobSpec) -> None:
     source = _plain(spec.source.path)
     if spec.dead_letters is not None and _plain(getattr(spec.dead_letters, "path", "")) == _plain(spec.sink.path):
         raise SpecError(f"dead_letters.path {spec.sink.path} is sink.path too: choose a folder of their own")
-    for field, path in (
+    for name, path in (
         ("sink.path", spec.sink.path),
         ("dead_letters.path", getattr(spec.dead_letters, "path", None)),
     ):
         if path and (_plain(path) == source or _plain(path).startswith(source + "/")):
-            raise SpecError(f"{field} {path} lies inside source.path {spec.source.path}: choose a folder outside it")
+            raise SpecError(f"{name} {path} lies inside source.path {spec.source.path}: choose a folder outside it")
 
 
 def _plain(path: str) -> str:

@@ -71,12 +71,8 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
-    job.settle()
-    progress = job.sink.progress()
+    progress, left = job.resume()
     before = job.rows_done(progress)
-    if before:  # the limit on dead letters is for the first rows of a job
-        job.spec = job.spec.model_copy(update={"max_dead": 1.0})
-    left = job.left(progress)
     if foreign := job.foreign(progress):
         console.print(
             f"[yellow]the output holds {foreign} splits of input that is not there any more (or was changed)[/]; "

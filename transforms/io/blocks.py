@@ -8,12 +8,21 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from schemas.block import POSITION, TEXT, Block, Span
-from schemas.errors import SourceError
+from schemas.block import POSITION, TEXT, Block, Span, Split
+from schemas.errors import LedgerError, SourceError
 from schemas.results import no_dead
 from schemas.spec import Blocks
 from schemas.spec_base import TextColumns
 from transforms.text import as_text, is_text
+
+
+def check_planned(planned: list[Split], name: str, here: str) -> None:
+    """Raises LedgerError if the plan was made for another input: its splits' payload has that under `name`."""
+    if planned and planned[0].payload[name] != here:
+        raise LedgerError(
+            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name (and "
+            "output), or --overwrite"
+        )
 
 
 def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Schema:

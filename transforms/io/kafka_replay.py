@@ -17,7 +17,7 @@ import pyarrow as pa
 from schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Span, Split, split_id, take_rows
 from schemas.errors import DeadCode, SourceError
 from schemas.kafka_spec import KafkaSource
-from schemas.results import dead_letters
+from schemas.results import dead_letters, merged
 from schemas.spec import JobSpec
 from transforms.io import Progress
 from transforms.io.kafka_blocks import RecordBlocks
@@ -86,9 +86,7 @@ class DeadTopic:
         codes = [DeadCode(told[row][f"{PREFIX}.code"].decode()) for row in rows]
         reasons = [told[row][f"{PREFIX}.message"].decode() for row in rows]
         dead = dead_letters(span.split, batch, np.arange(len(rows)), codes, reasons, payload=False)
-        both = pa.concat_batches([block.dead, dead])
-        order = np.argsort(both.column("position").to_numpy(), kind="stable")
-        return dataclasses.replace(block, dead=take_rows(both, order))
+        return dataclasses.replace(block, dead=merged(block.dead, dead))
 
     def _letters(self, records: pa.RecordBatch) -> tuple[pa.RecordBatch, list[dict[str, bytes]]]:
         """Messages as they were, with columns of where they are now and were first; and each letter's headers."""

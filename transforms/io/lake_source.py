@@ -20,10 +20,10 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.block import END, Block, Span, Split, split_id
-from schemas.errors import LedgerError, SourceError
+from schemas.errors import SourceError
 from schemas.results import empty_batch, no_dead
 from schemas.spec import JobSpec
-from transforms.io.blocks import BlockCutter, check_columns
+from transforms.io.blocks import BlockCutter, check_columns, check_planned
 from transforms.io.parquet_rows import row_groups, row_ranges
 
 _FOOTER_THREADS = 8
@@ -60,11 +60,7 @@ class LakeSource(ABC):
 
     def more_splits(self, planned: list[Split]) -> list[Split]:
         """Splits of the files that were appended since the last plan, if the specification asks for them."""
-        if planned and planned[0].payload["table"] != self.where:
-            raise LedgerError(
-                f"the output was begun for {planned[0].payload['table']}, not for {self.where}: give the job another "
-                "name (and output), or --overwrite"
-            )
+        check_planned(planned, "table", self.where)
         if self.version is None or (planned and not self.spec.only_new):
             return []
         with self._translated():

@@ -27,11 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.block import END, Block, Span, Split, split_id
-from schemas.errors import LedgerError, SourceError
+from schemas.errors import SourceError
 from schemas.results import empty_batch, no_dead
 from schemas.spec import JobSpec
 from schemas.sql_spec import SqlSource
-from transforms.io.blocks import BlockCutter, check_columns
+from transforms.io.blocks import BlockCutter, check_columns, check_planned
 from transforms.io.sql_dialect import Column, Values, last_part, quote, table_name
 from transforms.io.sql_session import DatabaseError, Kind, Session, Sessions, retried
 
@@ -60,11 +60,7 @@ class TableSource:
 
     def more_splits(self, planned: list[Split]) -> list[Split]:
         """Splits of the rows above all that are planned, if the specification asks for them."""
-        if planned and planned[0].payload["relation"] != self.relation:
-            raise LedgerError(
-                f"the output was begun for {planned[0].payload['relation']}, not for {self.relation}: give the job "
-                "another name (and output), or --overwrite"
-            )
+        check_planned(planned, "relation", self.relation)
         if planned and not self.spec.only_new:
             return []
         low = planned[-1].payload["hi"] if planned else None
