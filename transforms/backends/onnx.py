@@ -94,8 +94,13 @@ def _session(path: Path, device: str) -> tuple[Any, str]:
     options.log_severity_level = 4
     index = int(device.partition(":")[2] or 0)
     providers = [("CUDAExecutionProvider", {"device_id": index})] if on_gpu else []
+    # On a CPU the fused kernel adds up row by row without vectors: the plain LayerNormalization beside an Add makes the
+    # whole of a small int8 model 1.4 times as fast, of an fp32 one 1.2 times (onnxruntime 1.32).
+    unfused = [] if on_gpu else ["SkipLayerNormFusion"]
     try:
-        session = ort.InferenceSession(path, options, providers=[*providers, "CPUExecutionProvider"])
+        session = ort.InferenceSession(
+            path, options, providers=[*providers, "CPUExecutionProvider"], disabled_optimizers=unfused
+        )
     except Exception as error:
         raise ModelError(f"{path}: onnxruntime can't load it: {' '.join(str(error).split())[:300]}") from error
     return session, f"cuda:{index}" if on_gpu else "cpu"
