@@ -1,8 +1,8 @@
 """Finding the fastest backend of this machine whose labels are those of fp32, and writing the certificate for it.
 
-Each candidate runs the same sample through an engine of its own, model loading and a warm-up left out. A candidate
-counts only if its labels agree with fp32's in enough rows. int8 is tried from the fastest way of quantising to the
-most careful one, until one agrees.
+Candidates stand in ladders, each from the fastest way to the most careful one: dynamic int8 is one, int8 with static
+ranges another. A ladder is climbed until one candidate's labels agree with fp32's in enough rows of the sample, or one
+is much slower than the best that agrees: what follows is slower still.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ import hashlib
 import importlib.metadata
 import os
 import platform
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
@@ -26,44 +24,24 @@ import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
+from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
-from transforms.backends import load_backend
 from transforms.backends.huggingface import files_of
-from transforms.backends.onnx_export import INT8_WAYS, Int8, cache_folder, export_fp32, quantise
+from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, quantise
+from transforms.backends.onnx_smooth import Inputs
 from transforms.certificate import Certificate, hash_file
-from transforms.engine import Engine
 from transforms.model_files import ModelFiles
 from transforms.text import as_text, is_text, unfit_rows
+from transforms.tokenise import TextTokenizer
 
-Array = np.ndarray
-WARM_UP_ROWS = 64
-BLOCK_ROWS = 2048
+READ_ROWS = 2048
+RANGE_ROWS = 256
+"""Texts of the sample that ranges for smoothing and static int8 come from."""
 LEAST_TOKENS = 64
 WORTHWHILE = 1.03
 """A budget that is faster by less ends the search."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A backend to try. `file`: the ONNX file it needs, None for PyTorch."""
-
-    name: str
-    backend: PyTorchBackend | OnnxBackend
-    file: Path | None = None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """rows_per_s: engine alone; agreement and drift against fp32, see `Certificate`."""
-
-    candidate: Candidate
-    scores: Array
-    rows_per_s: float
-    token_budget: int
-    agreement: float = 1.0
-    drift_p99: float = 0.0
-    drift_max: float = 0.0
 
 
 def optimize_classifier(
@@ -75,25 +53,36 @@ def optimize_classifier(
     """
     files = files_of(classifier)
     folder = folder or cache_folder(files)
-    with console.status("measuring fp32"):
-        fp32 = _measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample, None)
-    measured, failed, int8_agrees = [fp32], [], False
-    for name, prepare in _candidates(classifier, folder):
-        if name.startswith("onnx int8") and int8_agrees:
-            continue
-        with console.status(f"measuring {name}"):
-            try:
-                result = _measure(classifier, prepare(), sample, fp32)
-            except ModelError as error:
-                failed.append((name, str(error)))
-                continue
-        measured.append(result)
-        int8_agrees |= name.startswith("onnx int8") and result.agreement >= min_agreement
+    with console.status("measuring pytorch fp32"):
+        fp32 = measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
+    measured, failed = [fp32], []
+    for ladder in _ladders(classifier, sample, folder):
+        for name, prepare in ladder:
+            with console.status(f"measuring {name}"):
+                try:
+                    best = _fastest(measured, min_agreement)
+                    result = measure(classifier, prepare(), sample, fp32, min_agreement, best)
+                except ModelError as error:
+                    failed.append((name, str(error)))
+                    continue
+            measured.append(result)
+            if result.stopped == TOO_SLOW or result.agreement >= min_agreement:
+                break
     with console.status("looking for the token budget"):
-        measured += _other_budgets(classifier, _fastest(measured, min_agreement), sample, fp32)
+        best = _fastest(measured, min_agreement)
+        measured += _other_budgets(classifier, best, sample, fp32, min_agreement)
     winner = _fastest(measured, min_agreement)
+    certificate = _certificate(files, winner, fp32, sample)
+    certificate.write(folder)
+    for m in measured:
+        if m.candidate.file not in (None, winner.candidate.file):
+            m.candidate.file.unlink(missing_ok=True)
+    return certificate, measured, failed
+
+
+def _certificate(files: ModelFiles, winner: Measured, fp32: Measured, sample: pa.LargeStringArray) -> Certificate:
     file = winner.candidate.file
-    certificate = Certificate(
+    return Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
@@ -110,11 +99,6 @@ def optimize_classifier(
         versions=dict(_versions("torch", "transformers", "onnxruntime")),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
     )
-    certificate.write(folder)
-    for m in measured:
-        if m.candidate.file not in (None, file):
-            m.candidate.file.unlink(missing_ok=True)
-    return certificate, measured, failed
 
 
 def read_sample(path: str, column: str, rows: int) -> pa.LargeStringArray:
@@ -128,7 +112,7 @@ def read_sample(path: str, column: str, rows: int) -> pa.LargeStringArray:
             if not is_text(file.schema_arrow.field(column).type):
                 raise SourceError(f"--sample {path}: column {column!r} is no text; choose another with --text")
             batches = []
-            for batch in file.iter_batches(min(rows, BLOCK_ROWS), columns=[column]):
+            for batch in file.iter_batches(min(rows, READ_ROWS), columns=[column]):
                 texts = as_text(batch.column(0), column)
                 unfit, _ = unfit_rows(texts)
                 alive = np.ones(len(texts), bool)
@@ -149,11 +133,12 @@ def print_measured(
 ) -> None:
     """What was tried, and what won."""
     table = Table()
-    for column in ("backend", "rows/s", "labels as fp32", "drift p99", "drift max"):
+    for column in ("backend", "rows/s", "labels as fp32", "drift p99", "drift max", "rows"):
         table.add_column(column, justify="left" if column == "backend" else "right")
     for m in sorted(measured, key=lambda m: -m.rows_per_s):
         cells = (f"{m.rows_per_s:,.0f}", f"{m.agreement:.2%}", f"{m.drift_p99:.4f}", f"{m.drift_max:.4f}")
-        table.add_row(m.candidate.name, *cells)
+        rows = f"first {m.rows:,}: {m.stopped}" if m.stopped else f"{m.rows:,}"
+        table.add_row(m.candidate.name, *cells, rows)
     console.print(table)
     for name, reason in failed:
         console.print(f"not tried: {name}: {reason}", highlight=False, markup=False)
@@ -176,31 +161,48 @@ def hash_texts(texts: pa.LargeStringArray) -> str:
     return digest.hexdigest()[:16]
 
 
-def _candidates(classifier: Classifier, folder: Path) -> Iterator[tuple[str, Callable[[], Candidate]]]:
+def _ladders(
+    classifier: Classifier, sample: pa.LargeStringArray, folder: Path
+) -> Iterator[list[tuple[str, Callable[[], Candidate]]]]:
     """Names, and what makes each ready; that may raise ModelError."""
     files = files_of(classifier)
+
+    @functools.cache
+    def rows() -> list[Inputs]:
+        return _single_rows(classifier, sample)
 
     def onnx(name: str, make: Callable[[], Path]) -> Candidate:
         path = make()
         return Candidate(name, OnnxBackend(file=str(path)), path)
 
-    yield "pytorch bf16", lambda: Candidate("pytorch bf16", PyTorchBackend(precision="bf16"))
-    yield "onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder))
-    for number, way in enumerate(INT8_WAYS):
-        make = functools.partial(_quantised, files, folder, way, folder / f"int8-{number}.onnx")
-        yield f"onnx {way.name}", functools.partial(onnx, f"onnx {way.name}", make)
+    def int8(name: str, way: Int8, path: Path) -> Candidate:
+        ranges = rows() if way.smooth or way.static else ()
+        return onnx(name, lambda: quantise(export_fp32(files, folder), way, path, ranges))
+
+    yield [("pytorch bf16", lambda: Candidate("pytorch bf16", PyTorchBackend(precision="bf16")))]
+    yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder)))]
+    for kind, ways in (("dynamic", DYNAMIC_WAYS), ("static", STATIC_WAYS)):
+        names = [(f"onnx {way.name}", way, folder / f"int8-{kind}-{n}.onnx") for n, way in enumerate(ways)]
+        yield [(name, functools.partial(int8, name, way, path)) for name, way, path in names]
 
 
-def _quantised(files: ModelFiles, folder: Path, way: Int8, path: Path) -> Path:
-    return quantise(export_fp32(files, folder), way, path)
+def _single_rows(classifier: Classifier, sample: pa.LargeStringArray) -> list[Inputs]:
+    """Model inputs of texts from all over the sample, each alone and so without padding."""
+    tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
+    at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
+    encoded = tokenizer.encode(sample.take(pa.array(at)))
+    padded = [tokenizer.pad([(encoded, row)]) for row in np.arange(len(encoded.lengths))[encoded.lengths > 1, None]]
+    return [{"input_ids": ids, "attention_mask": mask} for ids, mask in padded]
 
 
 def _fastest(measured: list[Measured], min_agreement: float) -> Measured:
-    return max((m for m in measured if m.agreement >= min_agreement), key=lambda m: m.rows_per_s)
+    """Of those that ran to the end and agree; fp32 does."""
+    certifiable = (m for m in measured if not m.stopped and m.agreement >= min_agreement)
+    return max(certifiable, key=lambda m: m.rows_per_s)
 
 
 def _other_budgets(
-    classifier: Classifier, best: Measured, sample: pa.LargeStringArray, fp32: Measured
+    classifier: Classifier, best: Measured, sample: pa.LargeStringArray, fp32: Measured, min_agreement: float
 ) -> Iterator[Measured]:
     """The fastest candidate with larger micro-batches, and if these don't help smaller ones, while each is faster."""
     for factor in (2.0, 0.5):
@@ -208,45 +210,13 @@ def _other_budgets(
         while (budget := int(budget * factor)) >= LEAST_TOKENS:
             backend = before.candidate.backend.model_copy(update={"token_budget": budget})
             name = f"{best.candidate.name}, {budget:,} tokens"
-            found = _measure(classifier, Candidate(name, backend, best.candidate.file), sample, fp32)
+            found = measure(classifier, Candidate(name, backend, best.candidate.file), sample, fp32, min_agreement)
             yield found
-            if found.rows_per_s < before.rows_per_s * WORTHWHILE:
+            if found.stopped or found.rows_per_s < before.rows_per_s * WORTHWHILE:
                 break
             before, grown = found, True
         if grown:
             return
-
-
-def _measure(
-    classifier: Classifier, candidate: Candidate, sample: pa.LargeStringArray, fp32: Measured | None
-) -> Measured:
-    engine = Engine(load_backend(classifier.model_copy(update={"backend": candidate.backend})))
-    try:
-        engine.submit(sample.slice(0, WARM_UP_ROWS)).result()
-        started = time.perf_counter()
-        futures = [engine.submit(sample.slice(at, BLOCK_ROWS)) for at in range(0, len(sample), BLOCK_ROWS)]
-        scores = np.concatenate([future.result().scores for future in futures])
-        seconds = time.perf_counter() - started
-        activation, budget = engine.backend.head.activation, engine.token_budget
-    finally:
-        engine.close()
-    rows_per_s = len(sample) / seconds
-    if fp32 is None:
-        return Measured(candidate, scores, rows_per_s, budget)
-    drift = np.abs(scores - fp32.scores).max(axis=1)
-    agreement = float(same_labels(scores, fp32.scores, activation).mean())
-    return Measured(
-        candidate, scores, rows_per_s, budget, agreement, float(np.quantile(drift, 0.99)), float(drift.max())
-    )
-
-
-def same_labels(scores: Array, reference: Array, activation: str) -> Array:
-    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread."""
-    if activation == "softmax":
-        return np.asarray(scores.argmax(axis=1) == reference.argmax(axis=1))
-    if activation == "sigmoid":
-        return np.asarray(((scores >= 0.5) == (reference >= 0.5)).all(axis=1))
-    return np.asarray((np.abs(scores - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
 
 
 def _versions(*names: str) -> Iterator[tuple[str, str]]:

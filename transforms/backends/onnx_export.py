@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to ONNX files: fp32 as it is, int8 in several ways. Needs the extra `onnx`.
+"""From a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`.
 
 Owns the cache folder's layout: one folder a model, named by the hashes of weights and tokenizer.
 """
@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +18,6 @@ from schemas.errors import ModelError
 from transforms.model_files import ModelFiles
 
 OPSET = 20
-
-
-@dataclass(frozen=True)
-class Int8:
-    """One way to quantise dynamically. `keep_down`: projections to fewer columns stay fp32 (their inputs have
-    outliers); `keep_last`: so does the last layer; `reduce_range`: 7-bit weights, which add up without saturation.
-    """
-
-    name: str
-    keep_down: bool = False
-    keep_last: bool = False
-    reduce_range: bool = False
-
-
-INT8_WAYS = (
-    Int8("int8"),
-    Int8("int8, 7-bit weights", reduce_range=True),
-    Int8("int8, fp32 down-projections", keep_down=True),
-    Int8("int8, fp32 down-projections and last layer", keep_down=True, keep_last=True),
-)
-"""From the fastest to the most careful."""
 
 
 def cache_folder(files: ModelFiles) -> Path:
@@ -53,7 +31,7 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
     path = folder / "fp32.onnx"
     if path.exists():
         return path
-    _need("onnxscript")
+    need("onnxscript")
     import torch
 
     from transforms.backends.pytorch import load_model
@@ -63,7 +41,7 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
     length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
     # two tensors: one object for both inputs would be exported as one input
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    with _writing(path) as tmp, _quiet():
+    with writing(path) as tmp, quiet():
         torch.onnx.export(
             model,
             (),
@@ -99,40 +77,8 @@ def _compare(files: ModelFiles, model: Any, path: Path) -> None:
         raise ModelError(f"{files.name}: the ONNX export's logits differ by {worst:.3g}; backend: pytorch works")
 
 
-def quantise(fp32: Path, way: Int8, path: Path) -> Path:
-    """An int8 version of an fp32 export, per channel, matrix products only."""
-    _need("onnx")
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    with _writing(path) as tmp, _quiet():
-        quantize_dynamic(
-            fp32,
-            tmp,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=way.reduce_range,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_exclude=_excluded(fp32, way),
-        )
-    return path
-
-
-def _excluded(fp32: Path, way: Int8) -> list[str]:
-    """Names of the matrix products that stay fp32."""
-    import onnx
-
-    graph = onnx.load(fp32).graph
-    shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
-    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in shapes]
-    down = [n for n in products if shapes[n.input[1]][0] > shapes[n.input[1]][1]]
-    kept = {n.name for n in down} if way.keep_down else set()
-    if way.keep_last and len(down) > 1:
-        kept |= {n.name for n in products[products.index(down[-2]) + 1 :]}
-    return sorted(kept)
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[Path]:
+def writing(path: Path) -> Iterator[Path]:
     """A temporary name that becomes `path` when the body is done: no half-written model is ever loaded."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{os.getpid()}-{path.name}")
@@ -149,7 +95,8 @@ def _writing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """No warnings or log lines of the libraries that export and quantise."""
     import logging
 
     level = logging.root.manager.disable
@@ -162,7 +109,8 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _need(package: str) -> None:
+def need(package: str) -> None:
+    """Raises ModelError if it is not installed."""
     import importlib.util
 
     if importlib.util.find_spec(package) is None:

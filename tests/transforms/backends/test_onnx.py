@@ -14,12 +14,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from pipelines.cli import app
-from pipelines.optimize import optimize_classifier, same_labels
+from pipelines.measure import same_labels
+from pipelines.optimize import optimize_classifier
 from schemas.errors import ModelError
 from schemas.spec import Classifier
 from tests.models import make_model, random_texts
 from transforms.backends import auto, identify, load_backend
-from transforms.backends.onnx_export import INT8_WAYS, cache_folder, export_fp32, quantise
+from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_int8 import Int8, quantise
 from transforms.certificate import Certificate
 from transforms.engine import Engine
 from transforms.metrics import METRICS
@@ -57,20 +59,6 @@ def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
     assert np.ptp(expected) > 0.2, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(scores(spec(model, type="onnx")), expected, atol=1e-4)
     np.testing.assert_allclose(scores(spec(model, type="onnx", token_budget=64)), expected, atol=1e-4)
-
-
-def test_every_way_of_int8_runs_and_is_smaller(tmp_path: Path) -> None:
-    """Each quantised file loads, is smaller than fp32, and differs from it a little."""
-    model = make_model(tmp_path / "model", hidden_size=64, intermediate_size=256)
-    files = find_model(str(model))
-    fp32 = export_fp32(files, tmp_path)
-    expected = scores(spec(model))
-    for number, way in enumerate(INT8_WAYS):
-        path = quantise(fp32, way, tmp_path / f"{number}.onnx")
-        assert path.stat().st_size < fp32.stat().st_size
-        drift = np.abs(scores(spec(model, type="onnx", file=str(path))) - expected).max()
-        assert 0 < drift < 0.5, way
-    assert (tmp_path / "2.onnx").stat().st_size > (tmp_path / "0.onnx").stat().st_size
 
 
 def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
@@ -113,7 +101,7 @@ def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, P
     file = folder / "int8-0.onnx"
     folder.mkdir()
     if real:
-        quantise(export_fp32(files, folder), INT8_WAYS[0], file)
+        quantise(export_fp32(files, folder), Int8(), file)
     else:
         file.write_bytes(b"never loaded")
     certificate = Certificate(

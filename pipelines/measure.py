@@ -1,0 +1,122 @@
+"""Running a sample through one backend: rows/s, and how far labels and scores are from those of fp32."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from transforms.backends import load_backend
+from transforms.engine import Engine
+
+Array = np.ndarray
+WARM_UP_ROWS = 64
+TRIAL_ROWS = 256
+BLOCK_ROWS = 2048
+LABELS_DIFFER, TOO_SLOW = "labels differ", "too slow"
+HOPELESS = 0.75
+"""A candidate that is slower than this share of the best in the trial is not run to the end."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend to try. `file`: the ONNX file it needs, None for PyTorch."""
+
+    name: str
+    backend: PyTorchBackend | OnnxBackend
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """rows_per_s: engine alone; agreement and drift against fp32, see `Certificate`; all of the first `rows` rows.
+
+    `stopped`: why the rest of the sample was not run; empty if all of it was. trial_rows_per_s: of TRIAL_ROWS.
+    """
+
+    candidate: Candidate
+    scores: Array
+    rows_per_s: float
+    trial_rows_per_s: float
+    token_budget: int
+    agreement: float = 1.0
+    drift_p99: float = 0.0
+    drift_max: float = 0.0
+    stopped: str = ""
+
+    @property
+    def rows(self) -> int:
+        return len(self.scores)
+
+
+def measure(
+    classifier: Classifier,
+    candidate: Candidate,
+    sample: pa.LargeStringArray,
+    fp32: Measured | None = None,
+    least_agreement: float = 0.0,
+    best: Measured | None = None,
+) -> Measured:
+    """The whole sample, in an engine of its own, without loading and warm-up. Raises ModelError.
+
+    It ends after a trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if it is much
+    slower there than `best`.
+    """
+    engine = Engine(load_backend(classifier.model_copy(update={"backend": candidate.backend})))
+    try:
+        engine.submit(sample.slice(0, WARM_UP_ROWS)).result()
+        scores, seconds = _timed(engine, sample.slice(0, TRIAL_ROWS))
+        trial_rows_per_s = len(scores) / seconds
+        activation, stopped = engine.backend.head.activation, ""
+        rest = sample.slice(TRIAL_ROWS)
+        if len(rest) and fp32 and _equal(scores, fp32.scores, activation).mean() < least_agreement:
+            stopped = LABELS_DIFFER
+        elif len(rest) and best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
+            stopped = TOO_SLOW
+        elif len(rest):
+            more, more_seconds = _timed(engine, rest)
+            scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
+        budget = engine.token_budget
+    finally:
+        engine.close()
+    rows_per_s = len(scores) / seconds
+    if fp32 is None:
+        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget)
+    drift = np.abs(scores - fp32.scores[: len(scores)]).max(axis=1)
+    return Measured(
+        candidate,
+        scores,
+        rows_per_s,
+        trial_rows_per_s,
+        budget,
+        agreement=float(_equal(scores, fp32.scores, activation)[: len(scores)].mean()),
+        drift_p99=float(np.quantile(drift, 0.99)),
+        drift_max=float(drift.max()),
+        stopped=stopped,
+    )
+
+
+def same_labels(scores: Array, reference: Array, activation: str) -> Array:
+    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread."""
+    if activation == "softmax":
+        return np.asarray(scores.argmax(axis=1) == reference.argmax(axis=1))
+    if activation == "sigmoid":
+        return np.asarray(((scores >= 0.5) == (reference >= 0.5)).all(axis=1))
+    return np.asarray((np.abs(scores - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
+
+
+def _equal(scores: Array, reference: Array, activation: str) -> Array:
+    """`same_labels` of all rows of the reference, those that have no scores yet taken as equal."""
+    return same_labels(np.concatenate([scores, reference[len(scores) :]]), reference, activation)
+
+
+def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
+    """Scores and seconds."""
+    started = time.perf_counter()
+    futures = [engine.submit(texts.slice(at, BLOCK_ROWS)) for at in range(0, len(texts), BLOCK_ROWS)]
+    scores = np.concatenate([future.result().scores for future in futures])
+    return scores, time.perf_counter() - started

@@ -1,0 +1,152 @@
+"""The search of `tagstream optimize`: what is tried, where it ends, what is certified."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from pipelines import optimize
+from pipelines.measure import LABELS_DIFFER, TOO_SLOW, TRIAL_ROWS, Candidate, Measured, measure
+from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tests.models import make_model, random_texts
+from transforms.backends import auto, load_backend
+from transforms.backends.onnx_export import export_fp32
+from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, quantise
+from transforms.certificate import hash_file
+from transforms.engine import Engine
+from transforms.metrics import METRICS
+from transforms.model_files import find_model
+
+TEXTS = pa.array([*random_texts(300, seed=1, longest=20), "", "!"], pa.large_string())
+FP32 = Candidate("pytorch fp32", PyTorchBackend(precision="fp32"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a cache folder of its own."""
+    monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
+    auto._choose.cache_clear()
+    METRICS.reset()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model", hidden_size=64, intermediate_size=256)
+
+
+def spec(model: Path, **backend) -> Classifier:
+    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+
+
+def scores(classifier: Classifier, texts: pa.LargeStringArray = TEXTS) -> np.ndarray:
+    engine = Engine(load_backend(classifier))
+    try:
+        return engine.submit(texts).result(120).scores
+    finally:
+        engine.close()
+
+
+def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Path) -> None:
+    """Smaller than fp32, scores near its; `auto` takes each, one text of two tokens alone included."""
+    classifier, files = spec(model), find_model(str(model))
+    fp32, folder = measure(classifier, FP32, TEXTS), tmp_path / "certificate"
+    export = export_fp32(files, tmp_path)
+    rows, sizes = optimize._single_rows(classifier, TEXTS), {}
+    for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
+        path = quantise(export, way, folder / "int8.onnx", rows)
+        sizes[way] = path.stat().st_size
+        found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), TEXTS, fp32)
+        assert 0 < found.drift_max < 0.5, way
+        certificate = optimize._certificate(files, found, fp32, TEXTS)
+        assert certificate.file_hash == hash_file(path)
+        certificate.write(folder)
+        auto._choose.cache_clear()
+        chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
+        assert auto.resolve(chosen).backend.file == str(path)
+        np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[-2], atol=0.2)
+        assert not METRICS.snapshot().notes
+    careful = Int8(keep_down=True), Int8(keep_down=True, keep_last=True)
+    assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
+
+
+def test_rows_that_ranges_come_from_have_no_padding(model: Path) -> None:
+    """From the whole sample, none longer than the classifier reads."""
+    rows = optimize._single_rows(spec(model).model_copy(update={"max_length": 8}), TEXTS)
+    assert len(rows) == optimize.RANGE_ROWS
+    assert all(row["attention_mask"].all() and row["input_ids"].shape == row["attention_mask"].shape for row in rows)
+    assert {row["input_ids"].shape[0] for row in rows} == {1}
+    assert max(row["input_ids"].shape[1] for row in rows) == 8
+    assert rows[-1]["input_ids"].shape[1] == 3, "the sample's last text is '!'"
+
+
+def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
+    """Much slower than the best, or labels that differ in more rows than may differ in the whole sample."""
+    fp32 = measure(spec(model), FP32, TEXTS)
+    assert (fp32.rows, fp32.stopped, fp32.agreement) == (len(TEXTS), "", 1.0)
+    assert measure(spec(model), FP32, TEXTS, fp32, 0.995, fp32).agreement == 1.0
+    best = dataclasses.replace(fp32, trial_rows_per_s=1e9)
+    slow = measure(spec(model), FP32, TEXTS, fp32, 0.995, best)
+    assert (slow.rows, slow.stopped, slow.agreement) == (TRIAL_ROWS, TOO_SLOW, 1.0)
+    for flipped, stopped in ((3, ""), (4, LABELS_DIFFER)):  # of 302 rows 3 may differ
+        other = fp32.scores.copy()
+        other[:flipped] = other[:flipped, ::-1]
+        found = measure(spec(model), FP32, TEXTS, dataclasses.replace(fp32, scores=other), 0.99)
+        assert found.stopped == stopped
+        assert found.agreement == pytest.approx(1 - flipped / found.rows)
+
+
+def test_a_ladder_is_climbed_until_the_labels_agree(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or until a way is much slower than the best; the winner is the fastest that ran to the end and agrees."""
+    results = {
+        "pytorch fp32": (100, 1.0, ""),
+        "a1": (900, 0.9, LABELS_DIFFER),
+        "a2": (800, 0.97, ""),
+        "a3": (500, 0.999, ""),
+        "a4": (400, 1.0, ""),
+        "b1": (950, 1.0, TOO_SLOW),
+        "b2": (700, 1.0, ""),
+        "c1": (300, 0.5, ""),
+    }
+
+    def fake(classifier, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
+        rate, agreement, stopped = results[candidate.name.split(",")[0]]
+        asked.append((candidate.name, best and best.candidate.name))
+        return Measured(candidate, np.zeros((3, 2)), rate, rate, 1024, agreement, stopped=stopped)
+
+    def ready(name: str) -> Candidate:
+        path = tmp_path / f"{name}.onnx"
+        path.write_text(name)
+        return Candidate(name, OnnxBackend(file=str(path)), path)
+
+    asked: list[tuple[str, str | None]] = []
+    ladders = [[(name, lambda name=name: ready(name)) for name in results if name[0] == kind] for kind in "abc"]
+    monkeypatch.setattr(optimize, "measure", fake)
+    monkeypatch.setattr(optimize, "_ladders", lambda *_: ladders)
+    certificate, measured, failed = optimize.optimize_classifier(
+        spec(model), TEXTS, tmp_path, 0.99, Console(quiet=True)
+    )
+    assert not failed
+    assert asked[:6] == [
+        ("pytorch fp32", None),
+        ("a1", "pytorch fp32"),
+        ("a2", "pytorch fp32"),
+        ("a3", "pytorch fp32"),
+        ("b1", "a3"),
+        ("c1", "a3"),
+    ]
+    assert certificate.file == "a3.onnx"
+    assert [m.candidate.name for m in measured][:6] == [name for name, _ in asked[:6]]
+    assert [path.name for path in tmp_path.glob("*.onnx")] == ["a3.onnx"]
+    console = Console(record=True, width=140, file=io.StringIO())
+    optimize.print_measured(console, certificate, measured, failed)
+    printed = console.export_text()
+    assert f"first 3: {TOO_SLOW}" in printed
+    assert all(name in printed for name, _ in asked)
