@@ -45,11 +45,18 @@ class PyTorchBackend(Spec):
 
     type: Literal["pytorch"] = "pytorch"
     device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto: first GPU, else CPU."
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto: all GPUs, else CPU; cuda: all GPUs; cuda:1: that one.",
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPU, fp32 on CPU.")
     token_budget: int | None = Field(
         default=None, ge=1, description="Most tokens, padding included, in one micro-batch; default by device."
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile: a graph for each of about ten padded lengths, all made before the first row, which "
+        "takes minutes; none is made later. Needs a C++ compiler.",
     )
 
 

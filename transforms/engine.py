@@ -59,7 +59,7 @@ class Engine:
         self.token_budget = backend.token_budget
         self._parallel = max(1, backend.parallel)
         self._tokenisers = ThreadPoolExecutor(TOKENISER_THREADS, thread_name_prefix="tokenise")
-        self._pool = Pool()
+        self._pool = Pool(backend.buckets)
         self._ready = threading.Condition()
         self._live: set[_Submission] = set()
         self._works: tuple[Encoded, Array] | None = None

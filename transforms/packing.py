@@ -5,6 +5,7 @@ Owns the pool of pending sequences of all submitters and the rule by which it is
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ TOLERANCE = 0.8
 MIN_TOKENS = 256
 """… unless it would hold fewer tokens than this: then a second forward pass costs more than the padding. On a CPU 128
 to 512 of these, and tolerances of 0.8 and 0.9, made no difference in rows/s beyond the noise; padding decided."""
+EQUAL_TOKENS = 16_384
+"""Sequences of one length with so many tokens go without shorter ones: no padding, so no attention mask, and enough
+work for a GPU. More than a CPU's token budget. Not measured."""
 PATIENCE = 4
 """Micro-batches that smaller submitters may take before the oldest one gets its turn."""
 
@@ -38,13 +42,16 @@ class MicroBatch:
 class Pool:
     """Pending sequences, sorted by length. Not thread-safe: the engine holds its lock.
 
+    `buckets`, ascending: the only lengths that the backend pads to. A micro-batch then takes what its bucket takes.
+
     `take` anchors on one owner's longest pending sequence and fills up with the next shorter ones of all owners until
     `rows * length` would pass the token budget. The anchor is the owner with the fewest tokens left, so that a small
     submitter never waits behind a large one, and blocks that are almost done get done; the oldest owner comes at
     the latest after `PATIENCE` micro-batches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, buckets: tuple[int, ...] = ()) -> None:
+        self._buckets = buckets
         self._lengths: Array = np.empty(0, np.int32)
         self._owners: Array = np.empty(0, np.int64)
         self._sequences: Array = np.empty(0, np.int32)
@@ -73,12 +80,15 @@ class Pool:
     def take(self, budget: int, max_rows: int) -> MicroBatch:
         """Remove and return the next micro-batch; the pool must not be empty. A sequence over budget goes alone."""
         anchor = int(np.flatnonzero(self._owners == self._anchor())[-1])
-        length = max(int(self._lengths[anchor]), 1)
+        longest = int(self._lengths[anchor])
+        length, least = self._padded(longest)
         most = max(1, min(max_rows, budget // length))
-        equal = int(np.searchsorted(self._lengths, self._lengths[anchor], side="right"))
+        equal = int(np.searchsorted(self._lengths, longest, side="right"))
         last = min(equal - 1, anchor + most - 1)
-        similar = int(np.searchsorted(self._lengths, TOLERANCE * length))
-        first = max(0, last + 1 - most, min(similar, last + 1 - MIN_TOKENS // length))
+        alike = int(np.searchsorted(self._lengths, longest))
+        if (last + 1 - alike) * length < EQUAL_TOKENS or length > longest:
+            alike = int(np.searchsorted(self._lengths, least))
+        first = max(0, last + 1 - most, min(alike, last + 1 - MIN_TOKENS // length))
         chosen = slice(first, last + 1)
         owners, sequences, lengths = self._owners[chosen], self._sequences[chosen], self._lengths[chosen]
         keep = np.ones(len(self._lengths), bool)
@@ -96,6 +106,13 @@ class Pool:
             if not (self._owners == number).any():
                 del self._left[number], self._keys[number]
         return MicroBatch(parts, length, len(lengths), int(lengths.sum()))
+
+    def _padded(self, longest: int) -> tuple[int, float]:
+        """What a micro-batch with this longest sequence is padded to, and the least length that goes well with it."""
+        at = bisect_left(self._buckets, longest)
+        if at == len(self._buckets):
+            return max(longest, 1), TOLERANCE * longest
+        return self._buckets[at], self._buckets[at - 1] + 1 if at else 0
 
     def _anchor(self) -> int:
         oldest = next(iter(self._left))

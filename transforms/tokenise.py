@@ -80,9 +80,13 @@ class TextTokenizer:
             ids[start : start + length] = sequence.ids
         return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts)
 
-    def pad(self, parts: list[tuple[EncodedTokens, Array]]) -> tuple[Array, Array]:
-        """Padded input ids and attention mask, int64 [sequences, longest], of the picked sequences in order."""
+    def pad(self, parts: list[tuple[EncodedTokens, Array]], buckets: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        """Padded input ids and attention mask, int64 [sequences, longest], of the picked sequences in order.
+
+        With `buckets`, ascending lengths, padded to the first of them that takes the longest sequence.
+        """
         longest = max(int(e.lengths[rows].max(initial=1)) for e, rows in parts)
+        longest = next((length for length in buckets if length >= longest), longest)
         columns = np.arange(longest)
         ids, masks = [], []
         for encoded, rows in parts:

@@ -45,6 +45,7 @@ class LengthBackend:
     token_budget = 64
     max_rows = 8
     parallel = 1
+    buckets = ()
 
     def __init__(self) -> None:
         self.head = describe(classifier(label="x"))[0]

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.packing import MIN_TOKENS, PATIENCE, TOLERANCE, Pool
+from transforms.packing import EQUAL_TOKENS, MIN_TOKENS, PATIENCE, TOLERANCE, Pool
 
 lengths_of_owners = st.lists(st.lists(st.integers(1, 600), min_size=1, max_size=60), min_size=1, max_size=6)
 
@@ -73,3 +73,33 @@ def test_micro_batches_mix_owners() -> None:
     for owner in "abc":
         pool.add(owner, np.array([20, 20], np.int32))
     assert sorted(owner for owner, _ in pool.take(2048, 4096).parts) == ["a", "b", "c"]
+
+
+@given(lengths_of_owners, st.integers(1, 4096), st.integers(1, 64))
+def test_buckets_are_the_only_lengths(owners: list[list[int]], budget: int, max_rows: int) -> None:
+    """Every sequence once; padded to the bucket of the longest one, within budget; none from the bucket below but in a
+    small micro-batch."""
+    buckets = (16, 24, 32, 64, 128, 256, 512, 600)
+    pool = Pool(buckets)
+    for owner, lengths in enumerate(owners):
+        pool.add(owner, np.array(lengths, np.int32))
+    seen = 0
+    for micro in drain(pool, budget, max_rows):
+        lengths = [owners[owner][i] for owner, sequences in micro.parts for i in sequences]
+        assert micro.length == min(bucket for bucket in buckets if bucket >= max(lengths))
+        assert micro.rows == 1 or micro.padded_tokens <= budget
+        below = [bucket for bucket in buckets if bucket < micro.length]
+        assert not below or min(lengths) > below[-1] or micro.padded_tokens <= MIN_TOKENS
+        seen += len(lengths)
+    assert seen == sum(map(len, owners))
+
+
+def test_many_equal_lengths_go_without_padding() -> None:
+    """A GPU's worth of one length leaves the shorter ones for the next; less than that takes them along."""
+    for enough in (True, False):
+        pool = Pool()
+        count = EQUAL_TOKENS // 64 if enough else EQUAL_TOKENS // 64 - 1
+        pool.add("a", np.array([64] * count + [60] * 100, np.int32))
+        micro = pool.take(65_536, 4096)
+        assert micro.rows == (count if enough else count + 100)
+        assert (micro.tokens == micro.padded_tokens) is enough

@@ -38,13 +38,17 @@ class Encoded:
 
 
 class Backend(Protocol):
-    """See the module. `device`: backends with the same one share it, `parallel` forward passes at a time."""
+    """See the module. `device`: backends with the same one share it, `parallel` forward passes at a time.
+
+    `buckets`: ascending, the only lengths that it pads sequences to; empty if it takes any length.
+    """
 
     head: Head
     device: str
     token_budget: int
     max_rows: int
     parallel: int
+    buckets: tuple[int, ...]
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Sequences of valid UTF-8 texts without nulls. May raise on a text; the engine then finds which."""

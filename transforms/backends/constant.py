@@ -33,6 +33,7 @@ class _Constant:
         self.token_budget = self.spec.token_budget or 1 << 20
         self.max_rows = 1 << 16
         self.parallel = 1
+        self.buckets: tuple[int, ...] = ()
         if self.spec.fail_on is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.spec.fail_on)

@@ -1,7 +1,9 @@
-"""PyTorch: any Hugging Face sequence classifier, fp32 or bf16, on CPU, CUDA or MPS. Only here is torch imported."""
+"""PyTorch: any Hugging Face sequence classifier, fp32 or bf16, on a CPU, all CUDA devices or one, or MPS."""
 
 from __future__ import annotations
 
+import itertools
+import threading
 from typing import Any, cast
 
 import numpy as np
@@ -12,7 +14,9 @@ from transformers.utils import logging
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, PyTorchBackend
+from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_buckets, warm_up
 from transforms.backends.huggingface import describe, files_of, weights_of
+from transforms.backends.replica import OverlappedReplica, Replica
 from transforms.model_files import ModelFiles
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
@@ -27,39 +31,54 @@ CPU_PASSES = 8
 cores, two passes of one thread do 14 % more rows/s than one pass of two threads, whose cores wait for each other after
 every operator, and a busy neighbour slows them by its own share, not ten-fold. A single row takes as long (16 ms)."""
 GPU_TOKENS = 65_536
+GPU_PASSES = 2
+"""Threads of each GPU: one waits for its pass, the other prepares the next."""
 _CORES = torch.get_num_threads()
 """What PyTorch would use by itself: the physical cores that this process may run on, or OMP_NUM_THREADS."""
 
 
 class _PyTorch:
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier: Classifier, devices: list[str], replica: type[Replica]) -> None:
+        """A `replica` on each of `devices`, which are all of one kind."""
         spec = cast("PyTorchBackend", classifier.backend)
         files = files_of(classifier)
         self.head, _ = describe(classifier)
-        self.device = choose_device(spec.device)
-        self.precision = choose_precision(spec.precision, self.device)
-        self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
-        self.max_rows = 4096
-        self.parallel = min(_CORES, CPU_PASSES) if self.device == "cpu" else 1
-        self._threads = _CORES // self.parallel
+        self.device = ",".join(devices)
+        on_cpu = devices[0] == "cpu"
+        precision = choose_precision(spec.precision, devices[0])
+        self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+        self.max_rows = MOST_ROWS
+        if issubclass(replica, OverlappedReplica):
+            self.parallel = GPU_PASSES * len(devices)
+        else:
+            self.parallel = min(_CORES, CPU_PASSES) if on_cpu else 1
+        self._threads = max(1, _CORES // self.parallel) if on_cpu else _CORES
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
-        self._model = load_model(files, self.device, self.precision)
+        self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
+        self.replicas: list[Replica] = []
+        for device in devices:
+            model = load_model(files, device, precision)
+            self.replicas.append(replica(CompiledModel(model) if spec.compile else model, device))
+        self._turns = itertools.cycle(self.replicas)
+        self._of_thread = threading.local()
+        if spec.compile:
+            warm_up(self.replicas, self.buckets, self._threads, files.name)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
-        if self.device == "cpu" and torch.get_num_threads() != self._threads:
+        if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        ids, mask = self._tokenizer.pad(parts)
-        inputs = {"input_ids": torch.from_numpy(ids)}
-        if not mask.all():
-            inputs["attention_mask"] = torch.from_numpy(mask)
+        ids, mask = self._tokenizer.pad(parts, self.buckets)
+        inputs = {"input_ids": ids}
+        if self.buckets or not mask.all():
+            inputs["attention_mask"] = mask
+        rows = len(ids)
+        if self.buckets and rows == 1:
+            inputs = {name: array.repeat(2, axis=0) for name, array in inputs.items()}
         try:
-            with torch.inference_mode():
-                on_device = {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
-                logits: torch.Tensor = self._model(**on_device).logits
-                return np.asarray(logits.float().cpu().numpy())
+            return self._replica().logits(inputs)[:rows]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(str(error)) from error
@@ -68,37 +87,43 @@ class _PyTorch:
                 raise OutOfMemoryError(str(error)) from error
             raise
 
+    def _replica(self) -> Replica:
+        """The calling thread's, always the same: on a device that died, a row that worked before must fail too."""
+        if not hasattr(self._of_thread, "replica"):
+            self._of_thread.replica = next(self._turns)
+        replica: Replica = self._of_thread.replica
+        return replica
+
     def close(self) -> None:
-        del self._model
+        self.replicas.clear()
+        del self._turns, self._of_thread
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
 
 def load(classifier: Classifier) -> _PyTorch:
-    """The model on its device. Raises ModelError."""
-    return _PyTorch(classifier)
+    """The model on its devices. Raises ModelError."""
+    devices = choose_devices(cast("PyTorchBackend", classifier.backend).device)
+    return _PyTorch(classifier, devices, OverlappedReplica if devices[0].startswith("cuda") else Replica)
 
 
 def identity(classifier: Classifier) -> dict[str, Any]:
     """What needs the files and the machine: hashes of weights and tokenizer, and what the precision comes to."""
     spec = cast("PyTorchBackend", classifier.backend)
-    precision = choose_precision(spec.precision, choose_device(spec.device))
+    precision = choose_precision(spec.precision, choose_devices(spec.device)[0])
     return {**weights_of(classifier), "backend": "pytorch", "precision": precision}
 
 
-def choose_device(wanted: str) -> str:
-    """`auto`: the first CUDA device, else MPS, else the CPU. Raises ModelError for a device that is not there."""
+def choose_devices(wanted: str) -> list[str]:
+    """`auto`: all CUDA devices, else MPS, else the CPU; `cuda`: all. Raises ModelError for a device not there."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
     if wanted == "auto":
-        if torch.cuda.is_available():
-            return "cuda:0"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    there = {"cpu": True, "mps": torch.backends.mps.is_available()}
-    if wanted.startswith("cuda"):
-        index = int(wanted.partition(":")[2] or 0)
-        there[wanted] = index < torch.cuda.device_count()
-    if not there.get(wanted, False):
+        return gpus or mps or ["cpu"]
+    found = {"cpu": ["cpu"], "mps": mps, "cuda": gpus}.get(wanted, [gpu for gpu in gpus if gpu == wanted])
+    if not found:
         raise ModelError(f"device {wanted}: PyTorch finds no such device here; device: auto takes the best there is")
-    return wanted
+    return found
 
 
 def choose_precision(wanted: str, device: str) -> str:
