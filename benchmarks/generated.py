@@ -4,7 +4,7 @@
     python -m benchmarks.generated texts FILE ROWS            lognormal lengths, for models
     python -m benchmarks.generated fixed FILE ROWS TOKENS     of one length, for models
     python -m benchmarks.generated sample FILE ROWS FOLDER    rows of the Parquet files of a folder, column `text`
-    python -m benchmarks.generated model FOLDER [LAYERS]      a BERT of MiniLM's size, six layers unless told
+    python -m benchmarks.generated model FOLDER [LAYERS [WIDTH]]   a BERT of MiniLM's size, 6 layers of 384 unless told
 
 Words are syllables put together and drawn by Zipf's law; the WordPiece vocabulary holds the frequent ones whole and the
 syllables of the others, so that a text has more tokens than words, as real text has.
@@ -118,8 +118,8 @@ def sample(folder: Path, rows: int) -> list[str]:
     return [found[i] for i in picked]
 
 
-def write_model(folder: Path, layers: int = 6) -> None:
-    """A BERT of MiniLM's size, random but for its head, and its tokenizer.
+def write_model(folder: Path, layers: int = 6, width: int = 384) -> None:
+    """A BERT with 12 heads and 4 `width` in between, as MiniLM and BERT have; random but for its head; its tokenizer.
 
     The head is scaled so that the logits of a sample have mean 0 and deviation 1: labels are then spread over all
     classes with margins as a trained model has them, and agreement of labels means something.
@@ -147,10 +147,10 @@ def write_model(folder: Path, layers: int = 6) -> None:
     torch.set_num_threads(1)
     config = BertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=384,
+        hidden_size=width,
         num_hidden_layers=layers,
         num_attention_heads=12,
-        intermediate_size=1536,
+        intermediate_size=4 * width,
         initializer_range=0.05,
         id2label=dict(enumerate(LABELS)),
         label2id={label: i for i, label in enumerate(LABELS)},
@@ -168,7 +168,7 @@ def write_model(folder: Path, layers: int = 6) -> None:
 
 def main(what: str, path: str, rows: str = "6", more: str = "") -> None:
     if what == "model":
-        write_model(Path(path), int(rows))
+        write_model(Path(path), int(rows), int(more or 384))
     elif what == "rows":
         write_rows(Path(path), int(rows))
     elif what == "texts":

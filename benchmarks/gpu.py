@@ -1,0 +1,159 @@
+"""How much of a GPU the engine uses: BERT-base (random weights, bf16, made here), against plain transformers.
+
+Two inputs: texts of lognormal lengths (median 30, mean 46 tokens, at most 512) and texts of 128 tokens. On each, one
+after the other, every contestant a process of its own, warmed up:
+
+- tagstream: the engine alone, fed with blocks, on all GPUs unless --device says otherwise; --compile: a second time
+  with `compile: true`, graphs made before the clock starts
+- transformers: texts sorted by length, batches of 256 padded to their longest, same model, bf16, on one device
+- tokeniser: the engine's tokenizer alone; if it does not do many more rows/s than the engine, it is what bounds
+
+Tokens are real ones: padding is not counted. MFU is the FLOPs that real tokens need over what the devices could do:
+
+    FLOPs of a text of n tokens = n * (2 * parameters + 4 * layers * hidden * n)
+
+Parameters are all but the embeddings; the pooler, which computes one token a text, is counted for each (0.7 % too much
+for BERT-base). The second term is the attention's two products. Peak: dense bf16 with fp32 sums, from NVIDIA's data
+sheets, by the name of the device, or --peak-tflops (of one device); without either there is no MFU.
+
+    python -m benchmarks.gpu [--json FILE] [--rows N] [--device cuda:0] [--peak-tflops N] [--compile] [--record]
+    python -m benchmarks.gpu --device cpu --layers 2 --rows 64       the same path, small
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.children import CACHE, PYTHON, run
+from benchmarks.results import save, versions
+
+ROWS = 100_000
+FIXED = 128
+INPUTS = {"lognormal": "lognormal lengths", "fixed": f"{FIXED} tokens each"}
+CONTESTANTS = {"tagstream": "tagstream", "compiled": "tagstream, compiled", "transformers": "transformers, sorted"}
+PEAKS = (
+    ("B200", 2250.0),
+    ("H200", 989.0),
+    ("H100 PCIe", 756.0),
+    ("H100 NVL", 835.0),
+    ("H100", 989.0),
+    ("A100", 312.0),
+    ("L40S", 362.0),
+    ("A10G", 70.0),
+    ("L4", 121.0),
+)
+"""TFLOP/s of devices whose name has all these words; the first that fits."""
+
+
+def peak_tflops(name: str) -> float | None:
+    """Of one device, by its name as CUDA tells it, such as `NVIDIA A100-SXM4-80GB`."""
+    words = set(re.split(r"[ -]", name))
+    return next((peak for wanted, peak in PEAKS if set(wanted.split()) <= words), None)
+
+
+def flops(parameters: int, layers: int, width: int, tokens: int, squares: int) -> float:
+    """That texts need; `squares`: the sum over the texts of the square of their tokens."""
+    return 2 * parameters * tokens + 4 * layers * width * squares
+
+
+def race(
+    model: Path, source: Path, options: argparse.Namespace, peak: float | None, gpus: int
+) -> dict[str, dict[str, float | None]]:
+    """Figures of every contestant on one input. `peak`: TFLOP/s of one device."""
+    script = [PYTHON, "-m", "benchmarks.peers.on_device"]
+    names = [name for name in CONTESTANTS if name != "compiled" or options.compile]
+    labels = {name: str(source.with_name(f"{source.stem}-{name}.parquet")) for name in names}
+    said = {}
+    for name in (*names, "tokeniser"):
+        print(f"{source.stem}: {name} …", flush=True)
+        more = [labels[name]] if name in labels else []
+        said[name] = run([*script, name, str(model), str(source), options.device, *more]).said
+    tokens, squares = said["tagstream"]["tokens"], said["tagstream"]["squares"]
+    needed = flops(said["tokeniser"]["parameters"], options.layers, options.width, tokens, squares)
+    found: dict[str, dict[str, float | None]] = {}
+    for name in names:
+        seconds, devices = said[name]["seconds"], 1 if name == "transformers" else max(1, gpus)
+        found[name] = {
+            "rows_per_s": round(said[name]["rows"] / seconds, 1),
+            "tokens_per_s": round(tokens / seconds, 1),
+            "tflops": needed / seconds / 1e12,
+            "mfu": needed / seconds / 1e12 / (peak * devices) if peak else None,
+            "padding": said[name].get("padding"),
+            "devices": devices,
+        }
+        if name != "transformers":
+            agreement = [PYTHON, "-m", "benchmarks.agreement", labels[name], "--", labels["transformers"]]
+            found[name]["label_agreement"] = run(agreement).said["agreement"]
+            found[name]["speedup"] = round(said["transformers"]["seconds"] / seconds, 3)
+    rate = said["tokeniser"]["rows"] / said["tokeniser"]["seconds"]
+    found["tokeniser"] = {"rows_per_s": round(rate, 1), "mean_tokens": round(tokens / said["tagstream"]["rows"], 1)}
+    return found
+
+
+def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:
+    """Markdown."""
+    lines = [about, "", "| | rows/s | real tokens/s | MFU | padding |", "|---|---|---|---|---|"]
+    for kind, title in INPUTS.items():
+        for name in (name for name in CONTESTANTS if name in found[kind]):
+            at = found[kind][name]
+            mfu = f"{at['mfu']:.1%}" if at["mfu"] is not None else "peak unknown"
+            padding = f"{at['padding']:.1%}" if at["padding"] is not None else ""
+            lines.append(
+                f"| {CONTESTANTS[name]}; {title} | {at['rows_per_s']:,} | {at['tokens_per_s']:,} | {mfu} | {padding} |"
+            )
+    lines.append("")
+    for kind, title in INPUTS.items():
+        ours, tokenised = found[kind]["tagstream"], found[kind]["tokeniser"]["rows_per_s"]
+        lines.append(
+            f"- {title}: {ours['speedup']:.2f} times transformers' rows/s (on one device), labels equal in "
+            f"{ours['label_agreement']:.1%}; the tokenizer alone does {tokenised:,} rows/s, "
+            f"{tokenised / ours['rows_per_s']:.1f} times the engine's"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--rows", type=int, default=ROWS)
+    parser.add_argument("--device", default="cuda", help="cuda: all GPUs; cuda:N; cpu")
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--width", type=int, default=768, help="hidden size; a multiple of 12")
+    parser.add_argument("--peak-tflops", type=float, metavar="N", help="of one device, in bf16")
+    parser.add_argument("--compile", action="store_true", help="also with compile: true")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
+    options = parser.parse_args()
+    gpus = run([PYTHON, "-m", "benchmarks.peers.on_device", "look", options.device]).said["gpus"]
+    if not gpus and options.device != "cpu":
+        print(
+            f"benchmarks.gpu: PyTorch finds no device {options.device} here; --device cpu runs it small",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)
+    peak = options.peak_tflops or (peak_tflops(gpus[0]) if gpus else None)
+    model = CACHE / f"model-{options.layers}-{options.width}"
+    generate = [PYTHON, "-m", "benchmarks.generated"]
+    if not (model / "model.safetensors").is_file():
+        run([*generate, "model", str(model), str(options.layers), str(options.width)])
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
+        for kind in INPUTS:
+            source = Path(folder) / f"{kind}.parquet"
+            how = ["fixed", str(source), str(options.rows), str(FIXED)]
+            run([*generate, *(how if kind == "fixed" else ["texts", *how[1:3]])])
+            found[kind] = race(model, source, options, peak, len(gpus))
+    device = f"{len(gpus)} x {gpus[0]}" if gpus else "CPU"
+    figures = {"device": device, "peak_tflops": peak, "rows": options.rows, "layers": options.layers}
+    figures |= {"width": options.width, **found}
+    size = f"{options.rows:,} rows, {options.layers} layers of {options.width}"
+    about = f"{device}, peak {peak or 'unknown'} TFLOP/s each; {size}"
+    save("gpu", figures, table(found, about), versions("torch", "transformers"), options.json, record=options.record)
+
+
+if __name__ == "__main__":
+    main()
