@@ -30,6 +30,7 @@ class _Onnx:
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self.parallel = 1
+        self.buckets: tuple[int, ...] = ()
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
@@ -39,13 +40,27 @@ class _Onnx:
         if ids.shape[1] < 2:  # the export's shortest sequence
             ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=self._tokenizer.pad_id)
             mask = np.pad(mask, ((0, 0), (0, 1)))
+        inputs = {"input_ids": ids, "attention_mask": mask}
         try:
-            (logits,) = self._session.run(["logits"], {"input_ids": ids, "attention_mask": mask})
+            logits = self._session.run(["logits"], inputs)[0] if self.device == "cpu" else self._bound(inputs)
         except Exception as error:
             if "allocate memory" in str(error) or "bad_alloc" in str(error):  # the arena's words
                 raise OutOfMemoryError(str(error)) from error
             raise
         return np.asarray(logits, np.float32)
+
+    def _bound(self, inputs: dict[str, Array]) -> Array:
+        """Inputs and logits in the device's memory: one copy to it before the pass, one from it after."""
+        import onnxruntime as ort
+
+        kind, _, index = self.device.partition(":")
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, kind, int(index or 0)))
+        binding.bind_output("logits", kind, int(index or 0))
+        self._session.run_with_iobinding(binding)
+        logits: Array = binding.copy_outputs_to_cpu()[0]
+        return logits
 
     def close(self) -> None:
         del self._session
