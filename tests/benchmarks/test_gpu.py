@@ -39,6 +39,7 @@ def test_flops_of_bert_base() -> None:
     assert 1.02 < whole / dense < 1.03
 
 
+@pytest.mark.timeout(900)  # nine processes, each of which loads PyTorch
 def test_runs_small_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Two layers, 64 rows: every figure is there, and follows from the others."""
     report = tmp_path / "gpu.json"
