@@ -21,6 +21,7 @@ from transforms.engine import Engine
 from transforms.metrics import METRICS
 
 ROOT = Path(__file__).parents[3]
+pytestmark = pytest.mark.timeout(900)  # on a busy machine the compiler takes minutes
 
 
 def classifier(folder: Path, **backend) -> Classifier:
@@ -48,7 +49,6 @@ def test_buckets_are_few_and_end_with_the_window(longest: int) -> None:
     assert all(below * 2 >= above for below, above in pairwise(lengths))
 
 
-@pytest.mark.timeout(900)  # on a busy machine the compiler takes minutes
 def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     """Whatever number of texts of whatever lengths comes, single ones too: the graphs are those made at the start."""
     from torch._dynamo.utils import counters
