@@ -2,6 +2,7 @@
 
 - `python -m models.train spam` or `sentiment`: train, calibrate and write a classifier.
 - `python -m models.train spam --transfer enron1`: leave a source out, record how the model does on it.
+- `python -m models.train sentiment --teacher FOLDER`: keep the teacher there, and take it from there the next time.
 - `python -m models.train results`: measure the bundled classifiers, write RESULTS.md and the cards' figures.
 - `python -m models.train demo`: write examples/sms.parquet.
 """
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from models import ROOT
-from models.train import demo, export, loop, report, shrink, tokenizer, transfer
+from models.train import demo, export, loop, report, shrink, teacher, tokenizer, transfer
 from models.train.data import TRAIN, TUNE
 from models.train.tasks import TASKS
 
@@ -32,7 +33,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the labelled Parquet files")
     parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
     parser.add_argument("--transfer", metavar="SOURCE", help="leave this source out and measure on it, write no model")
-    parser.add_argument("--epochs", type=float, default=1.0, help="share of the lessons (which hold their own repeats)")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="where the teacher is kept and found again")
+    parser.add_argument("--short", type=float, default=1.0, help="train for this share of the epochs only")
     parser.add_argument("--fast", action="store_true", help="measure in bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
@@ -46,7 +48,7 @@ def main() -> None:
         left_out = frozenset({given.transfer} - {None})
 
         def build(folder: Path) -> None:
-            make(task, given.data, folder, given.epochs, left_out)
+            make(task, given.data, folder, left_out, given.teacher, given.short)
 
         if given.transfer:
             transfer.run(task, given.transfer, given.data, build)
@@ -54,8 +56,8 @@ def main() -> None:
             build(given.out or ROOT / task.name)
 
 
-def make(task: Task, data: Path, out: Path, epochs: float, without: frozenset[str]) -> None:
-    """Collect lessons, cut the student, teach it, calibrate it on the tune rows, write the folder."""
+def make(task: Task, data: Path, out: Path, without: frozenset[str], teachers: Path | None, short: float) -> None:
+    """Collect lessons, teach the teacher and the student, calibrate on the tune rows, write the folder."""
     settings = loop.Settings(learning_rate=task.learning_rate)
     torch.manual_seed(settings.seed)
     lessons = task.lessons(data, TRAIN, settings.seed, without)
@@ -64,11 +66,16 @@ def make(task: Task, data: Path, out: Path, epochs: float, without: frozenset[st
     sample = random.Random(settings.seed).sample(lessons.texts, min(len(lessons.texts), 30_000))
     vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
     small = tokenizer.rebuild(base, vocabulary)
-    student = shrink.cut(base, vocabulary, task.shape, task.labels, sample[:300])
     print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)
     encoded = loop.encode(small, lessons.texts, task.max_length)
-    print(f"{sum(map(len, encoded))} tokens an epoch", flush=True)
-    loop.train(student, encoded, lessons, settings, epochs)
+    if task.teaching:
+        mentor = teacher.find_or_teach(task, task.teaching, base, vocabulary, encoded, lessons, teachers, short)
+        more = task.teaching.unlabelled(data, settings.seed, without)
+        encoded += loop.encode(small, more, task.max_length)
+        lessons = teacher.soften(mentor, encoded, lessons, more, task.teaching.trust)
+    print(f"{len(encoded)} texts, {sum(map(len, encoded))} tokens an epoch", flush=True)
+    student = shrink.cut(base, vocabulary, task.shape, task.labels, sample[:300])
+    loop.train(student, encoded, lessons, settings, task.epochs * short)
     tune = task.lessons(data, TUNE, settings.seed, without)
     logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))
     temperature = export.fit_temperature(logits, tune)

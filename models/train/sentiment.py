@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import TYPE_CHECKING
 
 from models.train.data import TRAIN
-from models.train.linear import out_of_fold
 from models.train.loop import Lessons
 from models.train.shrink import Shape
 from models.train.task import Task, lesson_rows, unseen
+from models.train.teacher import Teaching
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NEGATIVE, NEUTRAL, POSITIVE = range(3)
 POLES = (1.0, 0.0, 1.0)  # the row knows of negative and positive only
-PASSES = {"sst2": 2, "semeval": 2, "tweeteval": 2}
 LABELLED = ("sst2", "imdb", "semeval", "tweeteval")
-REVIEWS = 12_000  # windows, one of a review: long text is dear
+REVIEWS = 14_000  # windows, one of a review: long text is dear
 WINDOW_WORDS = 110
-TRUST = 0.5  # how much of a review window's target is the review's label; the rest is the linear teacher's score
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+# Text for the teacher to score: windows of the other reviews, sentences of all, comments.
+MORE_REVIEWS, SENTENCES, COMMENTS = 6_000, 45_000, 15_000
 MOODS = {
     NEGATIVE: [
         "anger",
@@ -51,12 +53,13 @@ MOODS = {
 }
 MOOD_OF = {mood: pole for pole, moods in MOODS.items() for mood in moods}
 MOOD_ROWS = 12_000
+HEADLINES = 1_500  # news says what happened; its readers' feelings are not in it
 
 
 def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Lessons:
     rng = random.Random(seed)
     found = Lessons()
-    banned = unseen(folder, (*LABELLED, "goemotions")) if part == TRAIN else frozenset()
+    banned = _banned(folder) if part == TRAIN else frozenset()
     for name in LABELLED:
         if name in without:
             continue
@@ -65,12 +68,29 @@ def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Less
             continue
         for row in lesson_rows(folder, name, part, banned):
             short = name == "sst2" and len(row.text.split()) < 8
-            target = _sure(TASK.index(row))
-            for _ in range(PASSES[name] if part == TRAIN else 1):
-                found.add(row.text, target, POLES if short else None)
+            found.add(row.text, _sure(TASK.index(row)), POLES if short else None)
     if part == TRAIN:
         _moods(found, folder, rng, banned)
+        _headlines(found, folder, rng, banned)
     return found
+
+
+def unlabelled(folder: Path, seed: int, without: frozenset[str]) -> list[str]:
+    """Text of the training part for the teacher to score: short and long, about films and about anything."""
+    rng = random.Random(seed)
+    banned = _banned(folder)
+    found = [row.text for row in lesson_rows(folder, "goemotions", TRAIN, banned)]
+    found = rng.sample(found, min(len(found), COMMENTS))
+    if "imdb" not in without:
+        own = [row.text.replace("<br />", " ") for row in lesson_rows(folder, "imdb", TRAIN, banned)]
+        found += [_window(text, rng) for text in rng.sample(own, min(len(own), MORE_REVIEWS))]
+        sentences = [one for text in own for one in SENTENCE_END.split(text) if 4 <= len(one.split()) <= 40]
+        found += rng.sample(sentences, min(len(sentences), SENTENCES))
+    return found
+
+
+def _banned(folder: Path) -> frozenset[str]:
+    return unseen(folder, (*LABELLED, "goemotions", "agnews"))
 
 
 def _sure(pole: int, sureness: float = 1.0) -> list[float]:
@@ -79,19 +99,12 @@ def _sure(pole: int, sureness: float = 1.0) -> list[float]:
 
 
 def _reviews(found: Lessons, folder: Path, part: str, rng: random.Random, banned: frozenset[str]) -> None:
-    """Windows of reviews; in training, targets are softened by a linear model that never saw the review."""
+    """Windows of reviews to learn from, whole reviews otherwise."""
     own = list(lesson_rows(folder, "imdb", part, banned))
-    if part != TRAIN:
-        for row in own:
-            found.add(row.text, _sure(TASK.index(row)))
-        return
-    labels = [int(row.label == "positive") for row in own]
-    windows = [_window(row.text, rng) for row in own]
-    scores = out_of_fold([row.text for row in own], labels, windows)
-    for i in rng.sample(range(len(own)), min(len(own), REVIEWS)):
-        positive = TRUST * labels[i] + (1 - TRUST) * float(scores[i, 1])
-        agreed = abs(positive - labels[i]) < 0.3
-        found.add(windows[i], [1 - positive, 0.0, positive], None if agreed else POLES)
+    if part == TRAIN:
+        own = rng.sample(own, min(len(own), REVIEWS))
+    for row in own:
+        found.add(_window(row.text, rng) if part == TRAIN else row.text, _sure(TASK.index(row)))
 
 
 def _window(text: str, rng: random.Random) -> str:
@@ -112,12 +125,21 @@ def _moods(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[s
         found.add(text, _sure(pole, 0.8))
 
 
+def _headlines(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[str]) -> None:
+    """News as a weak voice for neutral: mostly, not always."""
+    own = list(lesson_rows(folder, "agnews", TRAIN, banned))
+    for row in rng.sample(own, min(len(own), HEADLINES)):
+        found.add(row.text, _sure(NEUTRAL, 0.8))
+
+
 TASK = Task(
     name="sentiment",
     labels=("negative", "neutral", "positive"),
     shape=Shape(layers=(0, 1, 3, 5), intermediate=768, vocabulary=6000, positions=256),
     max_length=224,
     learning_rate=2e-4,
+    epochs=1.6,
     lessons=lessons,
     sources=LABELLED,
+    teaching=Teaching(unlabelled, epochs=2.0),
 )

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LABELLED = ("sms", "enron1")
-PASSES = {"sms": 4, "enron1": 3}
-EVASIVE = {"sms": 3, "enron1": 1}  # disguised copies of every spam row on top
+PASSES = {"sms": 4, "enron1": 4}
+EVASIVE = {"sms": 3, "enron1": 2}  # disguised copies of every spam row on top
 # Rows a source gives as ham; none of these files holds spam.
 HAM_ROWS = {
     "agnews": 2500,
@@ -79,8 +79,6 @@ def _disguised_ham(text: str, rng: random.Random) -> str:
         return text[:2000].upper()
     if luck < 0.13:
         return augment.evade(text[:600], rng)
-    if luck < 0.2:
-        return f"Subject: {text[:2000]}"
     return text[:4000]
 
 
@@ -90,6 +88,7 @@ TASK = Task(
     shape=Shape(layers=(0, 2, 5), intermediate=768, vocabulary=8800, positions=512),
     max_length=256,
     learning_rate=2e-4,
+    epochs=1.8,
     lessons=lessons,
     sources=LABELLED,
 )

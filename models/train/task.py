@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from models.train.loop import Lessons
     from models.train.shrink import Shape
+    from models.train.teacher import Teaching
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,10 @@ class Task:
     shape: Shape
     max_length: int  # tokens of a training row
     learning_rate: float
+    epochs: float
     lessons: Callable[[Path, str, int, frozenset[str]], Lessons]  # data, part, seed, sources left out
     sources: tuple[str, ...]  # labelled sources, each of them measured
+    teaching: Teaching | None = None  # without it the student learns from labels alone
 
     def index(self, row: Row) -> int:
         return self.labels.index(row.label)

@@ -1,0 +1,87 @@
+"""The teacher: the whole pretrained encoder, taught first; the small student then learns from its scores.
+
+Scores say more than labels do (how sure, what else it could be), and a text without a label can have them too: so the
+student also learns from text that nobody labelled. Teacher and student share the student's vocabulary, so that every
+text is tokenised once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from transformers import AutoModelForSequenceClassification
+
+from models.train import loop, shrink
+from models.train.loop import Lessons
+from models.train.shrink import Shape
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from tokenizers import Tokenizer
+    from transformers import BertForSequenceClassification
+
+    from models.train.task import Task
+
+ALL_LAYERS, ALL_NEURONS = tuple(range(6)), 1536  # of all-MiniLM-L6-v2
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """How a task's teacher is taught, and what the student learns from it."""
+
+    unlabelled: Callable[[Path, int, frozenset[str]], list[str]]  # data, seed, sources left out
+    epochs: float
+    learning_rate: float = 1e-4
+    trust: float = 0.5  # weight of the teacher's scores where a row has a label of its own
+
+
+def find_or_teach(
+    task: Task,
+    teaching: Teaching,
+    base: Tokenizer,
+    vocabulary: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    lessons: Lessons,
+    folder: Path | None,
+    short: float,
+) -> BertForSequenceClassification:
+    """A model with all layers and neurons of the pretrained encoder, trained on the lessons or found in `folder`."""
+    if folder and (folder / "config.json").exists():
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+    whole = Shape(ALL_LAYERS, ALL_NEURONS, task.shape.vocabulary, task.shape.positions)
+    model = shrink.cut(base, vocabulary, whole, task.labels, lessons.texts[:1])
+    settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
+    print("the teacher", flush=True)
+    loop.train(model, encoded, lessons, settings, teaching.epochs * short)
+    if folder:
+        model.save_pretrained(folder)
+    return model
+
+
+def soften(
+    teacher: BertForSequenceClassification,
+    encoded: Sequence[Sequence[int]],
+    lessons: Lessons,
+    unlabelled: Sequence[str],
+    trust: float,
+) -> Lessons:
+    """The student's lessons: the labelled rows with targets drawn towards the teacher's scores, then the others.
+
+    `encoded` has the tokens of the labelled rows first, then those of the unlabelled texts.
+    """
+    logits = torch.tensor(loop.score(teacher, encoded))
+    labelled = len(lessons.texts)
+    masks = torch.tensor(lessons.masks)
+    targets = torch.tensor(lessons.targets)
+    own = logits[:labelled].masked_fill(masks == 0, -torch.inf).softmax(dim=-1)
+    mixed = (1 - trust) * targets + trust * own
+    free = logits[labelled:].softmax(dim=-1)
+    return Lessons(
+        texts=[*lessons.texts, *unlabelled],
+        targets=[*mixed.tolist(), *free.tolist()],
+        masks=[*lessons.masks, *torch.ones_like(free).tolist()],
+    )
