@@ -71,7 +71,7 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         assert auto.resolve(chosen).backend.file == str(path)
         np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[-2], atol=0.2)
         assert not METRICS.snapshot().notes
-    careful = Int8(keep_down=True), Int8(keep_down=True, keep_last=True)
+    careful = Int8(keep_down=True), Int8(keep_down=True, keep_last=True, smooth=True)
     assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
 
 

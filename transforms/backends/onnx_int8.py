@@ -15,9 +15,9 @@ from transforms.backends.onnx_smooth import Inputs, insert_before, smooth, weigh
 @dataclass(frozen=True)
 class Int8:
     """One way to quantise. `static`: the ranges of activations are the sample's, otherwise each micro-batch's own;
-    `smooth`: see `onnx_smooth`; `reduce_range`: 7-bit weights, which add up without saturation on older CPUs;
-    `keep_down`: projections to fewer columns stay fp32 (their inputs have outliers); `keep_last`: so does the
-    last layer.
+    `smooth`: see `onnx_smooth`, all but down-projections, which it makes less exact; `reduce_range`: 7-bit weights,
+    which add up without saturation on older CPUs; `keep_down`: projections to fewer columns stay fp32 (their inputs
+    have outliers); `keep_last`: so does the last layer.
     """
 
     static: bool = False
@@ -45,7 +45,7 @@ DYNAMIC_WAYS = (
     Int8(smooth=True),
     Int8(keep_down=True),
     Int8(keep_down=True, smooth=True),
-    Int8(keep_down=True, keep_last=True),
+    Int8(keep_down=True, keep_last=True, smooth=True),
 )
 STATIC_WAYS = (
     Int8(static=True),
@@ -72,7 +72,7 @@ def quantise(fp32: Path, way: Int8, path: Path, rows: Sequence[Inputs] = ()) -> 
         model = onnx.load(fp32)
         exclude = _kept(model, way)
         if way.smooth:
-            smooth(model, rows, exclude)
+            smooth(model, rows, {*exclude, *(node.name for node in _down(model))})
         settings: dict[str, Any] = {
             "weight_type": QuantType.QInt8,
             "per_channel": True,
@@ -99,14 +99,18 @@ def quantise(fp32: Path, way: Int8, path: Path, rows: Sequence[Inputs] = ()) -> 
     return path
 
 
+def _down(model: Any) -> list[Any]:
+    """Weight products with fewer columns than rows: projections back from the wide part of a layer."""
+    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
+    return [node for node in weight_products(model) if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
+
+
 def _kept(model: Any, way: Int8) -> list[str]:
     """Names of the weight products that stay fp32."""
-    products = weight_products(model)
-    shapes = {weight.name: tuple(weight.dims) for weight in model.graph.initializer}
-    down = [n for n in products if shapes[n.input[1]][0] > shapes[n.input[1]][1]]
-    kept = {n.name for n in down} if way.keep_down else set()
+    products, down = [node.name for node in weight_products(model)], [node.name for node in _down(model)]
+    kept = set(down) if way.keep_down else set()
     if way.keep_last and len(down) > 1:
-        kept |= {n.name for n in products[products.index(down[-2]) + 1 :]}
+        kept |= set(products[products.index(down[-2]) + 1 :])
     return sorted(kept)
 
 

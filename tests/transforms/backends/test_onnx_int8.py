@@ -131,7 +131,7 @@ def test_static_ranges_are_the_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_every_way_runs_on_any_shape(tmp_path: Path, way: Int8) -> None:
-    """Batch 1, length 2 and others; near fp32, but not it; the products that stay fp32 are those of the way."""
+    """Batch 1, length 2 and others; near fp32, but not it; the way says what stays fp32 and what is smoothed."""
     model = attention(tmp_path / "m.onnx")
     path = quantise(tmp_path / "m.onnx", way, tmp_path / "q.onnx", sample())
     assert not list(tmp_path.glob(".*"))
@@ -145,6 +145,9 @@ def test_every_way_runs_on_any_shape(tmp_path: Path, way: Int8) -> None:
         assert np.abs(run(path, row) - expected).mean() < 0.05 * np.abs(expected).max()
     kept = {node.name for node in weight_products(onnx.load(path))}
     assert kept == ({"product_down"} if way.keep_down else set())
+    assert [node.input[0] for node in nodes_of(path, "Mul") if node.name.endswith("_smooth")] == (
+        ["x", "stream"] if way.smooth else []
+    )
 
 
 def test_ranges_need_a_sample(tmp_path: Path) -> None:
