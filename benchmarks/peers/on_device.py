@@ -59,27 +59,17 @@ def transformers(model, texts, device):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
     from transformers.utils import logging
 
+    from benchmarks.peers.sorted_batches import probabilities
+
     logging.set_verbosity_error()
     device = {"auto": "cuda:0", "cuda": "cuda:0"}.get(device, device)
     tokenizer = AutoTokenizer.from_pretrained(model)
     network = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.bfloat16).eval().to(device)
     texts = texts.to_pylist()
 
-    def scores(some):
-        order = np.argsort([-len(text) for text in some], kind="stable")
-        found = np.zeros((len(some), network.config.num_labels), np.float32)
-        with torch.inference_mode():
-            for at in range(0, len(order), BATCH):
-                rows = order[at : at + BATCH]
-                batch = tokenizer(
-                    [some[i] for i in rows], padding=True, truncation=True, max_length=512, return_tensors="pt"
-                )
-                found[rows] = network(**batch.to(device)).logits.float().softmax(-1).cpu().numpy()
-        return found
-
-    scores(texts[:WARM_UP_ROWS])
+    probabilities(network, tokenizer, texts[:WARM_UP_ROWS], BATCH, 512)
     begun = time.perf_counter()
-    found = scores(texts)
+    found = probabilities(network, tokenizer, texts, BATCH, 512)
     return time.perf_counter() - begun, found, {}
 
 

@@ -19,6 +19,20 @@ from transformers.utils import logging
 BATCH = 32
 
 
+def probabilities(network, tokenizer, texts, batch_rows, limit):
+    """Float32 [rows, labels], in the order of the texts; on the network's device. `limit`: tokens of a text."""
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    found = np.zeros((len(texts), network.config.num_labels), np.float32)
+    with torch.inference_mode():
+        for at in range(0, len(order), batch_rows):
+            rows = order[at : at + batch_rows]
+            batch = tokenizer(
+                [texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+            )
+            found[rows] = network(**batch.to(network.device)).logits.float().softmax(-1).cpu().numpy()
+    return found
+
+
 def main(model, source, output):
     logging.set_verbosity_error()
     started = time.perf_counter()
@@ -28,15 +42,7 @@ def main(model, source, output):
     loaded = time.perf_counter()
     table = pq.read_table(source)
     texts = table["text"].to_pylist()
-    order = np.argsort([-len(text) for text in texts], kind="stable")
-    scores = np.zeros((len(texts), network.config.num_labels), np.float32)
-    with torch.inference_mode():
-        for at in range(0, len(order), BATCH):
-            rows = order[at : at + BATCH]
-            batch = tokenizer(
-                [texts[i] for i in rows], padding=True, truncation=True, max_length=limit, return_tensors="pt"
-            )
-            scores[rows] = network(**batch).logits.softmax(-1).numpy()
+    scores = probabilities(network, tokenizer, texts, BATCH, limit)
     labels = [network.config.id2label[i] for i in scores.argmax(1).tolist()]
     result = pa.table({"id": table["id"], "label": labels, "score": scores.max(1).astype(np.float64)})
     pq.write_table(result, output)

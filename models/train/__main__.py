@@ -19,6 +19,7 @@ import torch
 from models import ROOT
 from models.train import demo, export, loop, report, shrink, teacher, tokenizer, transfer
 from models.train.data import TRAIN, TUNE
+from models.train.task import at_most
 from models.train.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def make(task: Task, data: Path, out: Path, without: frozenset[str], teachers: P
     lessons = task.lessons(data, TRAIN, settings.seed, without)
     print(f"{len(lessons.texts)} lessons", flush=True)
     base = tokenizer.full(shrink.encoder_folder())
-    sample = random.Random(settings.seed).sample(lessons.texts, min(len(lessons.texts), 30_000))
+    sample = at_most(random.Random(settings.seed), 30_000, lessons.texts)
     vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
     small = tokenizer.rebuild(base, vocabulary)
     print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from models.train.data import TRAIN
 from models.train.loop import Lessons
 from models.train.shrink import Shape
-from models.train.task import Task, lesson_rows, unseen
+from models.train.task import Task, at_most, lesson_rows, unseen
 from models.train.teacher import Teaching
 
 if TYPE_CHECKING:
@@ -79,13 +79,12 @@ def unlabelled(folder: Path, seed: int, without: frozenset[str]) -> list[str]:
     """Text of the training part for the teacher to score: short and long, about films and about anything."""
     rng = random.Random(seed)
     banned = _banned(folder)
-    found = [row.text for row in lesson_rows(folder, "goemotions", TRAIN, banned)]
-    found = rng.sample(found, min(len(found), COMMENTS))
+    found = at_most(rng, COMMENTS, [row.text for row in lesson_rows(folder, "goemotions", TRAIN, banned)])
     if "imdb" not in without:
         own = [row.text.replace("<br />", " ") for row in lesson_rows(folder, "imdb", TRAIN, banned)]
-        found += [_window(text, rng) for text in rng.sample(own, min(len(own), MORE_REVIEWS))]
+        found += [_window(text, rng) for text in at_most(rng, MORE_REVIEWS, own)]
         sentences = [one for text in own for one in SENTENCE_END.split(text) if 4 <= len(one.split()) <= 40]
-        found += rng.sample(sentences, min(len(sentences), SENTENCES))
+        found += at_most(rng, SENTENCES, sentences)
     return found
 
 
@@ -102,7 +101,7 @@ def _reviews(found: Lessons, folder: Path, part: str, rng: random.Random, banned
     """Windows of reviews to learn from, whole reviews otherwise."""
     own = list(lesson_rows(folder, "imdb", part, banned))
     if part == TRAIN:
-        own = rng.sample(own, min(len(own), REVIEWS))
+        own = at_most(rng, REVIEWS, own)
     for row in own:
         found.add(_window(row.text, rng) if part == TRAIN else row.text, _sure(TASK.index(row)))
 
@@ -121,14 +120,13 @@ def _moods(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[s
         poles = {MOOD_OF.get(mood, -1) for mood in row.label.replace("|", ",").split(",")}
         if len(poles) == 1 and -1 not in poles:
             clear.append((row.text, poles.pop()))
-    for text, pole in rng.sample(clear, min(len(clear), MOOD_ROWS)):
+    for text, pole in at_most(rng, MOOD_ROWS, clear):
         found.add(text, _sure(pole, 0.8))
 
 
 def _headlines(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[str]) -> None:
     """News as a weak voice for neutral: mostly, not always."""
-    own = list(lesson_rows(folder, "agnews", TRAIN, banned))
-    for row in rng.sample(own, min(len(own), HEADLINES)):
+    for row in at_most(rng, HEADLINES, list(lesson_rows(folder, "agnews", TRAIN, banned))):
         found.add(row.text, _sure(NEUTRAL, 0.8))
 
 

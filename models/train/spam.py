@@ -9,7 +9,7 @@ from models.train import augment
 from models.train.data import SOURCES, TRAIN, Row
 from models.train.loop import Lessons
 from models.train.shrink import Shape
-from models.train.task import Task, lesson_rows, unseen
+from models.train.task import Task, at_most, lesson_rows, unseen
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +54,7 @@ def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Less
                     found.add(augment.evade(_varied(row, rng)[:1200], rng), target)
     for name, count in HAM_ROWS.items():
         own = list(lesson_rows(folder, name, part, banned))
-        for row in rng.sample(own, min(len(own), count if part == TRAIN else count // 10)):
+        for row in at_most(rng, count if part == TRAIN else count // 10, own):
             found.add(_disguised_ham(row.text, rng) if part == TRAIN else row.text[:4000], SURE_HAM)
     return found
 

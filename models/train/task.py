@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from models.train.data import HELD, Row, normal_form, rows
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from models.train.loop import Lessons
     from models.train.shrink import Shape
     from models.train.teacher import Teaching
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,11 @@ class Task:
 
     def index(self, row: Row) -> int:
         return self.labels.index(row.label)
+
+
+def at_most(rng: random.Random, count: int, found: list[T]) -> list[T]:
+    """All of them in random order if there are no more, else a sample of them."""
+    return rng.sample(found, min(len(found), count))
 
 
 def unseen(folder: Path, names: tuple[str, ...]) -> frozenset[str]:

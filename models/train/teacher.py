@@ -7,7 +7,7 @@ text is tokenised once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +15,6 @@ from transformers import AutoModelForSequenceClassification
 
 from models.train import loop, shrink
 from models.train.loop import Lessons
-from models.train.shrink import Shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,7 +51,7 @@ def find_or_teach(
     """A model with all layers and neurons of the pretrained encoder, trained on the lessons or found in `folder`."""
     if folder and (folder / "config.json").exists():
         return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    whole = Shape(ALL_LAYERS, ALL_NEURONS, task.shape.vocabulary, task.shape.positions)
+    whole = replace(task.shape, layers=ALL_LAYERS, intermediate=ALL_NEURONS)
     model = shrink.cut(base, vocabulary, whole, task.labels, lessons.texts[:1])
     settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
     print("the teacher", flush=True)

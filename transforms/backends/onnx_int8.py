@@ -141,9 +141,3 @@ class _Rows:
 
     def get_next(self) -> Inputs | None:
         return next(self._rows, None)
-
-    def __iter__(self) -> _Rows:
-        return self
-
-    def __next__(self) -> Inputs:
-        return next(self._rows)
