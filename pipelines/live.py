@@ -88,6 +88,8 @@ class LiveLine(StatusLine):
                 worries.append(f"no answer from {status.where} for {status.silence:.0f} s")
             elif not status.splits and status.age > WORRY_SECONDS:
                 worries.append("no partition is assigned to this process")
+            if status.strangers:
+                worries.append(f"another program is in the group and takes messages: {', '.join(status.strangers)}")
         parts = [f"{now.rows_in:,} messages committed", f"{self._speed:,.0f}/s", f"lag {sum(lag.values()):,}"]
         if any(lag.values()):
             worst = sorted(lag.items(), key=lambda item: -item[1])[:3]

@@ -27,8 +27,9 @@ POLL_SECONDS = 1.0
 SUBMIT_SECONDS = 180.0
 """A healthy job runs 15 to 30 s after submission, most of it the staging of jars; a busy cluster takes longer."""
 CONNECT_SECONDS = 5.0
-WORKER_SECONDS = {"EXTERNAL": 60.0, "PROCESS": 60.0, "DOCKER": 600.0}
-"""How long a running job may go without its first Python worker; a container's image may have to be fetched."""
+WORKER_SECONDS = {"EXTERNAL": 180.0, "PROCESS": 180.0, "DOCKER": 600.0}
+"""How long a running job may go without its first Python worker. The first one after an installation compiles torch and
+Beam, a minute on a slow machine; a container's image may have to be fetched."""
 SILENCE_SECONDS = 60.0
 """How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
 NEVER_MS = 10**13

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -17,6 +17,8 @@ Topics = Annotated[
         lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
     ),
 ]
+Producer = Literal["kafka-python", "confluent-kafka"]
+PRODUCERS: tuple[Producer, ...] = get_args(Producer)
 Client = Annotated[
     dict[str, Any],
     Field(
@@ -125,6 +127,11 @@ class KafkaSink(Spec):
         default="same-partition", description="same-partition: as in the input; by-key: by the hash of the key."
     )
     compression: Literal["none", "gzip", "zstd"] = "none"
+    producer: Producer = Field(
+        default="kafka-python",
+        description="The client that writes. confluent-kafka (extra `confluent`) takes less time for a transaction; a "
+        "timestamp of exactly 0 becomes the time of the write.",
+    )
     client: Client = Field(default_factory=dict)
 
     @model_validator(mode="after")

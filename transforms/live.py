@@ -35,13 +35,16 @@ UNUSED_SECONDS = 15.0
 
 
 class FeedStatus(NamedTuple):
-    """lag: messages by split that were not read yet; silence: seconds since the source last answered."""
+    """lag: messages by split that were not read yet; silence: seconds since the source last answered; strangers: who
+    else is given messages of this source in the job's name, and does not label them.
+    """
 
     lag: dict[str, int]
     splits: int
     silence: float
     age: float
     where: str
+    strangers: tuple[str, ...] = ()
 
 
 class Feed(Protocol):

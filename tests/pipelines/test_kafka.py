@@ -16,6 +16,7 @@ from rich.console import Console
 from pipelines.run import run_job
 from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
+from schemas.kafka_spec import PRODUCERS
 from schemas.spec import JobSpec
 from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
@@ -54,11 +55,12 @@ def test_json_in_json_out(topics):
     assert (result["report"].counts.rows_in, result["report"].counts.rows_out) == (1, 1)
 
 
-def test_labels_in_headers_leave_the_message_as_it_was(topics):
+@pytest.mark.parametrize("producer", PRODUCERS)
+def test_labels_in_headers_leave_the_message_as_it_was(topics, producer):
     """Value, key, timestamp and headers byte for byte."""
     value = b'{"body":   "hello", "b": "\\u00e4"}'
     topics.send([value], key=b"\x00\xff", headers=[("trace", b"\x01")], timestamp_ms=99, partition=0)
-    with running(topics.spec({"payload": "json", "text": "body"}, {"mode": "headers"})):
+    with running(topics.spec({"payload": "json", "text": "body"}, {"mode": "headers", "producer": producer})):
         wait_until(topics.labelled, 60, "a label")
     (record,) = topics.all(topics.target)
     assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
@@ -66,7 +68,8 @@ def test_labels_in_headers_leave_the_message_as_it_was(topics):
     assert headers_of(record)["tag"] == b"constant"
 
 
-def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka):
+@pytest.mark.parametrize("producer", PRODUCERS)
+def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, producer):
     """With headers even a message that just fits the input may not fit the output."""
     topics = Topics(kafka)
     with kafka.admin() as admin:
@@ -74,8 +77,8 @@ def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka):
 
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.source, {"max.message.bytes": "6000000"})])
     topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
-    with running(topics.spec(sink={"mode": "headers"})) as result:
-        wait_until(lambda: topics.labelled() == 2, 60, "two labels")
+    with running(topics.spec(sink={"mode": "headers", "producer": producer})) as result:
+        wait_until(lambda: topics.labelled() == 2, 180, "two labels")
     (letter,) = topics.all(topics.dead)
     assert headers_of(letter)["tagstream.code"] == b"too_large"
     assert result["report"].counts.dead == {"too_large": 1}

@@ -41,7 +41,7 @@ def job(mortal_kafka, tmp_path):
 
 
 def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
-    """kill -9 of the job and of the broker, processes that join and leave, a zombie: exact and in order."""
+    """kill -9 of job and broker, processes that join and leave, zombies, both producers: exact, in order."""
     broker, start = job
     long = request.config.getoption("--crash-long")
     chance = random.Random(3)
@@ -58,7 +58,7 @@ def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
                 raise AssertionError(f"{error}; the group: {admin.describe_groups(['crash'])}") from None
 
     progress(300)
-    second = start(sink)
+    second = start(sink.replace("headers", "headers, producer: confluent-kafka"))
     faults = ["kill", "broker", "zombie", "join"]
     if long:
         faults = ["kill"] * 20 + ["broker"] * 10 + ["join"] * 10 + ["zombie", "down"]

@@ -7,12 +7,14 @@ import io
 import threading
 
 import pytest
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, TopicPartition
 from kafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from kafka.structs import OffsetAndMetadata
 from rich.console import Console
 
+from pipelines.live import LiveLine
 from pipelines.run import run_job
-from schemas.errors import SinkError, SourceError
+from schemas.errors import LedgerError, SinkError, SourceError
 from tests.pipelines.kafka_jobs import Topics, running, yaml_of
 from tests.services.java import wait_until
 from tests.services.kafka_faults import Worker, count, differences
@@ -92,6 +94,47 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
         with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
             run_job(topics.spec(), Console(file=io.StringIO()), max_seconds=30)
         polling.join()
+
+
+def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
+    """It is given partitions, whose messages get no label: the status line says who it is, until it has left."""
+    quiet = Console(file=io.StringIO())
+    with running(topics.spec()):
+        topics.send([b"one"])
+        wait_until(topics.labelled, 60, "a label")
+        line = LiveLine(quiet)
+        assert "another program" not in line.line()
+        foreign = KafkaConsumer(
+            topics.source,
+            bootstrap_servers=topics.servers,
+            group_id=topics.name,
+            client_id="intruder",
+            enable_auto_commit=False,
+        )
+        with contextlib.closing(foreign):
+            wait_until(lambda: foreign.poll(100) or foreign.assignment(), 60, "the foreigner has joined")
+            wait_until(
+                lambda: foreign.poll(100) or "takes messages: intruder on 127.0.0.1" in line.line(), 30, "its name"
+            )
+        wait_until(lambda: "another program" not in line.line(), 60, "its leaving")
+
+
+def test_offsets_that_another_program_has_committed(topics):
+    """Not believed, neither when the job starts nor later; `start: committed` goes on from them."""
+    topics.send([b"one", b"two", b"three", b"four"], partition=0)
+    foreign = KafkaConsumer(bootstrap_servers=topics.servers, group_id=topics.name)
+    with contextlib.closing(foreign):
+        partitions = [TopicPartition(topics.source, number) for number in (0, 1)]
+        foreign.assign(partitions)
+        foreign.commit({p: OffsetAndMetadata(at, "", -1) for p, at in zip(partitions, (3, 0), strict=True)})
+    quiet, bounded, sink = Console(file=io.StringIO()), {"until": "latest"}, {"mode": "headers"}
+    with pytest.raises(LedgerError, match=r"committed by another program.*--set source\.start=committed"):
+        run_job(topics.spec(bounded, sink), quiet)
+    assert topics.labelled() == 0
+    for expected in ([b"four"], [b"four", b"five"]):
+        run_job(topics.spec(bounded | {"start": "committed"}, sink), quiet)
+        assert [record.value for record in topics.all(topics.target)] == expected
+        topics.send([b"five"], partition=0)
 
 
 def test_fewer_output_partitions_end_a_live_job(kafka):

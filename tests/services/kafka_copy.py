@@ -1,6 +1,6 @@
 """A stream job without a model, as a process: copies every message of a topic to the same partition of another.
 
-`python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET [PROPERTY=VALUE …]`; SIGTERM ends it.
+`python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET PRODUCER`; SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import threading
 
 from schemas.errors import ChainMovedError
 from transforms.io.kafka_client import Cluster
-from transforms.io.kafka_commit import Chain, PartitionLostError, Record
+from transforms.io.kafka_commit import Chain, PartitionLostError
 from transforms.io.kafka_member import Member
+from transforms.io.kafka_producer import Record
 
 
 class Chains:
     """An `Owner` that keeps one transactional chain for each partition."""
 
-    def __init__(self, cluster, group):
-        self.cluster, self.group, self.chains = cluster, group, {}
+    def __init__(self, cluster, group, producer="kafka-python"):
+        self.cluster, self.group, self.producer, self.chains = cluster, group, producer, {}
         self.commits = 0
 
     def assigned(self, member, partitions):
@@ -34,6 +35,7 @@ class Chains:
                 committed=lambda p=p: member.committed(p),
                 owned=lambda p=p: member.owns(p),
                 note=self.group,
+                library=self.producer,
             )
             starts[p] = chain.open() or 0
         return starts
@@ -63,14 +65,13 @@ class Chains:
         member.settle(polled.partition, polled.stop)
 
 
-def main(servers, group, source, target, *properties):
+def main(servers, group, source, target, producer):
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(threadName)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    client = {k: int(v) if v.isdigit() else v for k, v in (p.split("=") for p in properties)}
-    cluster = Cluster(servers, client)
-    chains = Chains(cluster, group)
+    cluster = Cluster(servers)
+    chains = Chains(cluster, group, producer)
     member = Member(cluster, group, (source,), chains)
     while not stop.is_set():
         polled = member.take(0.1, rows=500)

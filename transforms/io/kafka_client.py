@@ -1,7 +1,7 @@
 """The Kafka client behind one small interface, first part: where a cluster is, what its topics hold, errors, records.
 
-`kafka_client`, `kafka_member` and `kafka_commit` are the only modules that import `kafka`; a faster client replaces
-these three. They must not know what a record means or what a label is.
+The others are `kafka_member` (polls), `kafka_commit` and `kafka_producer` (commit). None of them knows what a record
+means or what a label is.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.admin import KafkaAdminClient
 
 from schemas.errors import SourceError, TagstreamError
 from transforms.watchdog import deadline
@@ -114,6 +115,15 @@ class Cluster:
         """All partitions of the topics, through a connection of its own."""
         with contextlib.closing(self.consumer()) as consumer:
             return self.require(consumer, topics)
+
+    def members(self, group: str) -> list[tuple[str, str]]:
+        """Client id and host of each member of a consumer group. Raises KafkaError, without permission for one."""
+        with (
+            deadline(60, f"describe group {group}"),
+            contextlib.closing(KafkaAdminClient(**self.properties(KafkaAdminClient.DEFAULT_CONFIG))) as admin,
+        ):
+            found = admin.describe_groups([group])[group]["members"]
+        return [(member["client_id"], member["client_host"].lstrip("/")) for member in found]
 
     @contextlib.contextmanager
     def explained(self, what: str, kind: type[TagstreamError]) -> Iterator[None]:

@@ -26,6 +26,10 @@ from transforms.watchdog import deadline
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
+POLL_AGAIN_SECONDS = 0.02
+"""Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds."""
+LOOK_AFTER_SECONDS = 2.0
+"""From a rebalance until the group's members are looked at."""
 
 
 class Owner(Protocol):
@@ -55,9 +59,13 @@ class Member:
     ) -> None:
         """`patience`: seconds a rebalance waits for work in flight on partitions that go away."""
         self.cluster, self.group, self.topics, self.owner = cluster, group, topics, owner
+        self._client_id = str(cluster.client.get("client_id", f"tagstream-{group}"))
+        self.strangers: list[str] = []
+        """Consumers in the group that are not of this job, with their hosts: what they are given gets no label."""
         self._queue_bytes, self._poll_rows, self._patience = queue_bytes, poll_rows, patience
         self._consumer = cluster.consumer(
             group_id=group,
+            client_id=self._client_id,
             group_instance_id=instance_id,
             session_timeout_ms=6000,
             heartbeat_interval_ms=1500,
@@ -201,6 +209,8 @@ class Member:
                     self._closing.wait(0.2)
                     continue
                 self._store(polled)
+                with self._ready:  # taken at once when the stage is idle: then the next poll does not wait
+                    self._ready.wait_for(lambda: self._closing.is_set() or not self._queues.nbytes, POLL_AGAIN_SECONDS)
         except Exception as error:  # noqa: BLE001 — handed to the processing thread
             self._error = self._translated(error)
         finally:
@@ -295,9 +305,23 @@ class Member:
             self._consumer.seek(topic_partition(partition), starts[partition])
             self._queues.open(partition, starts[partition])
         self._arriving = set()
+        threading.Thread(target=self._look_around, name=f"members of {self.group}", daemon=True).start()
         log.info(
             "group %s: reading %s", self.group, ", ".join(f"{p} from {at}" for p, at in starts.items()) or "nothing"
         )
+
+    def _look_around(self) -> None:
+        """Finds strangers. Members of one job have one client id."""
+        if self._closing.wait(LOOK_AFTER_SECONDS):
+            return
+        try:
+            members = self.cluster.members(self.group)
+        except Exception as error:  # noqa: BLE001 — a courtesy, for which there may be no permission
+            log.info("group %s: can't see its members: %r", self.group, error)
+            return
+        self.strangers = sorted(f"{client} on {host}" for client, host in members if client != self._client_id)
+        if self.strangers:
+            log.warning("group %s: also in it: %s", self.group, ", ".join(self.strangers))
 
     def _let_go(self, partitions: list[Partition], patience: float) -> None:
         """Finishes what is in flight, then lets go; what is only queued will be read by the next owner."""

@@ -18,7 +18,7 @@ from schemas.kafka_spec import KafkaSink
 from schemas.results import DEAD_ROW, buried
 from schemas.spec import JobSpec
 from transforms.io.kafka_blocks import MESSAGE
-from transforms.io.kafka_commit import Record
+from transforms.io.kafka_producer import Record
 
 PREFIX = "tagstream"
 """Of the headers that a dead letter has beyond those of its message."""

@@ -72,6 +72,7 @@ class SpanQueues:
             partition = parts[0].partition
             self._queues.move_to_end(partition)  # partitions take turns
             self.taken[partition] = parts[-1].stop
+            self.ready.notify_all()
         records = parts[0].records if len(parts) == 1 else pa.concat_batches([p.records for p in parts])
         return Polled(partition, parts[0].start, parts[-1].stop, records)
 

@@ -28,9 +28,10 @@ from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError, another_job
+from transforms.io.kafka_commit import Chain, PartitionLostError, another_job
 from transforms.io.kafka_groups import MEMBERS, group_of, replay_group_of
 from transforms.io.kafka_messages import Encode, Messages, as_json
+from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
 from transforms.io.schema_registry import SchemaRegistry
 from transforms.metrics import METRICS
 from transforms.watchdog import deadline
@@ -103,6 +104,8 @@ class _Sink:
         self.group = group_of(spec)
         self.fingerprint = ""
         self.encode: Encode = as_json
+        self._adopts = source is not None and source.start == "committed"
+        self._read = {*(source.topics if source else ()), self.dead_topic, self.spec.topic}
         self._partitions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -111,6 +114,7 @@ class _Sink:
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
         """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
         self.fingerprint = fingerprint.hash
+        make_producer(self.spec.producer, self.cluster, self.group, None)  # says now what is missing
         if self.spec.mode == "avro" and fingerprint.schema is not None:
             self.encode = self._avro(fingerprint.schema)
         with self.cluster.explained("use the output topics", SinkError):
@@ -123,8 +127,9 @@ class _Sink:
                 return
         for positions in found.values():
             for partition, at in positions.items():
-                note = at.metadata.partition(" ")[0]
-                if note and note != self.fingerprint:
+                note = (at.metadata or "").partition(" ")[0]
+                theirs = not note and (self._adopts or partition.topic not in self._read)
+                if note != self.fingerprint and not theirs:
                     raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
 
     def _avro(self, columns: pa.Schema) -> Encode:
@@ -183,7 +188,14 @@ class _Sink:
 
     def _chain(self, split: Split) -> Chain:
         compression = None if self.spec.compression == "none" else self.spec.compression
-        make = functools.partial(Chain, self.cluster, compression=compression, note=self.fingerprint)
+        make = functools.partial(
+            Chain,
+            self.cluster,
+            library=self.spec.producer,
+            compression=compression,
+            note=self.fingerprint,
+            adopts=self._adopts,
+        )
         if "partition" not in split.payload or self.live_source is None:
             group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
         else:

@@ -134,7 +134,8 @@ class Feed:
         """For the progress line."""
         lag = {str(partition): behind for partition, behind in self.member.lag().items()}
         since = time.monotonic() - self.member.joined
-        return FeedStatus(lag, len(self._splits), self.member.silence(), since, self.source.spec.servers)
+        where, strangers = self.source.spec.servers, tuple(self.member.strangers)
+        return FeedStatus(lag, len(self._splits), self.member.silence(), since, where, strangers)
 
     def wake(self) -> None:
         """Ends a `next` that waits."""

@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import sys
 import threading
 
 import pytest
 from kafka import KafkaProducer
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
+from schemas.kafka_spec import PRODUCERS
 from tests.services.java import wait_until
 from tests.services.kafka_copy import Chains
 from tests.services.kafka_faults import differences, read_all
 from tests.services.proxy import FaultyProxy
 from transforms.io.kafka_client import RECORDS, Cluster, Partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, Record, RecordTooLargeError
+from transforms.io.kafka_commit import Chain, PartitionLostError
 from transforms.io.kafka_member import Member
+from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
 
 pytestmark = pytest.mark.xdist_group("kafka")
 numbers = itertools.count()
@@ -55,10 +58,15 @@ def topics(kafka):
     return kafka.create_topic(name("in"), 2), kafka.create_topic(name("out"), 2)
 
 
+@pytest.fixture(params=PRODUCERS)
+def library(request):
+    return request.param
+
+
 @contextlib.contextmanager
-def job(servers, group, source, client=(), **kwargs):
+def job(servers, group, source, client=(), library="kafka-python", **kwargs):
     cluster = Cluster(servers, dict(client))
-    chains = Chains(cluster, group)
+    chains = Chains(cluster, group, library)
     member = Member(cluster, group, (source,), chains, **kwargs)
     try:
         yield member, chains
@@ -87,11 +95,11 @@ def test_a_protected_or_unknown_property_is_refused():
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-256"])
-def test_tls_with_sasl_reads_and_writes(secure_kafka, mechanism):
+def test_tls_with_sasl_reads_and_writes(secure_kafka, mechanism, library):
     source, target = secure_kafka.create_topic(name("in")), secure_kafka.create_topic(name("out"))
     fill(secure_kafka, source, [b"one", b"two"])
     client = secure_kafka.secure_client(mechanism=mechanism)
-    with job(secure_kafka.secure_servers, name("job"), source, client) as (member, chains):
+    with job(secure_kafka.secure_servers, name("job"), source, client, library) as (member, chains):
         drain(member, chains, target, lambda: chains.commits)
     assert [r.value for r in read_all(secure_kafka.servers, target)[0]] == [b"one", b"two"]
 
@@ -114,12 +122,13 @@ def test_a_refused_login_says_what_to_check(secure_kafka, change, message):
         Cluster(secure_kafka.secure_servers, client).partitions(("any",))
 
 
-def test_a_missing_permission_says_so(secure_kafka):
+def test_a_missing_permission_says_so(secure_kafka, library):
     topic = secure_kafka.create_topic(name("in"))
     stranger = Cluster(secure_kafka.secure_servers, secure_kafka.secure_client("stranger"))
     with pytest.raises(SourceError, match="no permission for this topic"):
         stranger.partitions((topic,))
-    chain = Chain(stranger, name("job"), Partition(topic, 0), metadata=lambda: "group", committed=lambda: None)
+    where = Partition(topic, 0)
+    chain = Chain(stranger, name("job"), where, metadata=lambda: "group", committed=lambda: None, library=library)
     with pytest.raises(SinkError, match="no permission for this job's transactional ids"):
         chain.open()
 
@@ -200,7 +209,7 @@ def test_partitions_added_later_are_read(kafka, monkeypatch):
 # ---- the chain
 
 
-def chain_of(kafka, topic, group, note="", client=()):
+def chain_of(kafka, topic, group, library="kafka-python", note="", client=()):
     """A chain outside of a group, as a bulk job has it."""
     from kafka.structs import ConsumerGroupMetadata
 
@@ -214,6 +223,7 @@ def chain_of(kafka, topic, group, note="", client=()):
         metadata=lambda: ConsumerGroupMetadata(group),
         committed=lambda: (at().offset, at().metadata) if at() else None,
         note=note,
+        library=library,
     )
 
 
@@ -227,9 +237,9 @@ def record(topic, value):
     return Record(topic, 0, None, value, [], None)
 
 
-def test_an_append_moves_the_end_and_a_second_one_from_the_same_place_is_refused(kafka, topics):
+def test_an_append_moves_the_end_and_a_second_one_from_the_same_place_is_refused(kafka, topics, library):
     source, target = topics
-    chain = chain_of(kafka, source, name("job"))
+    chain = chain_of(kafka, source, name("job"), library)
     assert chain.open() is None
     chain.commit([record(target, b"a")], 0, 5)
     with pytest.raises(ChainMovedError) as moved:
@@ -239,10 +249,10 @@ def test_an_append_moves_the_end_and_a_second_one_from_the_same_place_is_refused
     assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a", b"b"]
 
 
-def test_a_zombie_loses_and_the_new_owner_goes_on(kafka, topics):
+def test_a_zombie_loses_and_the_new_owner_goes_on(kafka, topics, library):
     source, target = topics
     group = name("job")
-    old, new = (chain_of(kafka, source, group) for _ in range(2))
+    old, new = (chain_of(kafka, source, group, library) for _ in range(2))
     old.open()
     old.commit([record(target, b"a")], 0, 1)
     assert new.open() == 1
@@ -256,44 +266,45 @@ def test_a_zombie_loses_and_the_new_owner_goes_on(kafka, topics):
     assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a", b"b", b"c"]
 
 
-def test_what_an_owner_left_open_is_aborted_by_the_next(kafka, topics):
+def test_what_an_owner_left_open_is_aborted_by_the_next(kafka, topics, library):
     source, target = topics
     group = name("job")
-    old = chain_of(kafka, source, group)
+    old = chain_of(kafka, source, group, library)
     old.open()
-    old._producer.begin_transaction()
-    old._producer.send(target, b"never seen", partition=0)
-    old._producer.flush()
+    client = old._producer._producer
+    client.begin_transaction()
+    getattr(client, "produce" if library == "confluent-kafka" else "send")(target, b"never seen", partition=0)
+    client.flush()
     old.close()
-    new = chain_of(kafka, source, group)
+    new = chain_of(kafka, source, group, library)
     assert new.open() is None
     new.commit([record(target, b"a")], 0, 1)
     assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a"]
 
 
-def test_a_closed_chain_takes_nothing(kafka, topics):
+def test_a_closed_chain_takes_nothing(kafka, topics, library):
     source, target = topics
-    chain = chain_of(kafka, source, name("job"))
+    chain = chain_of(kafka, source, name("job"), library)
     chain.open()
     chain.close()
     with pytest.raises(PartitionLostError):
         chain.commit([record(target, b"late")], 0, 1)
 
 
-def test_another_jobs_group_is_refused(kafka, topics):
+def test_another_jobs_group_is_refused(kafka, topics, library):
     source, target = topics
     group = name("job")
-    mine = chain_of(kafka, source, group, note="model-a")
+    mine = chain_of(kafka, source, group, library, note="model-a")
     mine.open()
     mine.commit([record(target, b"a")], 0, 1)
     with pytest.raises(LedgerError, match="another job: its fingerprint is model-a, this one is model-b"):
-        chain_of(kafka, source, group, note="model-b").open()
+        chain_of(kafka, source, group, library, note="model-b").open()
 
 
-def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed(kafka, topics):
+def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed(kafka, topics, library):
     source, _ = topics
     small = kafka.create_topic(name("small"), **{"max.message.bytes": "10000"})
-    chain = chain_of(kafka, source, name("job"))
+    chain = chain_of(kafka, source, name("job"), library)
     chain.open()
     with pytest.raises(RecordTooLargeError) as refused:
         chain.commit([record(small, b"a"), record(small, b"x" * 50_000), record(small, b"b")], 0, 3)
@@ -302,30 +313,60 @@ def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed
     assert [r.value for r in read_all(kafka.servers, small)[0]] == [b"a", b"b"]
 
 
-def test_a_record_that_is_refused_while_others_are_still_sent_is_named(kafka, topics):
+def test_a_record_that_is_refused_while_others_are_still_sent_is_named(kafka, topics, library):
     """The client then fails the next `send`, before anybody has looked at the futures."""
     source, target = topics
     small = kafka.create_topic(name("small"), **{"max.message.bytes": "10000"})
-    chain = chain_of(kafka, source, name("job"))
+    chain = chain_of(kafka, source, name("job"), library)
     chain.open()
     with pytest.raises(RecordTooLargeError) as refused:
         chain.commit([record(small, b"x" * 50_000), *(record(target, b"%d" % i) for i in range(5000))], 0, 5001)
-    assert (refused.value.index, chain.doubts) == (0, 0)
+    assert refused.value.index == 0
+    sent_one_by_one = chain.doubts
+    assert sent_one_by_one == (library == "confluent-kafka")
     with pytest.raises(RecordTooLargeError) as refused:
         chain.commit([record(small, b"a"), record(target, b"x" * (65 << 20))], 0, 2)
-    assert (refused.value.index, chain.doubts) == (1, 0)
+    assert (refused.value.index, chain.doubts) == (1, sent_one_by_one)
     chain.commit([record(small, b"a")], 0, 1)
     assert [r.value for r in read_all(kafka.servers, small)[0]] == [b"a"]
 
 
+def test_both_libraries_write_the_same(kafka):
+    """Partition by the hash of the key, key, value, headers and timestamp, null or not."""
+    source, group = kafka.create_topic(name("in")), name("job")
+    found = []
+    for library in PRODUCERS:
+        target = kafka.create_topic(name("out"), 7)
+        numbered = [b"%d" % i for i in range(50)]
+        records = [Record(target, None, n, n, [("n", n), ("", b"")], 1 + int(n)) for n in numbered]
+        records += [Record(target, 3, None, b"", [], 1), Record(target, 2, b"", None, [], 1)]
+        chain = chain_of(kafka, source, group, library)
+        at = chain.open() or 0
+        chain.commit(records, at, at + 1)
+        chain.close()
+        messages = read_all(kafka.servers, target)
+        found.append({p: [(r.key, r.value, r.headers, r.timestamp) for r in rs] for p, rs in messages.items()})
+    assert found[0] == found[1]
+    assert sum(map(len, found[0].values())) == 52
+    assert len(found[0]) == 7
+
+
+def test_a_producer_that_cannot_be_is_refused_at_once(monkeypatch):
+    with pytest.raises(SinkError, match="'socks5_proxy' is not for producer: confluent-kafka"):
+        make_producer("confluent-kafka", Cluster("any", {"socks5_proxy": "x"}), "id", None)
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(SinkError, match=r"not installed: pip install 'tagstream\[confluent\]'"):
+        make_producer("confluent-kafka", Cluster("any"), "id", None)
+
+
 @pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
 @pytest.mark.parametrize("api", ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"])
-def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault):
+def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault, library):
     """Rule 8: whatever the client makes of it, success or doubt, the output is exact."""
     source, target = topics
     fill(kafka, source, [b"%d" % i for i in range(40)], partition=0)
     with FaultyProxy(kafka.proxy_port, kafka.proxied_port) as proxy:
-        with job(kafka.proxied_servers, name("job"), source, QUICK, poll_rows=10) as (member, chains):
+        with job(kafka.proxied_servers, name("job"), source, QUICK, library, poll_rows=10) as (member, chains):
             for step in range(4):
                 polled = wait_until(lambda: member.take(0.5, rows=10), 30, "records arrive")
                 if step == 1:

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from schemas.kafka_spec import PRODUCERS
 from tests.services.java import wait_until
 from tests.services.kafka_faults import Load, Worker, committed_ends, count, differences
 
@@ -13,12 +14,12 @@ pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.
 
 
 def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, request):
-    """Broker kill -9, worker kill -9, workers stopped beyond their session and woken as zombies, two in a group."""
+    """Broker kill -9, worker kill -9, workers stopped beyond their session and woken as zombies; both libraries."""
     long = request.config.getoption("--crash-long")
     broker, chance = mortal_kafka, random.Random(7)
     source, target = broker.create_topic("in", 4), broker.create_topic("out", 4)
     arguments = ("-m", "tests.services.kafka_copy", broker.servers, "job", source, target)
-    workers = [Worker(*arguments, log=tmp_path / f"worker-{n}.log") for n in range(2)]
+    workers = [Worker(*arguments, library, log=tmp_path / f"{library}.log") for library in PRODUCERS]
     load = Load(broker.servers, source, 4, rate=300)
     faults = ["worker", "broker", "zombie", "worker"] * (10 if long else 1)
     try:
