@@ -29,7 +29,7 @@ from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from transforms.backends.huggingface import files_of
 from transforms.backends.onnx_export import cache_folder, export_fp32
-from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, quantise
+from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.backends.onnx_smooth import Inputs
 from transforms.certificate import Certificate, hash_file
 from transforms.model_files import ModelFiles
@@ -171,13 +171,18 @@ def _ladders(
     def rows() -> list[Inputs]:
         return _single_rows(classifier, sample)
 
+    @functools.cache
+    def ranked() -> list[str]:
+        return by_sensitivity(export_fp32(files, folder), rows())
+
     def onnx(name: str, make: Callable[[], Path]) -> Candidate:
         path = make()
         return Candidate(name, OnnxBackend(file=str(path)), path)
 
     def int8(name: str, way: Int8, path: Path) -> Candidate:
         ranges = rows() if way.smooth or way.static else ()
-        return onnx(name, lambda: quantise(export_fp32(files, folder), way, path, ranges))
+        kept = ranked() if way.keep else ()
+        return onnx(name, lambda: quantise(export_fp32(files, folder), way, path, ranges, kept))
 
     yield [("pytorch bf16", lambda: Candidate("pytorch bf16", PyTorchBackend(precision="bf16")))]
     yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder)))]

@@ -1,6 +1,6 @@
 """One model, shared by everything in the process that wants labels from it.
 
-    submit(texts) -> Future     tokenised in a thread of its own
+    submit(texts) -> Future     tokenised in another thread, small submissions in one of their own
                                 -> pool of pending sequences of all submitters, sorted by length
                                 -> micro-batches under a token budget, as many at once as the backend takes
                                 -> scattered back; a future completes when its last sequence is done
@@ -32,8 +32,9 @@ from transforms.metrics import METRICS
 from transforms.packing import Pool
 
 Array = np.ndarray
-TOKENISER_THREADS = 1
-"""One: the Rust tokenizer spreads a batch over all cores by itself, and takes 1 % of a six-layer model's time."""
+SMALL = 64
+"""Texts of a submission that is tokenised in a thread of its own, so that it never waits behind a large one. There is
+one thread for each kind: the Rust tokenizer spreads a batch over all cores by itself."""
 _DEVICES: dict[str, threading.Semaphore] = {}
 _DEVICES_LOCK = threading.Lock()
 
@@ -58,7 +59,8 @@ class Engine:
         self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
         self.token_budget = backend.token_budget
         self._parallel = max(1, backend.parallel)
-        self._tokenisers = ThreadPoolExecutor(TOKENISER_THREADS, thread_name_prefix="tokenise")
+        self._tokenise_large = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
+        self._tokenise_small = ThreadPoolExecutor(1, thread_name_prefix="tokenise-small")
         self._pool = Pool(backend.buckets)
         self._ready = threading.Condition()
         self._live: set[_Submission] = set()
@@ -80,7 +82,8 @@ class Engine:
             if stopped := self._stopped():
                 future.set_exception(stopped)
             else:
-                self._tokenisers.submit(self._tokenise, texts, future)
+                tokenisers = self._tokenise_small if len(texts) <= SMALL else self._tokenise_large
+                tokenisers.submit(self._tokenise, texts, future)
         return future
 
     def close(self) -> None:
@@ -90,7 +93,8 @@ class Engine:
             self._ready.notify_all()
         for thread in self._threads:
             thread.join()
-        self._tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
+        for tokenisers in (self._tokenise_small, self._tokenise_large):
+            tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
         self.backend.close()
 
     def _stopped(self) -> ModelError | None:

@@ -30,7 +30,7 @@ class EncodedTokens(Encoded):
 
 
 class TextTokenizer:
-    """A model's tokenizer with the settings of one classifier. `encode` is not re-entrant: one thread at a time."""
+    """A model's tokenizer with the settings of one classifier, which never change: several threads may `encode`."""
 
     def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
         tokenizer = _load(files)

@@ -17,7 +17,7 @@ from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from tests.models import make_model, random_texts
 from transforms.backends import auto, load_backend
 from transforms.backends.onnx_export import export_fp32
-from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, quantise
+from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.certificate import hash_file
 from transforms.engine import Engine
 from transforms.metrics import METRICS
@@ -58,8 +58,9 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
     fp32, folder = measure(classifier, FP32, TEXTS), tmp_path / "certificate"
     export = export_fp32(files, tmp_path)
     rows, sizes = optimize._single_rows(classifier, TEXTS), {}
+    ranked = by_sensitivity(export, rows[:16])
     for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
-        path = quantise(export, way, folder / "int8.onnx", rows)
+        path = quantise(export, way, folder / "int8.onnx", rows, ranked)
         sizes[way] = path.stat().st_size
         found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), TEXTS, fp32)
         assert 0 < found.drift_max < 0.5, way
@@ -71,7 +72,7 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         assert auto.resolve(chosen).backend.file == str(path)
         np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[-2], atol=0.2)
         assert not METRICS.snapshot().notes
-    careful = Int8(keep_down=True), Int8(keep_down=True, keep_last=True, smooth=True)
+    careful = Int8(smooth=True, keep=0.1), Int8(smooth=True, keep=0.5)
     assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
 
 

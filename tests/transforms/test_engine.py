@@ -207,6 +207,26 @@ def test_closing_answers_for_texts_that_wait_for_the_tokenizer() -> None:
     closing.join(30)
 
 
+def test_a_small_submission_does_not_wait_for_a_large_one_to_be_tokenised(engine_of) -> None:
+    """It is answered while the tokenizer is still busy with the other."""
+    entered, resume = threading.Event(), threading.Event()
+
+    class SlowTokenizer(LengthBackend):
+        def encode(self, texts: pa.LargeStringArray) -> Encoded:
+            if len(texts) > 1:
+                entered.set()
+                resume.wait(30)
+            return super().encode(texts)
+
+    engine = engine_of(SlowTokenizer())
+    large = engine.submit(texts(*map(str, range(100))))
+    assert entered.wait(30)
+    assert engine.submit(texts("abc")).result(30).scores.tolist() == [[3.0]]
+    assert not large.done()
+    resume.set()
+    assert len(large.result(30).scores) == 100
+
+
 def test_counts_what_it_computes(engine_of) -> None:
     """Tokens, padding, duplicates."""
     METRICS.reset()

@@ -1,8 +1,7 @@
 """What runs a model, behind one protocol, and the registry of what there is.
 
 A backend turns texts into sequences (`encode`) and micro-batches of sequences into logits (`forward`). It knows
-nothing of blocks, packing or labels. `encode` is called by one thread at a time, `forward` by up to `parallel`
-threads at once.
+nothing of blocks, packing or labels. `encode` is called by up to two threads at once, `forward` by up to `parallel`.
 """
 
 from __future__ import annotations

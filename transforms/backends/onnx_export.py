@@ -18,12 +18,24 @@ from schemas.errors import ModelError
 from transforms.model_files import ModelFiles
 
 OPSET = 20
+EXACT_PRODUCTS = ("session.x64quantprecision", "1")
+"""Session option. CPUs without VNNI add up products of uint8 and int8 in 16 bits, where they saturate; with it, weights
+of more than 7 bits are uint8 there, which is slower and exact: a file gives the same scores on every CPU."""
 
 
 def cache_folder(files: ModelFiles) -> Path:
     """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
     root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
     return root / f"{files.weights_hash()}-{files.tokenizer_hash()}"
+
+
+def cpu_session(model: Path | bytes) -> Any:
+    """A session for a few rows: an onnxruntime.InferenceSession on the CPU."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.add_session_config_entry(*EXACT_PRODUCTS)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def export_fp32(files: ModelFiles, folder: Path) -> Path:
@@ -61,7 +73,6 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
 
 def _compare(files: ModelFiles, model: Any, path: Path) -> None:
     """Logits of the export and of the model on padded random input. Raises ModelError if they differ by over 1e-3."""
-    import onnxruntime as ort
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -71,7 +82,7 @@ def _compare(files: ModelFiles, model: Any, path: Path) -> None:
     ids = torch.where(mask.bool(), ids, int(files.config.get("pad_token_id") or 0))
     with torch.inference_mode():
         expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = cpu_session(path)
     (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     if (worst := float(np.abs(logits - expected).max())) > 1e-3 * max(1.0, float(np.abs(expected).max())):
         raise ModelError(f"{files.name}: the ONNX export's logits differ by {worst:.3g}; backend: pytorch works")
@@ -83,15 +94,23 @@ def writing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        yield tmp
-        tmp.replace(path)
+        with exporting():
+            yield tmp
+            tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Whatever the libraries raise becomes a ModelError that says what to do."""
+    try:
+        yield
     except ModelError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"ONNX export failed: {type(error).__name__}: {reason}. backend: pytorch works") from error
-    finally:
-        tmp.unlink(missing_ok=True)
 
 
 @contextmanager

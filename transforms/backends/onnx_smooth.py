@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from transforms.backends.onnx_export import cpu_session
+
 Array = np.ndarray
 Inputs = dict[str, Array]
 
@@ -36,13 +38,12 @@ def largest_inputs(model: Any, tensors: Iterable[str], rows: Iterable[Inputs]) -
     Rows should hold no padding: no label depends on what a model computes there.
     """
     import onnx
-    import onnxruntime as ort
 
     names = list(tensors)
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names)
-    session = ort.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = cpu_session(probe.SerializeToString())
     largest: dict[str, Array] = {}
     for row in rows:
         for name, x in zip(names, session.run(names, row), strict=True):

@@ -15,6 +15,7 @@ from transformers.utils import logging
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, PyTorchBackend
 from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_buckets, warm_up
+from transforms.backends.cores import passes_and_threads
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.replica import OverlappedReplica, Replica
 from transforms.model_files import ModelFiles
@@ -26,10 +27,6 @@ CPU_TOKENS = 768
 """Tokens of a micro-batch on a CPU. Measured with MiniLM-L6: from 384 to 1,536 the rows/s differ by less than 5 %, as
 a core reaches its peak with any of them. Smaller ones have less padding (1.5 % at 512, 2.4 % at 768, 3.6 % at 1,024
 when 1,000 rows are pending) and let a stream's row wait less; larger ones pay a forward pass's Python less often."""
-CPU_PASSES = 8
-"""Most forward passes at once on a CPU. Each has cores / passes threads, so one core on small machines: measured on 2
-cores, two passes of one thread do 14 % more rows/s than one pass of two threads, whose cores wait for each other after
-every operator, and a busy neighbour slows them by its own share, not ten-fold. A single row takes as long (16 ms)."""
 GPU_TOKENS = 65_536
 GPU_PASSES = 2
 """Threads of each GPU: one waits for its pass, the other prepares the next."""
@@ -48,11 +45,10 @@ class _PyTorch:
         precision = choose_precision(spec.precision, devices[0])
         self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
         self.max_rows = MOST_ROWS
+        self._threads: int
+        self.parallel, self._threads = passes_and_threads(_CORES) if on_cpu else (1, _CORES)
         if issubclass(replica, OverlappedReplica):
             self.parallel = GPU_PASSES * len(devices)
-        else:
-            self.parallel = min(_CORES, CPU_PASSES) if on_cpu else 1
-        self._threads = max(1, _CORES // self.parallel) if on_cpu else _CORES
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
         self.replicas: list[Replica] = []
