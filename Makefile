@@ -32,6 +32,7 @@ crash: $(STAMP)  ## the long crash tests: every kill that the guarantees speak o
 bench: $(STAMP)  ## the README's figures
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.bulk
+	$(BIN)/python -m benchmarks.engine
 	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.warehouse
 	$(BIN)/python -m benchmarks.shapes

@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, metavar="FOLDER", help="any sequence classifier; needed for real texts")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--only", nargs="+", choices=[n for n in TITLES if n not in OURS], help="these peers only")
-    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md and bulk.svg")
+    parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md and a plot")
     options = parser.parse_args()
     if options.data and not options.model:
         parser.error("--data needs --model: the generated model knows generated words only")
@@ -244,11 +244,11 @@ def main() -> None:
         race = Race(folder, model, [name for name in TITLES if name in (*OURS, *(options.only or TITLES))])
         found = measure(race, race_rows(folder), options.rounds)
     packages = versions("torch", "transformers", "apache-beam", "pyarrow")
-    save("bulk", found, table(found), packages, options.json, record=options.record)
+    section = f"bulk-{model.name}" if options.model else "bulk"
+    save("bulk", found, table(found), packages, options.json, record=options.record, section=section)
     if options.record:
-        draw(
-            "bulk", {"bars": [[TITLES[n], rate, n in OURS] for n, rate in found["rows_per_s"].items() if n != "engine"]}
-        )
+        bars = [[TITLES[n], rate, n in OURS] for n, rate in found["rows_per_s"].items() if n != "engine"]
+        draw(section, {"bars": bars})
 
 
 def _fresh(model: Path) -> bool:

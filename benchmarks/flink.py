@@ -102,6 +102,8 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         if not run.wait_for(10 + warm + count, 60):
             raise SystemExit(f"{10 + warm + count - len(run.watcher.seen)} messages without a label")
         waited = np.array([visible - sent for visible, sent in run.watcher.seen[10 + warm :]]) * 1000
+        p50_ms, p99_ms = (round(float(np.percentile(waited, share)), 1) for share in (50, 99))
+        print(f"{len(waited)} messages, p50 {p50_ms} ms, p99 {p99_ms} ms", flush=True)
         if options.faults:
             flow = Flow(broker, run.source, run.target, options.rate, PARTITIONS)
 
@@ -124,8 +126,8 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         found = differences(broker.servers, run.source, run.target)
     return {
         "messages": found["in"],
-        "p50_ms": round(float(np.percentile(waited, 50)), 1),
-        "p99_ms": round(float(np.percentile(waited, 99)), 1),
+        "p50_ms": p50_ms,
+        "p99_ms": p99_ms,
         "lost": found["lost"],
         "duplicated": found["doubled"],
         "recovery_s": {fault: max(seconds) for fault, seconds in recovery.items()},

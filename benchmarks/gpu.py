@@ -98,7 +98,8 @@ def race(
 def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:
     """Markdown."""
     lines = [about, "", "| | rows/s | real tokens/s | MFU | padding |", "|---|---|---|---|---|"]
-    for kind, title in INPUTS.items():
+    titles = {kind: title for kind, title in INPUTS.items() if kind in found}
+    for kind, title in titles.items():
         for name in (name for name in CONTESTANTS if name in found[kind]):
             at = found[kind][name]
             mfu = f"{at['mfu']:.1%}" if at["mfu"] is not None else "peak unknown"
@@ -107,7 +108,7 @@ def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:
                 f"| {CONTESTANTS[name]}; {title} | {at['rows_per_s']:,} | {at['tokens_per_s']:,} | {mfu} | {padding} |"
             )
     lines.append("")
-    for kind, title in INPUTS.items():
+    for kind, title in titles.items():
         ours, tokenised = found[kind]["tagstream"], found[kind]["tokeniser"]["rows_per_s"]
         lines.append(
             f"- {title}: {ours['speedup']:.2f} times transformers' rows/s (on one device), labels equal in "
@@ -125,6 +126,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768, help="hidden size; a multiple of 12")
     parser.add_argument("--peak-tflops", type=float, metavar="N", help="of one device, in bf16")
+    parser.add_argument("--inputs", nargs="+", default=[*INPUTS], choices=[*INPUTS])
     parser.add_argument("--compile", action="store_true", help="also with compile: true")
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
@@ -142,7 +144,7 @@ def main() -> None:
         run([*generate, "model", str(model), str(options.layers), str(options.width)])
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
-        for kind in INPUTS:
+        for kind in options.inputs:
             source = Path(folder) / f"{kind}.parquet"
             how = ["fixed", str(source), str(options.rows), str(FIXED)]
             run([*generate, *(how if kind == "fixed" else ["texts", *how[1:3]])])

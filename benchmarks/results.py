@@ -38,9 +38,19 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def save(
-    name: str, figures: dict[str, Any], lines: list[str], packages: dict[str, str], path: Path | None, *, record: bool
+    name: str,
+    figures: dict[str, Any],
+    lines: list[str],
+    packages: dict[str, str],
+    path: Path | None,
+    *,
+    record: bool,
+    section: str = "",
 ) -> None:
-    """Print `lines`, Markdown; write figures to `path`; with `record` make the lines a section of RESULTS.md."""
+    """Print `lines`, Markdown; write figures to `path`; with `record` make the lines a section of RESULTS.md.
+
+    section: its name, by default that of the benchmark.
+    """
     print("\n".join(lines))
     figures = {
         **figures,
@@ -59,7 +69,7 @@ def save(
             + ", ".join(f"{k} {v}" for k, v in packages.items()),
         ]
         old = RESULTS.read_text() if RESULTS.is_file() else _HEAD
-        RESULTS.write_text(_replace(old, name, "\n".join([*about, "", *lines])))
+        RESULTS.write_text(_replace(old, section or name, "\n".join([*about, "", *lines])))
 
 
 def _arguments() -> list[str]:

@@ -4,6 +4,7 @@ Latency is from a message's timestamp to the moment when a read_committed consum
 generator, consumer and job share the machine. Saturation is what the job does with a backlog, beside what
 `tagstream run` does with the same texts in a Parquet file. The peers get the same broker, texts, model and rates:
 
+- tagstream_confluent: the job itself, its sink with `producer: confluent-kafka`
 - kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
 - quix: Quix Streams around `transformers.pipeline`, its exactly-once switched on
 
@@ -35,6 +36,7 @@ from transforms.model_files import find_model
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
     "tagstream": "tagstream",
+    "tagstream_confluent": "tagstream, producer: confluent-kafka",
     "kafka_loop": "kafka-python loop, at least once",
     "quix": "Quix Streams, exactly once",
 }
@@ -55,7 +57,9 @@ PATIENCE = 30.0
 
 
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
-    found = [Contestant("tagstream", [PYTHON, "-m", "pipelines.cli", "run"], SPEC.replace("{classify}", classify))]
+    spec, run = SPEC.replace("{classify}", classify), [PYTHON, "-m", "pipelines.cli", "run"]
+    confluent = spec.replace("mode: headers", "mode: headers, producer: confluent-kafka")
+    found = [Contestant("tagstream", run, spec), Contestant("tagstream_confluent", run, confluent)]
     if options.peers and options.ms_per_row is None:
         model = str(find_model(options.model).path)
         quix = environment("quix", ["quixstreams==3.28.*", same("torch"), same("transformers")])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from kafka import KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaError
 
 from benchmarks.children import ROOT
 from tests.services.kafka import KafkaBroker
@@ -106,9 +107,12 @@ class Watcher(threading.Thread):
 
     def run(self) -> None:
         while not self._stopping.is_set():
-            for records in self._consumer.poll(timeout_ms=100, max_records=5000).values():
-                now = time.time()
-                self.seen += [(now, record.timestamp / 1000) for record in records]
+            try:
+                polled = self._consumer.poll(timeout_ms=100, max_records=5000)
+            except KafkaError:  # of a broker that is away; the position stays where it was
+                continue
+            now = time.time()
+            self.seen += [(now, record.timestamp / 1000) for records in polled.values() for record in records]
         self._consumer.close()
 
     def stop(self) -> None:
