@@ -7,6 +7,7 @@ The attention mask is always given, for a graph without it would be another one.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from transforms.backends.replica import Replica
 SHORTEST = 16
 WARM_UP_ROWS = 8
 MOST_ROWS = 4096
-NO_LIMIT = 1 << 16
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
@@ -33,19 +33,37 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 class CompiledModel:
-    """A model whose batch dimension is dynamic and whose length is not."""
+    """A model whose batch dimension is dynamic and whose length is not: a compiled function for each length."""
 
     def __init__(self, model: Any) -> None:
-        import torch
-
-        self._model = torch.compile(model, fullgraph=True, dynamic=False)
+        self._model = model
+        self._of_length: dict[int, Any] = {}
 
     def __call__(self, **inputs: Any) -> Any:
         from torch._dynamo import mark_dynamic
 
         for tensor in inputs.values():
             mark_dynamic(tensor, 0, min=2, max=MOST_ROWS)
-        return self._model(**inputs)
+        length = inputs["input_ids"].shape[1]
+        if length not in self._of_length:
+            self._of_length[length] = self._compile()
+        return self._of_length[length](**inputs)
+
+    def _compile(self) -> Any:
+        """The model as a function whose graph no other has a share in.
+
+        PyTorch keeps graphs with the code object, in a list that a thread moves the graph it found to the front of;
+        another thread that searches the list then misses its own and compiles it anew, in the middle of a stream.
+        """
+        import torch
+
+        model = self._model
+
+        def forward(**inputs: Any) -> Any:
+            return model(**inputs)
+
+        alone = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
+        return torch.compile(alone, fullgraph=True, dynamic=False)
 
 
 def warm_up(replicas: list[Replica], lengths: tuple[int, ...], threads: int, name: str) -> None:
@@ -66,12 +84,9 @@ def warm_up(replicas: list[Replica], lengths: tuple[int, ...], threads: int, nam
 
 def _compile_all(replicas: list[Replica], lengths: tuple[int, ...], threads: int) -> None:
     import torch
-    from torch._dynamo import config
 
     torch.set_num_threads(threads)
-    # PyTorch counts the graphs of all models of one class together, those of other classifiers of the job included.
-    with config.patch(recompile_limit=NO_LIMIT, accumulated_recompile_limit=NO_LIMIT):
-        for replica in replicas:
-            for length in lengths:
-                ones = np.ones((WARM_UP_ROWS, length), np.int64)
-                replica.logits({"input_ids": ones, "attention_mask": ones})
+    for replica in replicas:
+        for length in lengths:
+            ones = np.ones((WARM_UP_ROWS, length), np.int64)
+            replica.logits({"input_ids": ones, "attention_mask": ones})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
@@ -71,6 +72,32 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     assert METRICS.snapshot().padded_tokens % 8 == 0, "every length is a bucket's"
     assert np.ptp(expected, axis=0).max() > 0.1, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path) -> None:
+    """Four threads that change places as often as Python lets them, each with now this length, now that."""
+    from torch._dynamo.utils import counters
+
+    backend = load_backend(classifier(make_model(tmp_path), compile=True))
+    short, long = (
+        backend.encode(pa.array(random_texts(8, seed=3, longest=longest), pa.large_string())) for longest in (8, 60)
+    )
+    counters.clear()
+
+    def passes(seed: int) -> list[np.ndarray]:
+        lengths = np.random.default_rng(seed).integers(2, size=750)
+        return [backend.forward([((short, long)[which], np.arange(2 + seed))]) for which in lengths]
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            done = list(threads.map(passes, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+        backend.close()
+    assert [len(logits) for logits in done] == [750] * 4
+    assert not counters["stats"]["unique_graphs"]
 
 
 def test_no_compiler_is_a_clear_error(tmp_path: Path) -> None:
