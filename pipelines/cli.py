@@ -72,7 +72,7 @@ def run(
     from pipelines.reclassify import Choice
     from pipelines.report import write_json
     from pipelines.run import run_job
-    from pipelines.show import sample_rows
+    from pipelines.show import readable_sink, sample_rows
 
     out, err = consoles()
     job = load(locals())
@@ -88,6 +88,8 @@ def run(
 
         WATCHDOG.end = restart_process
     asked = reclassify or reclassify_below is not None or reclassify_label
+    if show:
+        readable_sink(job)  # says now what it would say at the end
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
     if show:

@@ -16,12 +16,17 @@ _LOOK_THROUGH = 100_000
 """Rows of the input among which the texts of committed rows are looked for."""
 
 
-def sample_rows(spec: JobSpec, count: int) -> pa.Table:
-    """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+def readable_sink(spec: JobSpec) -> ReadableSink:
+    """The sink, if its labels can be looked at; else SpecError."""
     sink = open_sink(spec)
     if not isinstance(sink, ReadableSink):
-        raise SpecError(f"--show can't read the labels of a {spec.sink.type} sink")
-    rows = sink.sample(4 * count)
+        raise SpecError(f"--show can't read the labels of a {spec.sink.type} sink; run without it")
+    return sink
+
+
+def sample_rows(spec: JobSpec, count: int) -> pa.Table:
+    """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+    rows = readable_sink(spec).sample(4 * count)
     column = spec.source.id
     if rows.num_rows and isinstance(column, str) and spec.source.text not in rows.column_names:
         texts = _texts(spec, column, rows[column], count)

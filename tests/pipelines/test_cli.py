@@ -157,6 +157,14 @@ def test_what_is_missing(arguments: list[str], message: str) -> None:
     assert message in done.stderr
 
 
+def test_show_is_refused_before_the_job_runs(job: BulkJob) -> None:
+    """A topic's labels can't be looked at: that is said at once, not when everything is labelled."""
+    sink = "{type: kafka, servers: 'localhost:1', topic: labels}"
+    done = call("run", job.folder / "job.yaml", "--show", 3, "--set", f"sink={sink}", "--set", "dead_letters=null")
+    assert done.exit_code == 2
+    assert "can't read the labels of a kafka sink" in done.stderr
+
+
 def test_debug_shows_the_traceback(job: BulkJob) -> None:
     """For those who look for a defect."""
     done = call("run", job.folder / "job.yaml", "--text", "txet", "--debug")
