@@ -14,7 +14,7 @@ from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
 from transforms.backends.cores import passes_and_threads
 from transforms.backends.huggingface import describe, files_of, weights_of
-from transforms.backends.onnx_export import EXACT_PRODUCTS, cache_folder, export_fp32
+from transforms.backends.onnx_export import cache_folder, exact_options, export_fp32
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
@@ -105,11 +105,10 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
     if device.startswith("cuda") and not gpu:
         raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or device: cpu")
     on_gpu = gpu and device != "cpu"
-    options = ort.SessionOptions()
+    options = exact_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads  # of each pass; one session serves several passes at once
     options.inter_op_num_threads = 1
-    options.add_session_config_entry(*EXACT_PRODUCTS)
     # Threads that spin for work would take the tokenizer's core between two micro-batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4

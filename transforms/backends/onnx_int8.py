@@ -20,7 +20,7 @@ from transforms.backends.onnx_smooth import Array, Inputs, insert_before, smooth
 class Int8:
     """One way to quantise. `static`: the ranges of activations are the sample's, otherwise each micro-batch's own;
     `smooth`: see `onnx_smooth`, all but down-projections, which it makes less exact; `reduce_range`: 7-bit weights,
-    which CPUs without VNNI add up without the detour of EXACT_PRODUCTS; `keep`: share of the products with
+    which CPUs without VNNI add up without a detour (`exact_options`); `keep`: share of the products with
     weights that stay fp32, those whose rounding moves the logits most.
     """
 

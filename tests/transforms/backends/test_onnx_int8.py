@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime import InferenceSession
 
 from schemas.errors import ModelError
-from transforms.backends.onnx_export import cpu_session
+from transforms.backends.onnx_export import _PRODUCT, cpu_session, products_saturate
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.backends.onnx_smooth import largest_inputs, smooth, weight_products
 
@@ -179,11 +180,25 @@ def test_ways_have_names_of_their_own() -> None:
 
 
 def test_products_do_not_saturate(tmp_path: Path) -> None:
-    """The largest uint8 times the largest int8, twice, is more than 16 bits hold: CPUs without VNNI would cut it."""
-    weight = np.full((2, 1), 127.0, np.float32)
+    """64 of the largest uint8 times the largest int8 are more than 16 bits hold: CPUs without VNNI would cut them."""
+    weight = np.full((64, 16), 127.0, np.float32)
     node = helper.make_node("MatMul", ["x", "w"], ["logits"], name="product")
-    x, logits = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", c]) for n, c in (("x", 2), ("logits", 1)))
+    x, logits = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", c]) for n, c in (("x", 64), ("logits", 16)))
     graph = helper.make_graph([node], "product", [x], [logits], [numpy_helper.from_array(weight, "w")])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), tmp_path / "m.onnx")
     path = quantise(tmp_path / "m.onnx", Int8(), tmp_path / "q.onnx")
-    assert run(path, {"x": np.full((1, 2), 255, np.float32)}) == pytest.approx(2 * 255 * 127, rel=0.01)
+    row = {"x": np.full((16, 64), 255, np.float32)}
+    exact = pytest.approx(np.full((16, 16), 64 * 255 * 127), rel=0.01)
+    assert run(path, row) == exact
+    plain = InferenceSession(path, providers=["CPUExecutionProvider"]).run(["logits"], row)[0]
+    assert (plain != exact) == products_saturate(), "the option is set where it is needed, and nowhere else"
+
+
+def test_the_probe_is_what_it_says() -> None:
+    """The bytes are the model that the comment names."""
+    info = helper.make_tensor_value_info
+    inputs = [info("a", TensorProto.UINT8, None), info("b", TensorProto.INT8, None)]
+    node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])
+    graph = helper.make_graph([node], "g", inputs, [info("y", TensorProto.INT32, None)])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    assert onnx.load_from_string(_PRODUCT) == made
