@@ -26,8 +26,9 @@ from transforms.watchdog import deadline
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
-POLL_AGAIN_SECONDS = 0.02
-"""Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds."""
+POLL_AGAIN_SECONDS = 0.01
+"""Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds. At 300/s with
+the spam model on 2 busy cores 20 ms makes a label 6 ms later, 5 ms no earlier."""
 LOOK_AFTER_SECONDS = 2.0
 """From a rebalance until the group's members are looked at."""
 
