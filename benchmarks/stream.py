@@ -2,7 +2,8 @@
 
 Latency is from a message's timestamp to the moment when a read_committed consumer holds its label. Broker, load
 generator, consumer and job share the machine. Saturation is what the job does with a backlog, beside what
-`tagstream run` does with the same texts in a Parquet file. The peers get the same broker, texts, model and rates:
+`tagstream run` does with the same texts in a Parquet file. The job uses what `tagstream optimize` certifies for this
+machine. The peers get the same broker, texts, model (fp32) and rates:
 
 - tagstream_confluent: the job itself, its sink with `producer: confluent-kafka`
 - kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
@@ -26,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import PYTHON, ROOT, tagstream
+from benchmarks.children import PYTHON, ROOT, run, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
 from benchmarks.topics import Contestant, Run, send, unaccounted
@@ -54,18 +55,30 @@ sink: {{type: parquet, path: {folder}/bulk}}
 """
 WARM_SECONDS = 3
 PATIENCE = 30.0
+SAMPLE = ROOT / "examples" / "sms.parquet"
 
 
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
-    spec, run = SPEC.replace("{classify}", classify), [PYTHON, "-m", "pipelines.cli", "run"]
+    spec, command = SPEC.replace("{classify}", classify), [PYTHON, "-m", "pipelines.cli", "run"]
     confluent = spec.replace("mode: headers", "mode: headers, producer: confluent-kafka")
-    found = [Contestant("tagstream", run, spec), Contestant("tagstream_confluent", run, confluent)]
+    found = [Contestant("tagstream", command, spec), Contestant("tagstream_confluent", command, confluent)]
     if options.peers and options.ms_per_row is None:
         model = str(find_model(options.model).path)
         quix = environment("quix", ["quixstreams==3.28.*", same("torch"), same("transformers")])
         found.append(Contestant("kafka_loop", [PYTHON, str(PEERS / "kafka_loop.py"), model]))
         found.append(Contestant("quix", [str(quix), str(PEERS / "quix.py"), model]))
     return found
+
+
+def certify(model: str, folder: Path) -> tuple[str, str]:
+    """The classifier for a specification, and the words of its certificate."""
+    out, report = folder / "certified", folder / "certificate.json"
+    command = [PYTHON, "-m", "pipelines.cli", "optimize", model, "--sample", str(SAMPLE), "--text", "text"]
+    print("tagstream optimize …", flush=True)
+    run([*command, "--out", str(out), "--report", str(report)])
+    found = json.loads(report.read_text())["model"]
+    words = filter(None, (*map(found["backend"].get, ("type", "precision")), found["file"]))
+    return f"{{model: {model}, as: label, backend: {{type: auto, certificate: {out}}}}}", " ".join(words)
 
 
 def latency(
@@ -140,7 +153,8 @@ def soak(broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[
 
 def table(found: dict[str, Any]) -> list[str]:
     """Markdown."""
-    lines = ["| | messages/s | p50 | p99 | lost, twice |", "|---|---|---|---|---|"]
+    lines = [f"{found['model']}, {found['certified']}", ""] if found["certified"] else []
+    lines += ["| | messages/s | p50 | p99 | lost, twice |", "|---|---|---|---|---|"]
     for part in found["latency"]:
         what = f"{part['p50_ms']} ms | {part['p99_ms']} ms" if not part["behind"] else f"behind by {part['behind']:,} |"
         exact = f"{part['lost']}, {part['duplicated']}" if part["lost"] is not None else ""
@@ -161,10 +175,19 @@ def table(found: dict[str, Any]) -> list[str]:
     return lines
 
 
-def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path, classify: str) -> dict[str, Any]:
-    texts = pq.read_table(ROOT / "examples" / "sms.parquet").column("text").to_pylist()
+def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> dict[str, Any]:
+    classify, certified = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}", None
+    if options.ms_per_row is None:
+        classify, certified = certify(options.model, folder)
+    texts = pq.read_table(SAMPLE).column("text").to_pylist()
     racing = contestants(options, classify)
-    found: dict[str, Any] = {"model": classify, "latency": [], "backlog": {}, "saturation_share": None}
+    found: dict[str, Any] = {
+        "model": options.model,
+        "certified": certified,
+        "latency": [],
+        "backlog": {},
+        "saturation_share": None,
+    }
     rates = list(options.rates)
     if options.backlog:
         for contestant in racing:
@@ -204,14 +227,11 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="memory over a million messages")
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
-    classify = f"{{model: {options.model}, as: label}}"
-    if options.ms_per_row is not None:
-        classify = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}"
     broker = KafkaBroker()
     with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
         try:
             broker.start()
-            found = measure(options, broker, Path(folder), classify)
+            found = measure(options, broker, Path(folder))
         finally:
             broker.close()
     packages = versions("torch", "transformers", "kafka-python", "pyarrow")
