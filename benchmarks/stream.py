@@ -76,7 +76,7 @@ def certify(model: str, folder: Path) -> tuple[str, str]:
     command = [PYTHON, "-m", "pipelines.cli", "optimize", model, "--sample", str(SAMPLE), "--text", "text"]
     print("tagstream optimize …", flush=True)
     run([*command, "--out", str(out), "--report", str(report)])
-    found = json.loads(report.read_text())["model"]
+    found = next(iter(json.loads(report.read_text()).values()))
     words = filter(None, (*map(found["backend"].get, ("type", "precision")), found["file"]))
     return f"{{model: {model}, as: label, backend: {{type: auto, certificate: {out}}}}}", " ".join(words)
 
