@@ -191,7 +191,8 @@ def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> d
     rates = list(options.rates)
     if options.backlog:
         for contestant in racing:
-            count = options.backlog if contestant.name == "tagstream" else min(options.backlog, 3000)
+            ours = contestant.name.startswith("tagstream")
+            count = options.backlog if ours else min(options.backlog, 3000)
             found["backlog"][contestant.name] = backlog_rate(broker, folder, contestant, texts, count)
             print(contestant.name, found["backlog"][contestant.name], flush=True)
         live = found["backlog"]["tagstream"]["per_s"]
