@@ -7,6 +7,8 @@ broker, the constant-time test backend.
   the job, from 20 to 80 % of the rows. The pretended time takes no CPU, so two cores are enough.
 - p50_ms, p99_ms: from a message's timestamp to the moment when a read_committed consumer holds its label, at a steady
   rate.
+- state_growth_mb: live objects on the task managers' heaps, which hold all of the job's state, after that load beyond
+  those before it.
 - recovery_s: kill -9 of each part in turn under that load; seconds from the kill until labels keep up again, the worst
   of all. lost, duplicated: over whole topics after all of it, cancelling and submitting again included.
 
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -98,12 +101,15 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         if not run.wait_for(10, 180):
             raise SystemExit(f"no labels:\n{run.log.read_text()[-3000:]}")
         warm, count = int(options.rate * WARM_SECONDS), int(options.rate * options.seconds)
-        send(run.servers, run.source, TEXTS, options.rate, warm + count, 10)
+        send(run.servers, run.source, TEXTS, options.rate, warm, 10)
+        before = live_mb(cluster)
+        send(run.servers, run.source, TEXTS, options.rate, count, warm + 10)
         if not run.wait_for(10 + warm + count, 60):
             raise SystemExit(f"{10 + warm + count - len(run.watcher.seen)} messages without a label")
         waited = np.array([visible - sent for visible, sent in run.watcher.seen[10 + warm :]]) * 1000
         p50_ms, p99_ms = (round(float(np.percentile(waited, share)), 1) for share in (50, 99))
-        print(f"{len(waited)} messages, p50 {p50_ms} ms, p99 {p99_ms} ms", flush=True)
+        growth = live_mb(cluster) - before
+        print(f"{len(waited)} messages, p50 {p50_ms} ms, p99 {p99_ms} ms, state {growth:+.2f} MB", flush=True)
         if options.faults:
             flow = Flow(broker, run.source, run.target, options.rate, PARTITIONS)
 
@@ -128,10 +134,23 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
         "messages": found["in"],
         "p50_ms": p50_ms,
         "p99_ms": p99_ms,
+        "state_growth_mb": round(growth, 2),
         "lost": found["lost"],
         "duplicated": found["doubled"],
         "recovery_s": {fault: max(seconds) for fault, seconds in recovery.items()},
     }
+
+
+def live_mb(cluster: FlinkCluster) -> float:
+    """10^6 bytes of all objects in use in the task managers' JVMs, after a full collection."""
+    total = 0
+    for name, process in cluster.processes.items():
+        if name.startswith("taskmanager"):
+            histogram = subprocess.run(
+                ["jcmd", str(process.pid), "GC.class_histogram"], capture_output=True, text=True, check=True
+            ).stdout
+            total += int(histogram.strip().splitlines()[-1].split()[2])  # "Total, objects, bytes"
+    return total / 1e6
 
 
 def wait_for_slots(cluster: FlinkCluster) -> None:
@@ -176,6 +195,7 @@ def table(found: dict[str, Any]) -> list[str]:
         f"| bulk, two task managers over one, {MS_PER_ROW:g} ms a row | {bulk} |",
         f"| latency at {load} | p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms |",
     ]
+    lines.append(f"| live objects of the task managers after that load | {found['state_growth_mb']:+.2f} MB |")
     lines += [f"| labels again after kill -9: {fault} | {s} s |" for fault, s in found["recovery_s"].items()]
     lines.append(f"| of {found['messages']:,} messages | {found['lost']} lost, {found['duplicated']} twice |")
     return lines

@@ -11,10 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.pipelines.test_crash import query
 from tests.services.flink import FlinkCluster
-from tests.services.java import free_ports, wait_until
+from tests.services.java import ROOT, free_ports, wait_until
 
 pytestmark = pytest.mark.xdist_group("flink")
 
@@ -66,17 +67,36 @@ def test_bulk_equals_the_local_run(flink: FlinkCluster, tmp_path: Path) -> None:
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["state"], report["rows_in"], report["rows_left"]) == ("done", 20_000, 0)
     check_complete(tmp_path, 20_000)
-    finish(start(spec, "--set", f"sink.path={tmp_path}/local", "--set", "runner={type: local}"))
-    both = [
-        query(f"select * from read_parquet('{tmp_path}/{name}/*.parquet') order by id") for name in ("out", "local")
-    ]
-    assert both[0] == both[1]
+    assert_equals_local(spec, tmp_path)
     assert "0 of 20,000 (20,000 were done before)" in finish(start(spec))
 
 
-def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path) -> None:
+def assert_equals_local(spec: Path, folder: Path) -> None:
+    """What the job wrote to `out` is what a local run of it writes."""
+    finish(start(spec, "--set", f"sink.path={folder}/local", "--set", "runner={type: local}"))
+    both = [query(f"select * from read_parquet('{folder}/{name}/*.parquet') order by id") for name in ("out", "local")]
+    assert both[0]
+    assert both[0] == both[1]
+
+
+@pytest.mark.crash
+def test_demo_equals_the_local_run(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
+    """The bundled models in the workers; with --crash-long only, as it adds a minute to what the others show."""
+    if not long:
+        pytest.skip("only with --crash-long")
+    spec = tmp_path / "demo.yaml"
+    demo = yaml.safe_load((ROOT / "examples/sms.yaml").read_text())
+    demo["source"]["path"] = str(ROOT / "examples/sms.parquet")
+    demo |= {"sink": {"type": "parquet", "path": f"{tmp_path}/out"}, "runner": flink.runner}
+    spec.write_text(json.dumps(demo))
+    finish(start(spec))
+    assert_equals_local(spec, tmp_path)
+
+
+def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
     """kill -9 of a Python worker, then of a task manager, in the middle: every row exactly once."""
-    spec = write_job(tmp_path, 24_000, flink.runner, ms_per_row=1.0)
+    rows, ms_per_row = (200_000, 0.25) if long else (24_000, 1.0)
+    spec = write_job(tmp_path, rows, flink.runner, ms_per_row=ms_per_row)
     process = start(spec)
 
     def files() -> int:
@@ -92,7 +112,9 @@ def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path) -
     flink.kill("taskmanager2")
     flink.start_process("taskmanager2")
     finish(process)
-    check_complete(tmp_path, 24_000)
+    check_complete(tmp_path, rows)
+    if long:
+        assert_equals_local(spec, tmp_path)
 
 
 def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
