@@ -67,8 +67,9 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         "--no_save_main_session",
     ]
     if live:
-        # A bundle a block: the default of a second would be a second of latency.
-        options += ["--streaming", "--max_bundle_size=1", "--max_bundle_time_mills=10"]
+        # A bundle is a seat and lasts as long as its quantum. A time limit does not end it, but sends the task a mail
+        # twice in its time, which waits for the end of the bundle: with 10 ms 15 MB a quantum.
+        options += ["--streaming", "--max_bundle_size=1", "--max_bundle_time_mills=1000"]
         options += [f"--checkpointing_interval={NEVER_MS}"]
     result = _run(options, build)
     say(f"submitted {unique}")

@@ -42,6 +42,7 @@ class Flow:
 
     def __init__(self, broker: KafkaBroker, source: str, target: str, rate: float, partitions: int = 4) -> None:
         self.rate = rate
+        self.topics = (broker.servers, source, target)
         self.before = count(broker.servers, target)
         """Labels that are there already."""
         self.watcher = Watcher(broker.servers, target)
@@ -59,9 +60,17 @@ class Flow:
             alive()
             if self.behind > BEHIND_SECONDS * self.rate:
                 caught_up = time.monotonic()
-                assert caught_up - began < PATIENCE, f"{self.behind} messages without a label"
+                assert caught_up - began < PATIENCE, self.stuck()
             time.sleep(0.05)
         return caught_up - began
+
+    def stuck(self) -> str:
+        """Who does not go on: the load, the job, or the watcher."""
+        servers, source, target = self.topics
+        return (
+            f"{self.behind} messages without a label: {self.load.sent} sent, {count(servers, source)} in {source}, "
+            f"{count(servers, target)} in {target}, {len(self.watcher.seen)} seen there"
+        )
 
     def finish(self) -> int:
         """Ends the load and waits for the last label; how many messages were sent."""
