@@ -178,9 +178,9 @@ class KafkaBroker:
             "log.dirs": f"{self.folder}/data",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
-            # Kafka 4.1.1 alone on a machine elects itself twice when it starts. If it is still reading the group's offsets
-            # then, it may afterwards serve old ones and wait for members that are gone: seen with 150,000 records, whose
-            # 18 MB took 1.3 s. Small segments are compacted, and read at once.
+            # Kafka 4.1.1 alone on a machine elects itself twice when it starts. If it still reads the groups' offsets
+            # by then, it may serve old ones afterwards and wait for members that are gone: seen with 150,000 records,
+            # whose 18 MB took 1.3 s. Small segments are compacted, and read at once.
             "offsets.topic.segment.bytes": 1 << 20,
             "log.cleaner.backoff.ms": 2000,
             "transaction.state.log.replication.factor": 1,

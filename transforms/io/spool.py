@@ -1,11 +1,13 @@
-"""Rows that wait for a commit: in a temporary file, so that memory stays bounded however long a split is."""
+"""Rows that wait for a commit: in a temporary file, so that memory stays bounded however long a split is.
+
+The file has no name, so nothing is left of it however the process ends.
+"""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from contextlib import suppress
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -19,9 +21,7 @@ class Spool:
         self.schema = schema
         self.rows = 0
         self.nbytes = 0
-        handle, name = tempfile.mkstemp(prefix="tagstream-", suffix=".arrows")
-        self._path = Path(name)
-        self._file = os.fdopen(handle, "wb")
+        self._file = tempfile.TemporaryFile(prefix="tagstream-")  # noqa: SIM115
         self._stream = pa.ipc.new_stream(self._file, schema)
         self._finished = False
 
@@ -30,7 +30,7 @@ class Spool:
         try:
             self._stream.write_batch(batch)
         except OSError as error:
-            raise SinkError(f"{self._path}: rows that wait for a commit can't be kept: {error}") from None
+            raise SinkError(f"{tempfile.gettempdir()}: rows that wait for a commit can't be kept: {error}") from None
         self.rows += batch.num_rows
         self.nbytes += batch.nbytes
 
@@ -38,15 +38,16 @@ class Spool:
         """The rows from the first one on. Nothing can be added after the first call."""
         if not self._finished:
             self._stream.close()
-            self._file.close()
+            self._file.flush()
             self._finished = True
-        return pa.ipc.open_stream(pa.memory_map(str(self._path)))
+        again = os.fdopen(os.dup(self._file.fileno()), "rb")
+        again.seek(0)
+        return pa.ipc.open_stream(again)
 
     def close(self) -> None:
         """Deletes the file."""
         if not self._finished:
             with suppress(OSError, pa.ArrowException):
                 self._stream.close()
-            with suppress(OSError):
-                self._file.close()
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
