@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.children import CACHE, PYTHON, Child, run, tagstream
+from benchmarks.children import CACHE, PYTHON, Child, certify, run, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
@@ -82,14 +82,15 @@ class Race:
         self.folder, self.model, self.input = folder, str(model), str(folder / "in.parquet")
         self.names = names
         self.reports: list[dict[str, Any]] = []
-        self.certificate: dict[str, Any] | None = None
+        self.backend: dict[str, Any] = {}
+        self.certified: str | None = None
         self._pythons = {
             name: str(environment(folder_name, [*requirements, *SHARED]))
             for name, (folder_name, requirements) in ENVIRONMENTS.items()
             if any(contestant.startswith(name) for contestant in names)
         }
         if "certified" in names:
-            self.certificate = self._optimize()
+            self.backend, self.certified = certify(self.model, self.input, folder, "--rows", "1000")
 
     def round(self) -> dict[str, tuple[float, Child]]:
         done = {}
@@ -110,7 +111,7 @@ class Race:
         if name == "tagstream":
             return self._tagstream(name, FP32)
         if name == "certified":
-            return self._tagstream(name, {"type": "auto", "certificate": str(self.folder / "certified")})
+            return self._tagstream(name, self.backend)
         if name == "engine":
             child = run([PYTHON, str(PEERS / "engine_alone.py"), self.model, self.input])
             return child.said["seconds"], child
@@ -133,14 +134,6 @@ class Race:
         if name == "tagstream":
             self.reports.append(report)
         return report["seconds"], child
-
-    def _optimize(self) -> dict[str, Any]:
-        """What `tagstream optimize` certifies for this model and machine; rows of the input are the sample."""
-        print("tagstream optimize …", flush=True)
-        report = self.folder / "certificate.json"
-        command = [PYTHON, "-m", "pipelines.cli", "optimize", self.model, "--sample", self.input, "--rows", "1000"]
-        run([*command, "--out", str(self.folder / "certified"), "--report", str(report)])
-        return next(iter(json.loads(report.read_text()).values()))
 
 
 def measure(race: Race, rows: int, rounds: int) -> dict[str, Any]:
@@ -169,13 +162,8 @@ def measure(race: Race, rows: int, rounds: int) -> dict[str, Any]:
         "best_peer": min(peers, key=lambda name: median(s[name] for s in seconds)) if peers else None,
         "certified_speedup_vs_beam": speedup(beams, "certified"),
         "certified_speedup_vs_best_peer": speedup(peers, "certified"),
-        "certified_agreement": agreement("certified", ["tagstream"])[0]["agreement"] if race.certificate else None,
-        "certified_backend": race.certificate
-        and " ".join(
-            str(word)
-            for word in (*map(race.certificate["backend"].get, ("type", "precision")), race.certificate["file"])
-            if word
-        ),
+        "certified_agreement": agreement("certified", ["tagstream"])[0]["agreement"] if race.certified else None,
+        "certified_backend": race.certified,
         "label_agreement": min((a["agreement"] for a in same_as_peers), default=None),
         "max_score_difference": max((a["difference"] for a in same_as_peers), default=None),
         "padding": median(report["padding"] for report in race.reports),

@@ -57,3 +57,14 @@ def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
     """`tagstream run SPEC --report`, and that report."""
     child = run([PYTHON, "-m", "pipelines.cli", "run", str(spec), "--overwrite", "--report", str(report)])
     return child, json.loads(report.read_text())
+
+
+def certify(model: str, sample: str | Path, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
+    """`tagstream optimize`: the `backend:` that uses what it certifies for this machine, and what that is, in words."""
+    out, report = folder / "certified", folder / "certificate.json"
+    print("tagstream optimize …", flush=True)
+    command = [PYTHON, "-m", "pipelines.cli", "optimize", model, "--sample", str(sample), *options]
+    run([*command, "--out", str(out), "--report", str(report)])
+    (found,) = json.loads(report.read_text()).values()
+    words = filter(None, (*map(found["backend"].get, ("type", "precision")), found["file"]))
+    return {"type": "auto", "certificate": str(out)}, " ".join(words)

@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import PYTHON, ROOT, run, tagstream
+from benchmarks.children import PYTHON, ROOT, certify, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
 from benchmarks.topics import Contestant, Run, send, unaccounted
@@ -68,17 +68,6 @@ def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
         found.append(Contestant("kafka_loop", [PYTHON, str(PEERS / "kafka_loop.py"), model]))
         found.append(Contestant("quix", [str(quix), str(PEERS / "quix.py"), model]))
     return found
-
-
-def certify(model: str, folder: Path) -> tuple[str, str]:
-    """The classifier for a specification, and the words of its certificate."""
-    out, report = folder / "certified", folder / "certificate.json"
-    command = [PYTHON, "-m", "pipelines.cli", "optimize", model, "--sample", str(SAMPLE), "--text", "text"]
-    print("tagstream optimize …", flush=True)
-    run([*command, "--out", str(out), "--report", str(report)])
-    found = next(iter(json.loads(report.read_text()).values()))
-    words = filter(None, (*map(found["backend"].get, ("type", "precision")), found["file"]))
-    return f"{{model: {model}, as: label, backend: {{type: auto, certificate: {out}}}}}", " ".join(words)
 
 
 def latency(
@@ -178,7 +167,8 @@ def table(found: dict[str, Any]) -> list[str]:
 def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> dict[str, Any]:
     classify, certified = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}", None
     if options.ms_per_row is None:
-        classify, certified = certify(options.model, folder)
+        backend, certified = certify(options.model, SAMPLE, folder, "--text", "text")
+        classify = f"{{model: {options.model}, as: label, backend: {json.dumps(backend)}}}"
     texts = pq.read_table(SAMPLE).column("text").to_pylist()
     racing = contestants(options, classify)
     found: dict[str, Any] = {
