@@ -1,4 +1,4 @@
-"""ONNX Runtime: an export of any Hugging Face sequence classifier, fp32 or certified int8. Only here is it imported."""
+"""ONNX Runtime: an export of any Hugging Face sequence classifier, fp32 or certified int8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
 from transforms.backends.cores import passes_and_threads
 from transforms.backends.huggingface import describe, files_of, weights_of
-from transforms.backends.onnx_export import cache_folder, exact_options, export_fp32
+from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_session import exact_options
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
 Array = np.ndarray

@@ -5,7 +5,6 @@ Owns the cache folder's layout: one folder a model, named by the hashes of weigh
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
 from collections.abc import Iterator
@@ -16,51 +15,16 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import ModelError
+from transforms.backends.onnx_session import cpu_session
 from transforms.model_files import ModelFiles
 
 OPSET = 20
-_PRODUCT = (
-    b'\x08\n:>\n\x18\n\x01a\n\x01b\x12\x01y"\rMatMulInteger\x12\x01gZ\t\n\x01a\x12\x04\n\x02\x08\x02'
-    b"Z\t\n\x01b\x12\x04\n\x02\x08\x03b\t\n\x01y\x12\x04\n\x02\x08\x06B\x04\n\x00\x10\x14"
-)
-"""An ONNX model: y = MatMulInteger(a, b), uint8 and int8 to int32."""
 
 
 def cache_folder(files: ModelFiles) -> Path:
     """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
     root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
     return root / f"{files.weights_hash()}-{files.tokenizer_hash()}"
-
-
-def cpu_session(model: Path | bytes) -> Any:
-    """A session for a few rows: an onnxruntime.InferenceSession on the CPU."""
-    import onnxruntime as ort
-
-    return ort.InferenceSession(model, exact_options(), providers=["CPUExecutionProvider"])
-
-
-def exact_options() -> Any:
-    """An onnxruntime.SessionOptions with which a file gives the same scores on every CPU.
-
-    CPUs without VNNI add up products of uint8 and int8 in 16 bits, where they saturate. There the option makes weights
-    of more than 7 bits uint8, which is slower and exact. With AMX it would halve the speed, and nothing saturates.
-    """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    if products_saturate():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
-
-
-@functools.cache
-def products_saturate() -> bool:
-    """Whether onnxruntime's products of uint8 and int8 are wrong on this CPU where they are largest."""
-    import onnxruntime as ort
-
-    session = ort.InferenceSession(_PRODUCT, providers=["CPUExecutionProvider"])
-    (found,) = session.run(["y"], {"a": np.full((16, 64), 255, np.uint8), "b": np.full((64, 16), 127, np.int8)})
-    return bool((found != 64 * 255 * 127).any())
 
 
 def export_fp32(files: ModelFiles, folder: Path) -> Path:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from schemas.errors import ModelError
-from transforms.backends.onnx_export import cpu_session, exporting, need, quiet, writing
+from transforms.backends.onnx_export import exporting, need, quiet, writing
+from transforms.backends.onnx_session import cpu_session
 from transforms.backends.onnx_smooth import Array, Inputs, insert_before, smooth, weight_products
 
 
@@ -20,7 +21,7 @@ from transforms.backends.onnx_smooth import Array, Inputs, insert_before, smooth
 class Int8:
     """One way to quantise. `static`: the ranges of activations are the sample's, otherwise each micro-batch's own;
     `smooth`: see `onnx_smooth`, all but down-projections, which it makes less exact; `reduce_range`: 7-bit weights,
-    which CPUs without VNNI add up without a detour (`exact_options`); `keep`: share of the products with
+    which CPUs without VNNI add up without a detour (`onnx_session`); `keep`: share of the products with
     weights that stay fp32, those whose rounding moves the logits most.
     """
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from transforms.backends.onnx_export import cpu_session
+from transforms.backends.onnx_session import cpu_session
 
 Array = np.ndarray
 Inputs = dict[str, Array]

@@ -11,8 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime import InferenceSession
 
 from schemas.errors import ModelError
-from transforms.backends.onnx_export import _PRODUCT, cpu_session, products_saturate
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
+from transforms.backends.onnx_session import _PRODUCT, cpu_session, products_saturate
 from transforms.backends.onnx_smooth import largest_inputs, smooth, weight_products
 
 WIDTH = 8
