@@ -87,9 +87,9 @@ def run(
         from transforms.watchdog import WATCHDOG, restart_process
 
         WATCHDOG.end = restart_process
-    asked = reclassify or reclassify_below is not None or reclassify_label
     if show:
         readable_sink(job)  # says now what it would say at the end
+    asked = reclassify or reclassify_below is not None or reclassify_label
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
     if show:

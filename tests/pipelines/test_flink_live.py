@@ -60,10 +60,10 @@ def broker(mortal_kafka, flink: FlinkCluster):
     return mortal_kafka
 
 
-def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, request) -> None:
+def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, long: bool) -> None:
     """kill -9 of whatever takes part, under load; cancelled and submitted again without any checkpoint."""
     faults = ["worker", "task manager", "resubmit"]
-    if long := request.config.getoption("--crash-long"):
+    if long:
         faults = [*FAULTS, "resubmit"] * 3
         random.Random(5).shuffle(faults)
     spec = write_live(tmp_path, broker.servers, flink.runner, {"type": "kafka", "topic": "out", "mode": "headers"})

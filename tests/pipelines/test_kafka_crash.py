@@ -40,10 +40,9 @@ def job(mortal_kafka, tmp_path):
         worker.stop()
 
 
-def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
+def test_topic_to_topic(job, long):  # noqa: PLR0915  one story
     """kill -9 of job and broker, processes that join and leave, zombies, both producers: exact, in order."""
     broker, start = job
-    long = request.config.getoption("--crash-long")
     chance = random.Random(3)
     sink = "{type: kafka, topic: out, mode: headers}"
     first = start(sink)
@@ -98,10 +97,9 @@ def test_topic_to_topic(job, request):  # noqa: PLR0915  one story
         assert offsets == sorted(offsets), "in order within a partition"
 
 
-def test_topic_to_parquet(job, tmp_path, request):
+def test_topic_to_parquet(job, tmp_path, long):
     """The same with files that are committed by time: each message in one file, once."""
     broker, start = job
-    long = request.config.getoption("--crash-long")
     out = tmp_path / "files"
     sink = f"{{type: parquet, path: {out}, commit_every: 0.5}}"
     workers = [start(sink), start(sink)]

@@ -13,9 +13,8 @@ from tests.services.kafka_faults import Load, Worker, committed_ends, count, dif
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.mark.timeout(1200)]
 
 
-def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, request):
+def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, long):
     """Broker kill -9, worker kill -9, workers stopped beyond their session and woken as zombies; both libraries."""
-    long = request.config.getoption("--crash-long")
     broker, chance = mortal_kafka, random.Random(7)
     source, target = broker.create_topic("in", 4), broker.create_topic("out", 4)
     arguments = ("-m", "tests.services.kafka_copy", broker.servers, "job", source, target)
