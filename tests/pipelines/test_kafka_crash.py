@@ -40,7 +40,7 @@ def job(mortal_kafka, tmp_path):
         worker.stop()
 
 
-def test_topic_to_topic(job, long):  # noqa: PLR0915  one story
+def test_topic_to_topic(job, long):
     """kill -9 of job and broker, processes that join and leave, zombies, both producers: exact, in order."""
     broker, start = job
     chance = random.Random(3)
