@@ -9,7 +9,10 @@ import threading
 from collections import Counter
 from typing import Self
 
-API = {"Produce": 0, "AddPartitionsToTxn": 24, "AddOffsetsToTxn": 25, "EndTxn": 26, "TxnOffsetCommit": 28}
+API = {
+    "Produce": 0, "InitProducerId": 22, "AddPartitionsToTxn": 24, "AddOffsetsToTxn": 25, "EndTxn": 26,
+    "TxnOffsetCommit": 28,
+}  # fmt: skip
 
 
 class FaultyProxy:

@@ -30,7 +30,12 @@ NOT_OURS = (
     errors.FencedInstanceIdError,
 )
 HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, errors.UnsupportedVersionError)
+AGAIN = (errors.ProducerFencedError, errors.RequestTimedOutError)
+"""Why a producer may not start that starts the next time."""
 ATTEMPTS = 8
+FORGETFUL_SECONDS = 45.0
+ENDS: dict[tuple[str, str], int] = {}
+"""By servers and transactional id: the furthest end of a chain that a broker has told this process of."""
 
 
 class PartitionLostError(Exception):
@@ -136,31 +141,30 @@ class Chain:
                     log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
                     self._discard()
                 else:
-                    self.position = stop
+                    self._stands_at(stop)
                     return
             raise SinkError(f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above")
 
     def _reopen(self) -> None:
         """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
 
-        Again and again when another takes the id meanwhile, for a while.
+        Again and again when another takes the id meanwhile or a broker is slow, for a while.
         """
         self._discard()
         for _ in range(ATTEMPTS):
             try:
                 return self._open_once()
             except SinkError as error:
-                if not isinstance(error.__cause__, errors.ProducerFencedError):
+                if not isinstance(error.__cause__, AGAIN):
                     raise
-                fenced = error
-        raise fenced
+                failed = error
+        raise failed
 
     def _open_once(self) -> None:
         with self.cluster.explained("start a transactional producer", SinkError):
             try:
                 self._producer.start()
-                with deadline(OPEN_SECONDS, f"{self.id}: read the committed offset"):
-                    committed = self._committed()
+                committed = self._read_end()
             except BaseException:
                 self._producer.shut()
                 raise
@@ -168,12 +172,46 @@ class Chain:
         if committed and note != self.note and (note or not self._adopts):
             self._producer.shut()
             raise LedgerError(another_job(str(self.partition), note, self.note))
-        self.position = None if committed is None else committed[0]
+        self._stands_at(None if committed is None else committed[0])
         self._started = True
+
+    def _read_end(self) -> tuple[int, str] | None:
+        """The committed offset and its note; never one behind what a broker has told this process before.
+
+        Kafka 4.1.1 was seen to forget acknowledged offsets of a group after kill -9 of a lone broker with a long
+        offsets topic: what lies between would be labelled a second time. Waits for a better answer, then LedgerError.
+        """
+        known, until = ENDS.get((self.cluster.servers, self.id)), time.monotonic() + FORGETFUL_SECONDS
+        while True:
+            with deadline(OPEN_SECONDS, f"{self.id}: read the committed offset"):
+                committed = self._committed()
+            if known is None or (committed is not None and committed[0] >= known):
+                return committed
+            found = "none" if committed is None else f"{committed[0]:,}"
+            if time.monotonic() > until or self._closed or not self._owned():
+                raise LedgerError(
+                    f"{self.partition}: the broker has acknowledged position {known:,} to this process, and now says "
+                    f"{found}: messages between would get a second label. If nobody has reset the group's offsets, "
+                    "restart the group's coordinator (a broker), which then reads its log again, and start the job "
+                    f"again once the group's offset is {known:,}"
+                )
+            log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
+            time.sleep(1.0)
+
+    def _stands_at(self, position: int | None) -> None:
+        self.position = position
+        if position is not None:
+            ENDS[self.cluster.servers, self.id] = position
 
     def _discard(self) -> None:
         self._started = False
         self._producer.shut()
+
+
+def forget_ends(cluster: Cluster, ids: str) -> None:
+    """Of the chains whose transactional ids begin with `ids`: their positions are about to be deleted."""
+    for key in [key for key in ENDS if key[0] == cluster.servers and key[1].startswith(ids)]:
+        del ENDS[key]
 
 
 def another_job(where: str, theirs: str, ours: str) -> str:

@@ -117,7 +117,12 @@ class PythonProducer:
         with deadline(OPEN_SECONDS, f"{self.id}: connect"):
             self._producer = KafkaProducer(**arguments)
         with deadline(OPEN_SECONDS, f"{self.id}: init_transactions"):
-            self._producer.init_transactions()
+            try:
+                self._producer.init_transactions()
+            except errors.KafkaError as error:
+                if "unknown reasons" in str(error):  # its words, in a plain KafkaError, for a request without an answer
+                    raise errors.RequestTimedOutError(str(error)) from error
+                raise
 
     def transact(self, records: list[Record], position: Position, group: GroupMetadata) -> None:
         """In the order of rule 3, each call under a deadline (rule 6)."""

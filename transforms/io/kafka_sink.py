@@ -28,7 +28,7 @@ from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, another_job
+from transforms.io.kafka_commit import Chain, PartitionLostError, another_job, forget_ends
 from transforms.io.kafka_groups import MEMBERS, group_of, replay_group_of
 from transforms.io.kafka_messages import Encode, Messages, as_json
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
@@ -124,6 +124,7 @@ class _Sink:
             found = self._positions(admin)
             if overwrite and any(found.values()):
                 admin.delete_groups([group for group, positions in found.items() if positions])
+                forget_ends(self.cluster, f"{self.group}/")
                 return
         for positions in found.values():
             for partition, at in positions.items():

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 from kafka import KafkaProducer
+from kafka.structs import OffsetAndMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
 from schemas.kafka_spec import PRODUCERS
@@ -18,7 +19,7 @@ from tests.services.kafka_copy import Chains
 from tests.services.kafka_faults import differences, read_all
 from tests.services.proxy import FaultyProxy
 from transforms.io.kafka_client import RECORDS, Cluster, Partition
-from transforms.io.kafka_commit import Chain, PartitionLostError
+from transforms.io.kafka_commit import Chain, PartitionLostError, forget_ends
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
 
@@ -209,11 +210,11 @@ def test_partitions_added_later_are_read(kafka, monkeypatch):
 # ---- the chain
 
 
-def chain_of(kafka, topic, group, library="kafka-python", note="", client=()):
+def chain_of(kafka, topic, group, library="kafka-python", note="", client=(), servers=None):
     """A chain outside of a group, as a bulk job has it."""
     from kafka.structs import ConsumerGroupMetadata
 
-    cluster = Cluster(kafka.servers, dict(client))
+    cluster = Cluster(servers or kafka.servers, dict(client))
     consumer = cluster.consumer(group_id=group)
     at = lambda: consumer.committed(_tp(topic), metadata=True)  # noqa: E731
     return Chain(
@@ -299,6 +300,45 @@ def test_another_jobs_group_is_refused(kafka, topics, library):
     mine.commit([record(target, b"a")], 0, 1)
     with pytest.raises(LedgerError, match="another job: its fingerprint is model-a, this one is model-b"):
         chain_of(kafka, source, group, library, note="model-b").open()
+
+
+def reset(kafka, topic, group, offset, note=""):
+    with kafka.admin() as admin:
+        admin.alter_group_offsets(group, {_tp(topic): OffsetAndMetadata(offset, note, -1)})
+
+
+def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, library, monkeypatch):
+    """As a broker gives after it has forgotten commits: what lies between would be labelled twice."""
+    source, target = topics
+    group = name("job")
+    chain = chain_of(kafka, source, group, library)
+    chain.open()
+    chain.commit([record(target, b"a")], 0, 100)
+    chain.close()
+    reset(kafka, source, group, 60)
+    monkeypatch.setattr("transforms.io.kafka_commit.FORGETFUL_SECONDS", 1.5)
+    with pytest.raises(LedgerError, match="acknowledged position 100 to this process, and now says 60"):
+        chain_of(kafka, source, group, library).open()
+    monkeypatch.setattr("transforms.io.kafka_commit.FORGETFUL_SECONDS", 30)
+    timer = threading.Timer(1.5, reset, (kafka, source, group, 100))
+    timer.start()
+    assert chain_of(kafka, source, group, library).open() == 100
+    timer.join()
+    forget_ends(Cluster(kafka.servers), f"{group}/")
+    reset(kafka, source, group, 60)
+    assert chain_of(kafka, source, group, library).open() == 60
+
+
+@pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
+def test_a_producer_whose_start_gets_no_answer_starts_again(kafka, topics, library, fault):
+    source, target = topics
+    with FaultyProxy(kafka.proxy_port, kafka.proxied_port) as proxy:
+        chain = chain_of(kafka, source, name("job"), library, client=QUICK.items(), servers=kafka.proxied_servers)
+        proxy.fault("InitProducerId", fault)
+        assert chain.open() is None
+        assert proxy.dropped[fault] == 1
+        chain.commit([record(target, b"a")], 0, 1)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a"]
 
 
 def test_a_record_that_the_topic_does_not_take_is_named_and_nothing_is_committed(kafka, topics, library):
