@@ -85,10 +85,11 @@ def measure(folder: Path, rows: int) -> dict[str, dict[int, float]]:
         note("tokens", tokens, alone(six, made(folder, "fixed", count, str(tokens)), count))
     for layers in LAYERS:
         note("layers", layers, alone(model_of(layers), texts, rows))
+    many = made(folder, "texts", 8 * rows)  # two of the largest blocks
     for in_flight in IN_FLIGHT:
-        note("in_flight", in_flight, whole(folder, six, texts, {"rows": 256, "in_flight": in_flight}))
+        note("in_flight", in_flight, whole(folder, six, many, {"rows": 256, "in_flight": in_flight}))
     for block_rows in BLOCK_ROWS:
-        note("block_rows", block_rows, whole(folder, six, texts, {"rows": block_rows}))
+        note("block_rows", block_rows, whole(folder, six, many, {"rows": block_rows}))
     return found
 
 
