@@ -187,8 +187,10 @@ class Chain:
                 committed = self._committed()
             if known is None or (committed is not None and committed[0] >= known):
                 return committed
+            if self._closed or not self._owned():
+                raise PartitionLostError(str(self.partition))
             found = "none" if committed is None else f"{committed[0]:,}"
-            if time.monotonic() > until or self._closed or not self._owned():
+            if time.monotonic() > until:
                 raise LedgerError(
                     f"{self.partition}: the broker has acknowledged position {known:,} to this process, and now says "
                     f"{found}: messages between would get a second label. If nobody has reset the group's offsets, "
