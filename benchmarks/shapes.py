@@ -99,7 +99,7 @@ def lines(found: dict[str, dict[int, float]]) -> list[str]:
     for name, rates in found.items():
         (first, low), (last, high) = min(rates.items()), max(rates.items())
         text.append(
-            f"- {TITLES[name]}: from {first} to {last} rows/s change {high / low:.2f}-fold, {low:,.0f} to {high:,.0f}"
+            f"- {TITLES[name]}, {first} to {last}: {low:,.0f} to {high:,.0f} rows/s, {high / low:.2f} times as many"
         )
     text += ["", "| | | rows/s |", "|---|---|---|"]
     text += [f"| {TITLES[name]} | {at} | {rate:,} |" for name, rates in found.items() for at, rate in rates.items()]
