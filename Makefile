@@ -36,6 +36,7 @@ bench: $(STAMP)  ## the README's figures
 	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.warehouse
 	$(BIN)/python -m benchmarks.shapes
+	$(BIN)/python -m benchmarks.flink
 
 lock:  ## renew requirements.lock after a change of pyproject.toml
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras pyproject.toml \

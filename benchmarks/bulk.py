@@ -201,11 +201,9 @@ def table(found: dict[str, Any]) -> list[str]:
             f"- scores differ from theirs by at most {found['max_score_difference']:.1e}",
         ]
     if backend := found["certified_backend"]:
-        lines.append(
-            f"- certified ({backend}): {found['certified_speedup_vs_beam'] or 0:.2f} "
-            f"times Beam's handler, {found['certified_speedup_vs_best_peer'] or 0:.2f} times the best peer; "
-            f"labels as in fp32: {found['certified_agreement']:.2%}"
-        )
+        against = {"Beam's handler": "certified_speedup_vs_beam", "the best peer": "certified_speedup_vs_best_peer"}
+        times = [f"{found[key]:.2f} times {who}, " for who, key in against.items() if found[key]]
+        lines.append(f"- certified ({backend}): {''.join(times)}labels as in fp32: {found['certified_agreement']:.2%}")
     return [*lines, f"- padding: {found['padding']:.1%}; end to end over engine alone: {found['end_to_end_share']:.1%}"]
 
 

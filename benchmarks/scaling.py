@@ -24,13 +24,13 @@ TARGETS = (10**6, 10**7, 10**8, 10**9, 10**10)
 
 @dataclass(frozen=True)
 class Figures:
-    """m: measured here, see RESULTS.md and deploy/SCALING.md; a: assumed."""
+    """m: measured, by the benchmark where one is named (figures in RESULTS.md), else once by hand; a: assumed."""
 
     tokens: float = 46.0
     """a: mean tokens of a text"""
     text_bytes: float = 230.0
     """a: of a message or row, labels about as much again"""
-    cpu_infer_per_core: float = 65.0
+    cpu_infer_per_core: float = 75.0
     """m: rows/s, six layers of width 384, fp32; benchmarks.bulk"""
     tokenise_per_core: float = 7_900.0
     """m: texts/s, 50 tokens"""

@@ -17,6 +17,7 @@ from pipelines.cli_options import (
     LimitOption,
     ModelOption,
     ReportOption,
+    RunnerOption,
     SetOption,
     SinkOption,
     SourceOption,
@@ -47,6 +48,7 @@ def run(
     sink: SinkOption = None,
     dead_letters: DeadOption = None,
     set_: SetOption = None,
+    runner: RunnerOption = None,
     limit: LimitOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier job.")] = False,
     reclassify: Annotated[
@@ -64,6 +66,9 @@ def run(
         float | None, typer.Option("--max-seconds", min=0, help="Stop after this time, as SIGTERM would.")
     ] = None,
     metrics_port: Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics.")] = None,
+    must_finish: Annotated[
+        bool, typer.Option("--must-finish", help="Exit 7 if rows are left, also when stopped on request.")
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="On Flink: return as soon as the job runs.")] = False,
     debug: DebugOption = False,
 ) -> None:
@@ -76,9 +81,15 @@ def run(
 
     out, err = consoles()
     job = load(locals())
+    asked = reclassify or reclassify_below is not None or bool(reclassify_label)
+    here = {"--metrics-port": metrics_port is not None}
+    followed = {"--reclassify…": asked, "--show": bool(show), "--report": bool(report), "--must-finish": must_finish}
     if detach:
-        _detach(err, job, overwrite=overwrite)
+        _refuse(here | followed | {"--max-seconds": max_seconds is not None}, "--detach leaves the job to the cluster")
+        _detach(err, job, limit=limit, overwrite=overwrite)
         return
+    if job.runner.type != "local":
+        _refuse(here, "the job runs in workers, which serve their own: `tagstream workers --metrics-port`")
     if metrics_port is not None:
         from pipelines.prometheus import serve_metrics
 
@@ -89,7 +100,6 @@ def run(
         WATCHDOG.end = restart_process
     if show:
         readable_sink(job)  # says now what it would say at the end
-    asked = reclassify or reclassify_below is not None or reclassify_label
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
     if show:
@@ -97,15 +107,27 @@ def run(
     print_report(out, result)
     if report:
         write_json(report, result.to_dict())
+    if must_finish and result.rows_left:
+        raise typer.Exit(7)
 
 
-def _detach(console: Console, job: JobSpec, *, overwrite: bool) -> None:
+def _refuse(given: dict[str, bool], why: str) -> None:
+    from schemas.errors import SpecError
+
+    if names := [name for name, is_given in given.items() if is_given]:
+        raise SpecError(f"{names[0]} does not go with this: {why}")
+
+
+def _detach(console: Console, job: JobSpec, *, limit: int | None, overwrite: bool) -> None:
     from pipelines.cluster import detach_job
+    from schemas.runner_spec import FlinkRunner
 
-    if (submitted := detach_job(job, console, overwrite=overwrite)) is None:
+    if (submitted := detach_job(job, console, limit=limit, overwrite=overwrite)) is None:
         console.print("nothing is left to do")
     else:
-        console.print(f"tagstream status {submitted.name}; tagstream stop {submitted.name}", soft_wrap=True)
+        rest = f" --rest {job.runner.rest}" if isinstance(job.runner, FlinkRunner) else ""
+        names = f"{submitted.name}{rest}"
+        console.print(f"tagstream status {names}; tagstream stop {names}", soft_wrap=True, highlight=False)
 
 
 @command

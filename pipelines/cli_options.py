@@ -46,6 +46,10 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override: source.path=in/. Repeatable.", metavar="FIELD=VALUE"),
 ]
+RunnerOption = Annotated[
+    str | None,
+    typer.Option("--runner", help="Where to run, instead of what the SPEC says: local, flink, dataflow or beam."),
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the input.")]
 ReportOption = Annotated[str | None, typer.Option("--report", help="Write the result as JSON.", metavar="FILE.json")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Full logs and tracebacks.")]
@@ -123,6 +127,8 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
     if not sink:
         overrides["sink"] = {"type": "memory", "name": "none"}
         overrides["dead_letters"] = None
+    if options.get("runner"):
+        overrides["runner.type"] = options["runner"]
     overrides |= dict(parse_override(text) for text in options.get("set_") or [])
     if options.get("spec") is None:
         needed = {"--source": "source", "--model": "model"} | ({"--sink": "sink"} if sink else {})

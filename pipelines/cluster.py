@@ -18,7 +18,7 @@ from pipelines.job import Job
 from pipelines.remote import GONE, Build, follow_flink, run_beam, submit_flink
 from schemas.block import Split
 from schemas.errors import RunnerError, SpecError, TagstreamError
-from schemas.runner_spec import BeamRunner, FlinkRunner
+from schemas.runner_spec import BeamRunner, DataflowRunner, FlinkRunner
 from schemas.spec import JobSpec
 from transforms.metrics import METRICS
 from transforms.stop import STOP
@@ -41,7 +41,9 @@ def run_live_remote(job: Job, console: Console) -> None:
         )
 
 
-def detach_job(spec: JobSpec, console: Console, *, overwrite: bool = False) -> FlinkJob | None:
+def detach_job(
+    spec: JobSpec, console: Console, *, limit: int | None = None, overwrite: bool = False
+) -> FlinkJob | None:
     """Submit the job, wait until it runs, and leave it to the cluster. None if there is nothing to do.
 
     Raises TagstreamError.
@@ -49,7 +51,7 @@ def detach_job(spec: JobSpec, console: Console, *, overwrite: bool = False) -> F
     if not isinstance(spec.runner, FlinkRunner):
         raise SpecError(f"--detach needs a cluster that goes on alone: runner.type flink, not {spec.runner.type}")
     with console.status("looking at the input"):
-        job = Job.open(spec, overwrite=overwrite)
+        job = Job.open(spec, limit, overwrite=overwrite)
         job.sink.prepare(job.fingerprint(), overwrite=overwrite)
     if job.live:
         return _submit(job, spec.runner, console, _filler(job, []))
@@ -66,7 +68,7 @@ def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
     if isinstance(runner, FlinkRunner):
         seats = runner.seats_per_slot * runner.parallelism
     else:
-        assert isinstance(runner, BeamRunner)
+        assert isinstance(runner, BeamRunner | DataflowRunner)
         seats = runner.seats
     return lambda pipeline: build_live(pipeline, job, seats, key, expected)
 
@@ -76,7 +78,7 @@ def _run(job: Job, console: Console, fill: Build) -> str:
     state = "DONE"
     runner = job.spec.runner
     before = job.rows_done(job.sink.progress())
-    if isinstance(runner, BeamRunner):
+    if isinstance(runner, BeamRunner | DataflowRunner):
         with console.status("running; progress is on the runner's own pages"):
             run_beam(runner, job.spec.name, fill)
     else:

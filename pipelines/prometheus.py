@@ -59,8 +59,9 @@ class JobCollector(Collector):
         yield lag
         silence = max((feed.silence for feed in feeds), default=0.0)
         yield GaugeMetricFamily("tagstream_source_silence_seconds", "Since the source last answered", silence)
-        if METRICS.last_commit is not None:
-            since = time.monotonic() - METRICS.last_commit
+        if METRICS.last_commit is not None or feeds:
+            ages = [feed.age for feed in feeds]  # before the first commit: since reading began
+            since = max(ages) if METRICS.last_commit is None else time.monotonic() - METRICS.last_commit
             yield GaugeMetricFamily("tagstream_last_commit_seconds", "Since the last commit", since)
         if (quantiles := METRICS.latency(0.5, 0.99)) is not None:
             latency = GaugeMetricFamily(

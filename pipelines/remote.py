@@ -13,23 +13,33 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import PipelineState
 
 from pipelines.flink import ENDED, Flink, FlinkJob, Stage
 from schemas import errors
 from schemas.errors import RunnerError, TagstreamError
-from schemas.runner_spec import BeamRunner, FlinkRunner
+from schemas.runner_spec import BeamRunner, DataflowRunner, FlinkRunner
 from transforms.stop import STOP, TRANSIENT_NOTE
 
 POLL_SECONDS = 1.0
 SUBMIT_SECONDS = 180.0
 """A healthy job runs 15 to 30 s after submission, most of it the staging of jars; a busy cluster takes longer."""
 CONNECT_SECONDS = 5.0
+JOB_SERVER_SECONDS = 20
 WORKER_SECONDS = {"EXTERNAL": 180.0, "PROCESS": 180.0, "DOCKER": 600.0}
 """How long a running job may go without its first Python worker. The first one after an installation compiles torch and
 Beam, a minute on a slow machine; a container's image may have to be fetched."""
+NO_WORKER = {
+    "EXTERNAL": "is `tagstream workers` up beside each task manager, at environment.config ({config})? See its log",
+    "DOCKER": "can the task managers run containers of {config}? See their logs",
+    "PROCESS": "can the task managers start {config}? See their logs",
+}
+PATIENCE_SECONDS = 20.0
+"""From then on it is said what is waited for."""
 SILENCE_SECONDS = 60.0
 """How long a cluster that has taken a job may not answer: a JobManager that restarts, a machine that is busy."""
 NEVER_MS = 10**13
@@ -52,7 +62,9 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
             f"Flink has {total} task slots, {free} free; runner.parallelism asks for {spec.parallelism}. "
             "Lower it, add task managers, or cancel another job"
         )
-    if spec.environment.type == "EXTERNAL" and spec.environment.config.startswith(("localhost:", "127.0.0.1:")):
+    here = {"localhost", "127.0.0.1"}  # a pool is where the task managers are; this can be elsewhere
+    pool = spec.environment.config.rpartition(":")[0]
+    if spec.environment.type == "EXTERNAL" and pool in here and urlsplit(spec.rest).hostname in here:
         _reachable(
             "runner.environment.config", spec.environment.config, "start `tagstream workers` beside each task manager"
         )
@@ -60,6 +72,7 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
     options = [
         "--runner=PortableRunner",
         f"--job_endpoint={spec.job_server}",
+        f"--job_server_timeout={JOB_SERVER_SECONDS}",
         f"--environment_type={spec.environment.type}",
         f"--environment_config={spec.environment.config}",
         f"--parallelism={spec.parallelism}",
@@ -73,7 +86,7 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         options += [f"--checkpointing_interval={NEVER_MS}"]
     result = _run(options, build)
     say(f"submitted {unique}")
-    return _wait_for_workers(spec, unique, result, live=live)
+    return _wait_for_workers(spec, unique, result, say, live=live)
 
 
 def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
@@ -93,11 +106,19 @@ def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
         time.sleep(POLL_SECONDS)
 
 
-def run_beam(spec: BeamRunner, name: str, build: Build) -> None:
-    """Submit to any other runner and wait for the end. Raises RunnerError."""
-    result = _run([*spec.options, f"--job_name={name}-{uuid.uuid4().hex[:8]}", "--no_save_main_session"], build)
-    state = result.wait_until_finish()
-    if state not in {"DONE", None}:
+def run_beam(spec: BeamRunner | DataflowRunner, name: str, build: Build) -> None:
+    """Submit to any other runner and wait for the end, or cancel when asked to stop. Raises RunnerError."""
+    result = _run([*spec.arguments, f"--job_name={name}-{uuid.uuid4().hex[:8]}", "--no_save_main_session"], build)
+    try:
+        while not PipelineState.is_terminal(result.state):
+            if STOP.is_set():
+                result.cancel()
+                return
+            time.sleep(POLL_SECONDS)
+        state = result.wait_until_finish()  # raises what failed
+    except Exception as error:
+        raise known_error(str(error)) or RunnerError(f"the runner ended the job: {_last_line(_text(error))}") from error
+    if state not in {PipelineState.DONE, None}:
         raise RunnerError(f"the runner ended the job in state {state}; see its own logs")
 
 
@@ -107,13 +128,18 @@ def _run(options: list[str], build: Build) -> Any:
     try:
         return pipeline.run()
     except Exception as error:
-        raise RunnerError(f"the runner refused the job: {_last_line(str(error))}") from error
+        raise RunnerError(f"the runner refused the job: {_last_line(_text(error))}") from error
 
 
-def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, *, live: bool) -> FlinkJob:
+def _text(error: BaseException) -> str:
+    return str(error) or f"{type(error).__name__}, is it of the kind that the options say?"
+
+
+def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, say: Callable[[str], None], *, live: bool) -> FlinkJob:
     flink = Flink(spec.rest, SILENCE_SECONDS)
     patience = WORKER_SECONDS[spec.environment.type]
-    submitted, running, failure = time.monotonic(), None, ""
+    hint = NO_WORKER[spec.environment.type].format(config=spec.environment.config)
+    submitted, running, failure, said = time.monotonic(), None, "", False
     while True:
         now = time.monotonic()
         job = flink.job(name)
@@ -131,12 +157,12 @@ def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, *, live: bool) 
             return job
         if job is not None and job.state == "RUNNING":
             running = running or now
+            if not said and now - running > PATIENCE_SECONDS:
+                say(f"no Python worker has connected to Flink yet, waiting up to {patience:.0f} s; {hint}")
+                said = True
             if now - running > patience:
                 flink.cancel(job)
-                raise RunnerError(
-                    f"no Python worker has connected to Flink within {patience:.0f} s; is `tagstream workers` up "
-                    f"beside each task manager, at runner.environment.config ({spec.environment.config})? See its log"
-                )
+                raise RunnerError(f"no Python worker has connected to Flink within {patience:.0f} s; {hint}")
         if now - submitted > SUBMIT_SECONDS + patience:
             if job is not None:
                 flink.cancel(job)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+import re
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from schemas.spec_base import Spec
 
@@ -23,8 +25,24 @@ class WorkerEnvironment(Spec):
     type: Literal["EXTERNAL", "DOCKER", "PROCESS"] = "EXTERNAL"
     config: str = Field(
         default="localhost:50000",
-        description="EXTERNAL: host:port of the worker pool, as task managers see it; DOCKER: image; PROCESS: JSON.",
+        description="EXTERNAL: host:port of the worker pool, as task managers see it; DOCKER: image, with Beam's boot "
+        'program as its entry point; PROCESS: JSON, {"command": path of a boot program}.',
     )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.type == "EXTERNAL" and not re.fullmatch(r"[^\s:/]+:\d+", self.config):
+            raise ValueError(f"config of an EXTERNAL environment is host:port of the worker pool, not {self.config!r}")
+        if self.type == "DOCKER" and "config" not in self.model_fields_set:
+            raise ValueError("a DOCKER environment needs config: the image")
+        if self.type == "PROCESS":
+            try:
+                ready = isinstance(json.loads(self.config), dict)
+            except ValueError:
+                ready = False
+            if not ready:
+                raise ValueError('a PROCESS environment needs config: JSON, {"command": path of a boot program}')
+        return self
 
 
 class FlinkRunner(Spec):
@@ -49,5 +67,23 @@ class BeamRunner(Spec):
     options: tuple[str, ...] = Field(min_length=1, description="As on Beam's command line: --runner=…, --region=…")
     seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
 
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Beam's command line."""
+        return self.options
 
-Runner = Annotated[LocalRunner | FlinkRunner | BeamRunner, Field(discriminator="type")]
+
+class DataflowRunner(Spec):
+    """Google Cloud Dataflow, by Beam's options for it."""
+
+    type: Literal["dataflow"] = "dataflow"
+    options: tuple[str, ...] = Field(min_length=1, description="--project=…, --region=…, --temp_location=gs://…")
+    seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Beam's command line."""
+        return ("--runner=DataflowRunner", *self.options)
+
+
+Runner = Annotated[LocalRunner | FlinkRunner | BeamRunner | DataflowRunner, Field(discriminator="type")]

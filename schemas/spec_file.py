@@ -30,7 +30,10 @@ def load_spec(path: str | None, overrides: dict[str, Any] | None = None) -> JobS
     lines: dict[Location, int] = {}
     if path is not None:
         data, lines = _read_yaml(path)
-    for field, value in (overrides or {}).items():
+    overrides = overrides or {}
+    if isinstance(data, dict) and isinstance(runner := data.get("runner"), dict) and "runner.type" in overrides:
+        data["runner"] = runner if runner.get("type") == overrides["runner.type"] else {}  # the fields are another's
+    for field, value in overrides.items():
         _set(data, field, value)
     data = _expand(data, (), path, lines)
     if path is not None and isinstance(data, dict):

@@ -42,10 +42,12 @@ def test_services_fit_together(services: dict[str, dict]) -> None:
 
 
 def test_every_task_manager_has_its_workers(services: dict[str, dict]) -> None:
-    """A worker pool in the network of each, at the port that the job asks for."""
-    managers = {name for name in services if name.startswith("taskmanager")}
+    """A worker pool in the network of each, at the port that the job asks for; neither's death takes the network."""
+    managers = [service for name, service in services.items() if name.startswith("taskmanager")]
     pools = [service for name, service in services.items() if name.startswith("workers")]
-    assert {pool["network_mode"] for pool in pools} == {f"service:{name}" for name in managers}
+    networks = [pool["network_mode"] for pool in pools]
+    assert networks == [manager["network_mode"] for manager in managers]
+    assert all(services[name.removeprefix("service:")]["entrypoint"] == ["sleep", "infinity"] for name in networks)
     port = documents("jobs/stream.yaml")[0]["runner"]["environment"]["config"].rpartition(":")[2]
     assert all(pool["command"][pool["command"].index("--port") + 1] == port for pool in pools)
 
@@ -63,7 +65,11 @@ def test_prometheus_asks_every_process(services: dict[str, dict]) -> None:
     """Targets are services, or in their network, at the ports that they serve metrics on."""
     (config,) = documents("prometheus/prometheus.yml")
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
-    managers = sorted(name for name in services if name.startswith("taskmanager"))
+    managers = sorted(
+        service["network_mode"].removeprefix("service:")
+        for name, service in services.items()
+        if name.startswith("taskmanager")
+    )
     assert targets["tagstream"] == [f"{name}:9400" for name in managers]
     assert targets["flink"] == [f"{name}:9249" for name in ("jobmanager", *managers)]
     assert all(name in services["jobmanager"]["environment"]["FLINK_PROPERTIES"] for name in ("9249", "Prometheus"))

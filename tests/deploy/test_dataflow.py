@@ -13,10 +13,11 @@ def test_options(tmp_path: Path, monkeypatch) -> None:
     """None is misspelt: Beam would only warn. Said to be untested wherever a reader may begin."""
     spec = check_spec((DEPLOY / "dataflow/job.yaml").read_text(), tmp_path, monkeypatch)
     assert spec.live
-    given = [option.removeprefix("--").partition("=")[0] for option in spec.runner.options]
+    assert spec.runner.arguments[0] == "--runner=DataflowRunner"
+    given = [option.removeprefix("--").partition("=")[0] for option in spec.runner.arguments]
     known = PipelineOptions([]).get_all_options()
     assert [name for name in given if name not in known] == []
-    parsed = PipelineOptions(list(spec.runner.options)).get_all_options(drop_default=True)
+    parsed = PipelineOptions(list(spec.runner.arguments)).get_all_options(drop_default=True)
     assert set(given) <= set(parsed)
     for file in ("job.yaml", "README.md", "Dockerfile"):
         assert "ntested" in (DEPLOY / "dataflow" / file).read_text()

@@ -165,6 +165,46 @@ def test_show_is_refused_before_the_job_runs(job: BulkJob) -> None:
     assert "can't read the labels of a kafka sink" in done.stderr
 
 
+FLINK = "runner={type: flink, job_server: 'localhost:1', rest: 'http://localhost:1'}"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--runner", "spark"], 2, "'local', 'flink', 'beam', 'dataflow'"),
+        (["--runner", "beam"], 2, "runner.beam.options: Field required"),
+        (["--runner", "flink", "--set", "runner.job_server=localhost:1"], 6, "http://localhost:8081 does not answer"),
+        (["--set", FLINK, "--metrics-port", "0"], 2, "--metrics-port does not go with this: the job runs in workers"),
+        (["--set", FLINK, "--detach", "--show", "3"], 2, "--show does not go with this: --detach leaves the job"),
+        (["--set", FLINK, "--detach", "--max-seconds", "3"], 2, "--max-seconds does not go with this"),
+        (
+            ["--set", "runner={type: flink, environment: {type: DOCKER}}"],
+            2,
+            "DOCKER environment needs config: the image",
+        ),
+        (["--set", "runner={type: flink, environment: {type: PROCESS}}"], 2, "PROCESS environment needs config: JSON"),
+        (["--set", "runner={type: flink, environment: {config: 'pool:'}}"], 2, "is host:port of the worker pool"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_where_it_runs(job: BulkJob, options: list[str], code: int, message: str) -> None:
+    """An option that would do nothing is refused."""
+    done = call("run", job.folder / "job.yaml", *options)
+    assert done.exit_code == code, done.output
+    assert message in done.stderr
+
+
+def test_runner_of_the_command_line_comes_first(job: BulkJob) -> None:
+    """Fields of another runner are left aside; rows that are left make exit code 7."""
+    assert call("run", job.folder / "job.yaml", "--set", FLINK).exit_code == 6
+    stopped = call("run", job.folder / "job.yaml", "--runner", "local", "--max-seconds", 0, "--must-finish")
+    assert stopped.exit_code == 7, stopped.output
+    spec = yaml.safe_load((job.folder / "job.yaml").read_text())
+    elsewhere = job.folder / "elsewhere.yaml"
+    elsewhere.write_text(yaml.safe_dump(spec | {"runner": {"type": "flink", "parallelism": 3}}))
+    assert call("run", elsewhere, "--runner", "local", "--must-finish").exit_code == 0
+
+
 def test_debug_shows_the_traceback(job: BulkJob) -> None:
     """For those who look for a defect."""
     done = call("run", job.folder / "job.yaml", "--text", "txet", "--debug")

@@ -73,7 +73,7 @@ def test_bulk_equals_the_local_run(flink: FlinkCluster, tmp_path: Path) -> None:
 
 def assert_equals_local(spec: Path, folder: Path) -> None:
     """What the job wrote to `out` is what a local run of it writes."""
-    finish(start(spec, "--set", f"sink.path={folder}/local", "--set", "runner={type: local}"))
+    finish(start(spec, "--set", f"sink.path={folder}/local", "--runner", "local"))
     both = [query(f"select * from read_parquet('{folder}/{name}/*.parquet') order by id") for name in ("out", "local")]
     assert both[0]
     assert both[0] == both[1]
@@ -117,13 +117,52 @@ def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, l
         assert_equals_local(spec, tmp_path)
 
 
-def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
-    """SIGTERM cancels the job on the cluster and exits 0; the next run does the rest."""
-    spec = write_job(tmp_path, 16_000, flink.runner, ms_per_row=1.0)
-    process = start(spec, "--report", str(tmp_path / "report.json"))
+@pytest.mark.crash
+def test_slots_of_a_task_manager_share_a_worker(tmp_path: Path, long: bool) -> None:
+    """Two slots, one Python process; with --crash-long only, as it takes a cluster of its own."""
+    if not long:
+        pytest.skip("only with --crash-long")
+    cluster = FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2)
+    cluster.start()
+    try:
+        spec = write_job(tmp_path, 16_000, cluster.runner, ms_per_row=1.0)
+        process = start(spec)
+        wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+        assert len(cluster.workers()) == 1
+        finish(process)
+        check_complete(tmp_path, 16_000)
+    finally:
+        cluster.stop()
+
+
+@pytest.mark.crash
+def test_any_runner_of_beam(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
+    """By Beam's own options, here those of the same cluster: stopped by SIGTERM, then finished."""
+    if not long:
+        pytest.skip("only with --crash-long")
+    wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
+    pool = flink.runner["environment"]["config"]
+    options = [f"--job_endpoint={flink.runner['job_server']}", "--environment_type=EXTERNAL"]
+    options += ["--runner=PortableRunner", f"--environment_config={pool}", "--parallelism=2"]
+    spec = write_job(tmp_path, 16_000, {"type": "beam", "options": options}, ms_per_row=1.0)
+    process = start(spec, "--must-finish")
     wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
     process.send_signal(signal.SIGTERM)
-    finish(process)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 7, output
+    wait_until(lambda: flink.flink.slots()[1] == 2, 60, "the job has gone")
+    finish(start(spec, "--must-finish"))
+    check_complete(tmp_path, 16_000)
+
+
+def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
+    """SIGTERM cancels the job on the cluster and exits 0, 7 if it must finish; the next run does the rest."""
+    spec = write_job(tmp_path, 16_000, flink.runner, ms_per_row=1.0)
+    process = start(spec, "--report", str(tmp_path / "report.json"), "--must-finish")
+    wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 7, output
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["state"] == "stopped"
     assert report["rows_left"] > 0
@@ -139,14 +178,21 @@ def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Pa
         ({"rest": "http://127.0.0.1:{closed}"}, "does not answer"),
         ({"parallelism": 50}, "2 task slots, 2 free; runner.parallelism asks for 50"),
         ({"environment": {"config": "127.0.0.1:{closed}"}}, "start `tagstream workers`"),
-        ({"environment": {"config": "127.0.0.2:{closed}"}}, "a task manager can't reach a Python worker"),
+        (  # a pool beside task managers that are elsewhere can't be looked at from here
+            {"rest": "http://0.0.0.0:{rest}", "environment": {"config": "127.0.0.1:{closed}"}},
+            "a task manager can't reach a Python worker",
+        ),
     ],
 )
 def test_submission_errors_are_clear(flink: FlinkCluster, tmp_path: Path, change: dict, message: str) -> None:
     """Exit 6, and the message names the field and what to do."""
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
     (closed,) = free_ports(1)
-    runner = json.loads(json.dumps({**flink.runner, **change}).replace("{closed}", str(closed)))
+    runner = json.loads(
+        json.dumps({**flink.runner, **change})
+        .replace("{closed}", str(closed))
+        .replace("{rest}", flink.flink.rest.rpartition(":")[2])
+    )
     process = start(write_job(tmp_path, 100, runner))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 6, output

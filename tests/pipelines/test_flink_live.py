@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -97,7 +98,8 @@ def test_detached_job_is_watched_and_stopped(flink: FlinkCluster, broker, tmp_pa
     """`status` shows it, workers serve its metrics, and `stop` commits what they had read but not yet written."""
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 3600.0}
     spec = write_live(tmp_path, broker.servers, flink.runner, sink)
-    assert "tagstream stop flink-live-" in tagstream("run", "--detach", str(spec))
+    said = tagstream("run", "--detach", str(spec))
+    assert re.search(rf"tagstream stop flink-live-\w+ --rest {flink.flink.rest}", said)
     try:
         wait_until(lambda: len(flink.samples("tagstream_lag_messages")) == 4, 120, "partitions are assigned", 0.2)
         wait_until(lambda: len(flink.samples("tagstream_lag_messages", "worker")) == 2, 120, "to both workers", 0.2)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import traceback
 
+import apache_beam as beam
 import pytest
 
+from pipelines import remote
 from pipelines.remote import known_error
-from schemas.errors import LedgerError, SourceError, TagstreamError
+from schemas.errors import LedgerError, RunnerError, SourceError, TagstreamError
 from transforms.stop import STOP, failing
 
 
@@ -30,6 +33,15 @@ def test_final_error_ends_the_job(kind: type[TagstreamError]) -> None:
     found = known_error(trace_of(kind("topic 'x' does not exist; create it first")))
     assert type(found) is kind
     assert str(found) == "topic 'x' does not exist; create it first"
+
+
+def test_job_server_that_is_none() -> None:
+    """Something listens there that never answers: said after a while."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        options = ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}"]
+        options += ["--environment_type=EXTERNAL", "--environment_config=x", "--job_server_timeout=1"]
+        with pytest.raises(RunnerError, match=r"the runner refused the job: FutureTimeoutError"):
+            remote._run(options, lambda pipeline: pipeline | beam.Create([1]))
 
 
 def test_transient_error_does_not() -> None:
