@@ -75,6 +75,14 @@ def exported(monkeypatch) -> dict[str, set[str]]:
     return names
 
 
+def test_a_worker_that_never_commits_is_seen(monkeypatch) -> None:
+    """Before the first commit the time since it counts from when reading began, so that the alert can fire."""
+    METRICS.reset()
+    monkeypatch.setattr(FEEDS, "all", lambda: [Feed()])
+    samples = [sample for family in JobCollector().collect() for sample in family.samples]
+    assert [s.value for s in samples if s.name == "tagstream_last_commit_seconds"] == [60.0]
+
+
 @pytest.mark.parametrize(("where", "expression"), list(expressions()))
 def test_metrics_exist(where: str, expression: str, exported: dict[str, set[str]]) -> None:
     """A local run and a Flink worker pool both serve what is asked for; `up` is Prometheus' own."""
