@@ -216,13 +216,21 @@ def optimize(
     *,
     what: Annotated[str, typer.Argument(metavar="SPEC|MODEL", help="Job specification, or a model's name.")],
     sample: Annotated[str, typer.Option("--sample", help="Parquet file with typical texts.", metavar="FILE")],
-    text: Annotated[str, typer.Option("--text", help="Column with the text.")] = "text",
+    text: Annotated[
+        str | None, typer.Option("--text", help="Column with the text; default: the SPEC's source.text, or text.")
+    ] = None,
     rows: Annotated[int, typer.Option("--rows", min=1, help="Texts of the sample to use.")] = 2000,
     min_agreement: Annotated[
-        float, typer.Option("--min-agreement", min=0, max=1, help="Least share of labels equal to fp32's.")
-    ] = 0.995,
+        float | None,
+        typer.Option(
+            "--min-agreement",
+            min=0,
+            max=1,
+            help="Least share of labels equal to fp32's; default: the SPEC's, or 0.995.",
+        ),
+    ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", help="Folder of the certificate; default: the cache folder.")
+        str | None, typer.Option("--out", help="Folder of the certificate; default: the SPEC's, or the cache folder.")
     ] = None,
     report: ReportOption = None,
     debug: DebugOption = False,
@@ -233,20 +241,27 @@ def optimize(
 
     from pipelines.optimize import optimize_classifier, print_measured, read_sample
     from pipelines.report import write_json
-    from schemas.spec import Classifier
+    from schemas.spec import AutoBackend, Classifier
     from schemas.spec_file import load_spec
 
     console, err = consoles()
-    texts = read_sample(sample, text, rows)
+    column = text or "text"
     if what.endswith((".yaml", ".yml")):
-        classifiers = [c for c in load_spec(what).classify if c.backend.type != "constant"]
+        spec = load_spec(what)
+        classifiers = [c for c in spec.classify if c.backend.type != "constant"]
+        column = text or spec.source.text
     else:
         classifiers = [Classifier.model_validate({"model": what, "as": column_name(what)})]
+    texts = read_sample(sample, column, rows)
     certificates = {}
     for classifier in classifiers:
         console.print(f"[bold]{classifier.model}[/]")
         folder = Path(out, classifier.as_) if out and len(classifiers) > 1 else Path(out) if out else None
-        result = optimize_classifier(classifier, texts, folder, min_agreement, err)
+        least = 0.995 if min_agreement is None else min_agreement
+        if isinstance(auto := classifier.backend, AutoBackend):
+            folder = folder or (Path(auto.certificate).expanduser() if auto.certificate else None)
+            least = auto.min_agreement if min_agreement is None else min_agreement
+        result = optimize_classifier(classifier, texts, folder, least, err)
         print_measured(console, *result)
         certificates[classifier.as_] = asdict(result[0])
     if report:

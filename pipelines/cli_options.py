@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 import sys
@@ -86,12 +87,19 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
 def _set_logs(*, debug: bool) -> None:
     """Beam and its friends log what we say better ourselves; `debug` lets them. Before they are imported."""
-    import logging
-
     logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL)
     if not debug:
         for name in ("apache_beam", "transformers", "huggingface_hub"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
+        logging.getLogger("transforms.io.kafka_commit").setLevel(logging.WARNING)
+        quiet(logging.getLogger("kafka"))
+
+
+def quiet(logger: logging.Logger) -> None:
+    """Shows nothing of it, but lets `Cluster.explained` see why a connection failed: the client only logs that."""
+    logger.setLevel(logging.WARNING)
+    logger.propagate = False
+    logger.addHandler(logging.NullHandler())
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -10,13 +10,14 @@ from pipelines.build import build_live
 from pipelines.cluster import run_live_remote
 from pipelines.job import Job
 from pipelines.local import execute
-from pipelines.progress import StatusLine
-from pipelines.report import Report
+from pipelines.progress import StatusLine, print_notes
+from pipelines.report import Report, bottleneck
 from schemas.errors import TagstreamError
 from transforms.engine import shared_engine
 from transforms.live import FEEDS
 from transforms.metrics import METRICS
 from transforms.stop import FAILURES, STOP
+from transforms.watchdog import DONE
 
 RETRY_SECONDS = 1.0
 WORRY_SECONDS = 5.0
@@ -28,6 +29,7 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
+    DONE.add("--overwrite")
     started = time.monotonic()
     if job.spec.runner.type != "local":
         run_live_remote(job, console)
@@ -36,6 +38,7 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
         for classifier in job.spec.classify:
             shared_engine(classifier)
     load_seconds = time.monotonic() - started
+    print_notes(console)
     with LiveLine(console) as line:
         while not STOP.is_set():
             try:
@@ -63,6 +66,7 @@ def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> 
         counts=counts,
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
+        classifiers=len(job.spec.classify),
     )
 
 
@@ -97,6 +101,8 @@ class LiveLine(StatusLine):
         if (latency := METRICS.latency(0.5, 0.99)) is not None:
             parts.append(f"latency p50 {latency[0] * 1000:,.0f} ms, p99 {latency[1] * 1000:,.0f} ms")
         parts.append(f"dead letters {now.dead_rows:,}")
+        if (busiest := bottleneck(now)) is not None:
+            parts.append(f"busiest: {busiest}")
         if METRICS.last_commit is not None:
             parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
         return " · ".join(worries + parts)

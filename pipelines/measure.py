@@ -86,7 +86,7 @@ def measure(
     rows_per_s = len(scores) / seconds
     if fp32 is None:
         return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget)
-    drift = np.abs(scores - fp32.scores[: len(scores)]).max(axis=1)
+    drift = np.abs(np.nan_to_num(scores) - np.nan_to_num(fp32.scores[: len(scores)])).max(axis=1)
     return Measured(
         candidate,
         scores,
@@ -110,13 +110,21 @@ def same_labels(scores: Array, reference: Array, activation: str) -> Array:
 
 
 def _equal(scores: Array, reference: Array, activation: str) -> Array:
-    """`same_labels` of all rows of the reference, those that have no scores yet taken as equal."""
-    return same_labels(np.concatenate([scores, reference[len(scores) :]]), reference, activation)
+    """`same_labels` of all rows of the reference, those that have no scores yet taken as equal; a row that only one of
+    them could label is not.
+    """
+    scores = np.concatenate([scores, reference[len(scores) :]])
+    failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
+    same = same_labels(np.nan_to_num(scores), np.nan_to_num(reference), activation)
+    return np.asarray((same & ~failed & ~expected) | (failed & expected))
 
 
 def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
-    """Scores and seconds."""
+    """Scores, NaN for rows that failed, and seconds."""
     started = time.perf_counter()
     futures = [engine.submit(texts.slice(at, BLOCK_ROWS)) for at in range(0, len(texts), BLOCK_ROWS)]
-    scores = np.concatenate([future.result().scores for future in futures])
-    return scores, time.perf_counter() - started
+    found = [future.result() for future in futures]
+    seconds = time.perf_counter() - started
+    for prediction in found:
+        prediction.scores[list(prediction.errors)] = np.nan
+    return np.concatenate([prediction.scores for prediction in found]), seconds

@@ -14,7 +14,7 @@ from transforms.metrics import STAGES, Snapshot
 ADVICE = {
     "read": "reading the input: fewer or smaller kept columns, a faster disk or network",
     "tokenise": "tokenising: more CPU cores",
-    "infer": "the model: a smaller one, bf16, or a GPU",
+    "infer": "the model: `tagstream optimize`, a smaller one, or a GPU",
     "write": "writing the output: a faster disk or network, a lighter compression",
 }
 
@@ -35,6 +35,7 @@ class Report:
     output: str
     remote: bool = False
     """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
+    classifiers: int = 1
 
     @property
     def rows_per_s(self) -> float:

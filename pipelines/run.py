@@ -22,7 +22,7 @@ from pipelines.cluster import run_pass_remote
 from pipelines.job import Job
 from pipelines.live import run_live
 from pipelines.local import execute
-from pipelines.progress import ProgressLine
+from pipelines.progress import ProgressLine, print_notes
 from pipelines.reclassify import Choice, reclassify
 from pipelines.report import Report
 from schemas.block import Split
@@ -89,9 +89,8 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             for classifier in job.spec.classify:
                 shared_engine(classifier)
         load_seconds = time.monotonic() - started
-        for note in METRICS.snapshot().notes:
-            console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
-        with ProgressLine(console, job.rows, before) as line:
+        print_notes(console)
+        with ProgressLine(console, job.rows, before, len(job.spec.classify)) as line:
             started = line.started
             while left and not STOP.is_set():
                 _run_pass(job, left, line)
@@ -110,6 +109,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         counts=METRICS.snapshot(),
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
+        classifiers=len(job.spec.classify),
     )
 
 

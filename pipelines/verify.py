@@ -15,6 +15,7 @@ from pipelines.run import run_job
 from schemas.block import POSITION
 from schemas.errors import SourceError, SpecError
 from schemas.kafka_spec import KafkaSource
+from schemas.runner_spec import LocalRunner
 from schemas.spec import JobSpec, MemorySink
 from transforms.io.memory import Output, output
 from transforms.stop import STOP
@@ -42,6 +43,8 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
     """
     if not isinstance(spec.source, KafkaSource):
         raise SpecError(f"verify compares the live and the bulk path of a Kafka source; this one is {spec.source.type}")
+    if spec.source.start == "committed":
+        raise SpecError("verify has a group of its own, which has committed nothing: give --set source.start=earliest")
     tag = uuid.uuid4().hex[:8]
     bulk, live = (
         spec.model_copy(
@@ -50,6 +53,7 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
                 "source": spec.source.model_copy(update={"until": until, "group": f"{spec.name}-verify-{tag}"}),
                 "sink": MemorySink(name=f"{tag}-{path}", commit_every=0.2),
                 "dead_letters": None,
+                "runner": LocalRunner(),
                 "max_dead": 1.0,
             }
         )

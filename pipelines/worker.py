@@ -17,6 +17,7 @@ from pathlib import Path
 
 from apache_beam.runners.worker.sdk_worker import SdkHarness
 
+from pipelines.cli_options import quiet
 from pipelines.prometheus import serve_metrics
 from transforms.live import FEEDS
 from transforms.stop import GRACE, STOP
@@ -28,7 +29,7 @@ PORT_SUFFIX = ".port"
 def main(control: str, worker_id: str, ports: str) -> None:
     """`control`: the runner's address; `ports`: folder for a file, named by this process, with its metrics' port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
-    logging.getLogger("kafka").setLevel(logging.CRITICAL)
+    quiet(logging.getLogger("kafka"))
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, name="leave").start())
     port = serve_metrics(0, address="127.0.0.1")
     Path(ports, f"{os.getpid()}{PORT_SUFFIX}").write_text(str(port))

@@ -8,9 +8,9 @@
 The engine never waits to fill a micro-batch: whenever the device is free it takes what is there. So an idle stream
 has low latency and a bulk job full micro-batches, by the same rule.
 
-Failures: out of memory halves the token budget and runs the halves; any other error of a micro-batch is bisected down
-to the row that causes it; when every row of a micro-batch fails, a row that worked before is run once more, and if that
-fails too the backend is dead: all futures get a ModelError and nothing is dead-lettered for it.
+Failures: out of memory halves the token budget for a while and runs the halves; any other error of a micro-batch is
+bisected down to the row that causes it; when every row of a micro-batch fails, a row that worked before is run once
+more, and if that fails too the backend is dead: all futures get a ModelError and nothing is dead-lettered for it.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ Array = np.ndarray
 SMALL = 64
 """Texts of a submission that is tokenised in a thread of its own, so that it never waits behind a large one. There is
 one thread for each kind: the Rust tokenizer spreads a batch over all cores by itself."""
+GROW_PASSES = 256
+"""Passes without a shortage of memory after which a budget that was halved is doubled again."""
 _DEVICES: dict[str, threading.Semaphore] = {}
 _DEVICES_LOCK = threading.Lock()
 
@@ -53,8 +55,10 @@ class _Submission:
 class Engine:
     """See the module. Thread-safe."""
 
-    def __init__(self, backend: Backend, memory_bytes: int = 0) -> None:
-        """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block."""
+    def __init__(self, backend: Backend, memory_bytes: int = 0, works: tuple[Encoded, Array] | None = None) -> None:
+        """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block. `works`: a row
+        that the backend can label; without it that is the first one it has labelled.
+        """
         self.backend = backend
         self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
         self.token_budget = backend.token_budget
@@ -64,7 +68,8 @@ class Engine:
         self._pool = Pool(backend.buckets)
         self._ready = threading.Condition()
         self._live: set[_Submission] = set()
-        self._works: tuple[Encoded, Array] | None = None
+        self._works = works
+        self._fitting = 0
         self._dead: ModelError | None = None
         self._closed = False
         with _DEVICES_LOCK:
@@ -202,10 +207,14 @@ class Engine:
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
             with self._ready:
-                self.token_budget = max(1, min(self.token_budget, rows * longest // 2))
+                self._fitting = 0
+                if rows > 1:  # a single row that does not fit says nothing of the others
+                    self.token_budget = max(1, min(self.token_budget, rows * longest // 2))
             return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
         except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
             return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)
+        if self.token_budget < self.backend.token_budget:
+            self._grow()
         finite = np.isfinite(logits).all(axis=1)
         at = 0
         for submission, sequences in parts:
@@ -218,6 +227,14 @@ class Engine:
             submission, sequences = parts[0]
             self._works = (submission.encoded, sequences[:1])
         return int((~finite).sum())
+
+    def _grow(self) -> None:
+        """After a while without a shortage of memory: it may have been another program's."""
+        with self._ready:
+            self._fitting += 1
+            if self._fitting >= GROW_PASSES:
+                self._fitting = 0
+                self.token_budget = min(2 * self.token_budget, self.backend.token_budget)
 
     def _bisect(self, parts: list[tuple[_Submission, Array]], rows: int, code: DeadCode, error: Exception) -> int:
         if rows == 1:
@@ -280,8 +297,25 @@ def shared_engine(classifier: Classifier) -> Engine:
     key = classifier.model_dump_json()
     with _ENGINES_LOCK:
         if key not in _ENGINES:
-            _ENGINES[key] = Engine(load_backend(classifier), classifier.memory_bytes)
+            backend = load_backend(classifier)
+            works = None if classifier.backend.type == "constant" else try_out(backend, classifier.as_)
+            _ENGINES[key] = Engine(backend, classifier.memory_bytes, works)
         return _ENGINES[key]
+
+
+def try_out(backend: Backend, name: str) -> tuple[Encoded, Array]:
+    """A row that the backend labels, for `Engine`. Raises ModelError if it can't: then no row is to blame."""
+    try:
+        encoded = backend.encode(pa.array(["Is it working?"], pa.large_string()))
+        works = (encoded, np.arange(1))
+        logits = backend.forward([works])
+    except Exception as error:
+        backend.close()
+        raise ModelError(f"{name}: the model is loaded, but can't label a first text: {_one_line(error)}") from error
+    if not np.isfinite(logits).all():
+        backend.close()
+        raise ModelError(f"{name}: the model's logits are not finite, even for a plain text; are its weights whole?")
+    return works
 
 
 def close_engines() -> None:

@@ -42,9 +42,14 @@ class TextTokenizer:
         self._tokenizer.no_padding()
         stride = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
         try:
-            self._tokenizer.enable_truncation(self.max_length, stride=stride)
+            self._tokenizer.enable_truncation(self.max_length, stride=stride, direction=tokenizer.truncation_side)
         except ValueError as error:
             raise ModelError(f"{files.name}: max_length {self.max_length} can't be used: {error}") from None
+
+        if any(self._tokenizer.encode("a").type_ids):
+            raise ModelError(
+                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported yet; take another"
+            )
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         """Token ids of all texts. Texts must be valid UTF-8 without nulls."""

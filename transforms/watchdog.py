@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from transforms.stop import STOP
+
 EXIT_CODE = 70
 """What a process exits with whose call hung: EX_SOFTWARE of sysexits.h."""
 
@@ -69,12 +71,21 @@ def end_process(message: str) -> None:
     os._exit(EXIT_CODE)
 
 
+DONE: set[str] = set()
+"""Options of the command line that have had their effect, and must not have it again after a restart."""
+
+
 def restart_process(message: str) -> None:
-    """The same, but this very process begins again with its own command line: for runs that nobody else restarts."""
+    """The same, but this very process begins again with its own command line: for runs that nobody else restarts.
+
+    Without the options that are `DONE`; a run that is asked to stop ends instead.
+    """
+    if STOP.is_set():
+        end_process(message)
     sys.stderr.write(f"tagstream: watchdog: {message}; starting again, nothing is lost\n")
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.flush()
-    os.execv(sys.executable, sys.orig_argv)  # noqa: S606  threads that hang end with the old image
+    os.execv(sys.executable, [option for option in sys.orig_argv if option not in DONE])  # noqa: S606  threads that hang end with the old image
 
 
 WATCHDOG = Watchdog()

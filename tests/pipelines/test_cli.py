@@ -194,6 +194,24 @@ def test_where_it_runs(job: BulkJob, options: list[str], code: int, message: str
     assert message in done.stderr
 
 
+def test_unreachable_broker_says_why(job: BulkJob) -> None:
+    """As a process: what the client only logs is in the message, and nothing else of its log."""
+    live = {
+        "source": {"type": "kafka", "servers": "127.0.0.1:1", "topics": "any"},
+        "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+        "sink": {"type": "kafka", "topic": "out"},
+    }
+    spec = job.folder / "live.yaml"
+    spec.write_text(json.dumps(live))  # JSON is YAML
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.cli", "run", str(spec)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 3, done.stderr
+    assert "no Kafka broker of this protocol answers at 127.0.0.1:1" in " ".join(done.stderr.split())
+    assert "ERROR:kafka" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_runner_of_the_command_line_comes_first(job: BulkJob) -> None:
     """Fields of another runner are left aside; rows that are left make exit code 7."""
     assert call("run", job.folder / "job.yaml", "--set", FLINK).exit_code == 6

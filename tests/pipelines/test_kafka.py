@@ -10,9 +10,11 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from kafka.admin import NewPartitions
 from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError
 from rich.console import Console
 
+from pipelines.job import Job
 from pipelines.run import run_job
 from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
@@ -21,6 +23,7 @@ from schemas.spec import JobSpec
 from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count, differences
+from transforms.io import open_sink
 from transforms.live import FEEDS
 from transforms.stop import STOP
 
@@ -108,15 +111,52 @@ def test_start_and_until_at_a_time(topics):
     assert {r.timestamp for r in topics.all(topics.target)} == {2_000, 3_000}
 
 
-def test_latest_is_settled_at_the_first_start(topics):
-    """What comes while the job is away is not skipped."""
+@pytest.mark.parametrize("kind", ["kafka", "parquet"])
+def test_latest_is_settled_at_the_first_start(topics, tmp_path, kind):
+    """What comes while the job is away is not skipped, also if it has not written anything yet."""
     topics.send([b"old"] * 10)
-    spec = topics.spec({"start": "latest"})
+    sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3} if kind == "parquet" else None
+    spec = topics.spec({"start": "latest"}, sink)
     with running(spec):
         wait_until(lambda: any(f.status().splits == 2 for f in FEEDS.all()), 60, "partitions")
     topics.send([b"while away"] * 5)
+    labelled = topics.labelled if sink is None else lambda: _rows(tmp_path / "out")
     with running(spec):
-        wait_until(lambda: topics.labelled() == 5, 60, "what came meanwhile")
+        wait_until(lambda: labelled() == 5, 60, "what came meanwhile")
+
+
+def test_a_partition_added_later_is_read_from_its_beginning(topics, tmp_path):
+    """Also with `latest`: what is sent before the job sees the partition is new."""
+    sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3}
+    topics.send([b"old"] * 10)
+    with running(topics.spec({"start": "latest", "client": {"metadata_max_age_ms": 2000}}, sink)):
+        wait_until(lambda: any(f.status().splits == 2 for f in FEEDS.all()), 60, "partitions")
+        with topics.broker.admin() as admin:
+            admin.create_partitions({topics.source: NewPartitions(total_count=3)})
+        topics.send([b"at once"] * 7, partition=2)
+        wait_until(lambda: _rows(tmp_path / "out") == 7, 60, "the new partition's messages")
+
+
+def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
+    """Positions that could not be deleted are not taken for deleted."""
+    monkeypatch.setattr("transforms.io.kafka_sink.RETRY_SECONDS", 1.0)
+    topics.send([b"x"] * 3)
+    spec = topics.spec()
+    with running(spec):
+        wait_until(lambda: topics.labelled() == 3, 60, "labels")
+        with pytest.raises(SinkError, match=r"can't delete the positions of group .* \(NonEmptyGroupError\): stop"):
+            open_sink(spec).prepare(Job.open(spec).fingerprint(), overwrite=True)
+
+
+def test_a_live_job_is_within_one_cluster(topics, secure_kafka):
+    """Labels and positions are one transaction; a bounded job has its positions where the labels are."""
+    client = secure_kafka.secure_client()
+    there = {"servers": secure_kafka.secure_servers, "client": client, "topic": secure_kafka.create_topic(topics.name)}
+    secure_kafka.create_topic(f"{topics.name}-dead")
+    with pytest.raises(SpecError, match=r"is another cluster than source\.servers"):
+        run_job(topics.spec(sink=there), Console(file=io.StringIO()))
+    topics.send([b"x"] * 3)
+    assert run_job(topics.spec({"until": "latest"}, there), Console(file=io.StringIO())).counts.rows_out == 3
 
 
 def test_stream_to_parquet_goes_on_where_the_chain_ends(topics, tmp_path):
@@ -231,10 +271,12 @@ def test_a_foreign_client_reads_the_output(topics):
 def test_verify_compares_live_and_bulk(topics):
     """Every label and dead letter of the range, and no output is touched."""
     topics.send([b"text %d" % i for i in range(300)])
-    spec = topics.spec(backend={"fail_on": "7$"})
+    spec = topics.spec(backend={"fail_on": "7$"}, runner={"type": "flink"})  # it compares here all the same
     verdict = verify_job(spec, Console(file=io.StringIO()), 60)
     assert (verdict.rows, verdict.dead, verdict.different) == (270, 30, 0)
     assert not topics.labelled()
+    with pytest.raises(SpecError, match=r"--set source\.start=earliest"):
+        verify_job(topics.spec({"start": "committed"}), Console(file=io.StringIO()), 60)
 
 
 def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):

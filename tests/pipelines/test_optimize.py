@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from pipelines import optimize
-from pipelines.measure import LABELS_DIFFER, TOO_SLOW, TRIAL_ROWS, Candidate, Measured, measure
+from pipelines.cli import app
+from pipelines.measure import LABELS_DIFFER, TOO_SLOW, TRIAL_ROWS, Candidate, Measured, _equal, _timed, measure
+from schemas.errors import ModelError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from tests.models import make_model, random_texts
 from transforms.backends import auto, load_backend
@@ -84,6 +89,54 @@ def test_rows_that_ranges_come_from_have_no_padding(model: Path) -> None:
     assert {row["input_ids"].shape[0] for row in rows} == {1}
     assert max(row["input_ids"].shape[1] for row in rows) == 8
     assert rows[-1]["input_ids"].shape[1] == 3, "the sample's last text is '!'"
+
+
+def test_a_row_that_only_one_can_label_is_a_difference() -> None:
+    """A failed row has no label: it does not agree with fp32's, whatever that is."""
+    ham, spam, failed = [0.9, 0.1], [0.2, 0.8], [np.nan, np.nan]
+    reference = np.array([ham, spam, ham, ham, failed, failed])
+    scores = np.array([ham, spam, spam, failed, failed])
+    assert _equal(scores, reference, "softmax").tolist() == [True, True, False, False, True, True]
+    assert not _equal(np.array([ham]), np.array([failed]), "softmax").any()
+
+
+def test_failed_rows_have_no_scores(model: Path) -> None:
+    """So that they are counted."""
+    refused = spec(model).model_copy(update={"long_text": "dead_letter"})
+    engine = Engine(load_backend(refused))
+    try:
+        found, _ = _timed(engine, pa.array(["short", "long " * 500, "short too"], pa.large_string()))
+    finally:
+        engine.close()
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+
+
+def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column, folder and agreement are the job's, unless the command line says otherwise."""
+    pq.write_table(pa.table({"body": ["a", "b"]}), tmp_path / "sample.parquet")
+    job = {
+        "source": {"type": "parquet", "path": str(tmp_path), "text": "body"},
+        "classify": [
+            {
+                "model": "tagstream/spam",
+                "as": "x",
+                "backend": {"type": "auto", "certificate": "c", "min_agreement": 0.9},
+            }
+        ],
+        "sink": {"type": "parquet", "path": f"{tmp_path}/out"},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    asked = []
+
+    def note(classifier, texts, folder, least, _):
+        asked.append((texts.to_pylist(), folder and str(folder), least))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(optimize, "optimize_classifier", note)
+    command = ["optimize", str(tmp_path / "job.yaml"), "--sample", str(tmp_path / "sample.parquet")]
+    for more in ([], ["--out", "elsewhere", "--min-agreement", "0.99"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 4
+    assert asked == [(["a", "b"], "c", 0.9), (["a", "b"], "elsewhere", 0.99)]
 
 
 def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from schemas.errors import DeadCode, ModelError
 from schemas.spec import Classifier
 from transforms.backends import Encoded, describe, load_backend
-from transforms.engine import Engine
+from transforms.engine import Engine, try_out
 from transforms.metrics import METRICS
 
 
@@ -30,7 +30,9 @@ def engine_of():
     engines: list[Engine] = []
 
     def make(backend) -> Engine:
-        engines.append(Engine(backend if not isinstance(backend, Classifier) else load_backend(backend)))
+        if not isinstance(backend, Engine):
+            backend = Engine(backend if not isinstance(backend, Classifier) else load_backend(backend))
+        engines.append(backend)
         return engines[-1]
 
     yield make
@@ -141,6 +143,39 @@ def test_out_of_memory_halves_the_budget(engine_of) -> None:
     prediction = engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
     assert not prediction.errors
     assert engine.token_budget <= 1000
+
+
+def test_one_row_that_never_fits_leaves_the_budget(engine_of) -> None:
+    """It says nothing of the others."""
+    engine = engine_of(classifier(memory_tokens=100, token_budget=300))
+    assert engine.submit(texts("b" * 500)).result(30).errors
+    assert engine.token_budget == 300
+
+
+def test_budget_grows_again(engine_of, monkeypatch) -> None:
+    """The shortage of memory may have been another program's."""
+    monkeypatch.setattr("transforms.engine.GROW_PASSES", 3)
+    engine = engine_of(classifier(memory_tokens=1000, token_budget=100_000))
+    engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
+    for i in range(60):
+        engine.submit(texts(f"one {i}")).result(30)
+    assert engine.token_budget == 100_000
+
+
+def test_backend_that_never_worked_is_nobodys_dead_letter(engine_of) -> None:
+    """It is tried out before the first row; and from then on it is known that it could."""
+    backend = LengthBackend()
+    works = try_out(backend, "tag")
+    backend.broken.set()
+    with pytest.raises(ModelError, match=r"tag: the model is loaded, but can't label a first text: .*device lost"):
+        try_out(backend, "tag")
+    engine = engine_of(Engine(backend, works=works))
+    with pytest.raises(ModelError, match="stopped working"):
+        engine.submit(texts("a", "b")).result(30)
+    backend.broken.clear()
+    backend.nan = "Is it working?"
+    with pytest.raises(ModelError, match="not finite"):
+        try_out(backend, "tag")
 
 
 def test_row_that_never_fits_is_a_dead_letter(engine_of) -> None:

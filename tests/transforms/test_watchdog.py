@@ -27,6 +27,31 @@ with WATCHDOG.deadline(0.3, "the call"):
 """
 
 
+ONCE = """
+import os, sys, threading
+from transforms.stop import STOP
+from transforms.watchdog import DONE, WATCHDOG, restart_process
+if os.environ.get("SECOND"):
+    print(sys.argv[1:])
+    os._exit(0)
+os.environ["SECOND"] = "1"
+WATCHDOG.end = restart_process
+DONE.add("--overwrite")
+if "--stopped" in sys.argv:
+    STOP.request()
+with WATCHDOG.deadline(0.3, "the call"):
+    threading.Event().wait()
+"""
+
+
+def test_a_restart_does_not_overwrite_again_and_a_stopped_run_ends():
+    command = [sys.executable, "-c", ONCE, "job.yaml", "--overwrite"]
+    again = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (again.returncode, again.stdout.strip()) == (0, "['job.yaml']")
+    stopped = subprocess.run([*command, "--stopped"], capture_output=True, text=True, timeout=60)
+    assert (stopped.returncode, stopped.stdout) == (EXIT_CODE, "")
+
+
 def test_a_hang_ends_the_process_with_a_reason_and_stacks():
     done = subprocess.run([sys.executable, "-c", HANG], capture_output=True, text=True, timeout=60)
     assert done.returncode == EXIT_CODE

@@ -32,7 +32,8 @@ class _Onnx:
         self._tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.parallel, threads = passes_and_threads(cores)
-        self._session, self.device = _session(model_file(classifier), spec.device, threads)
+        pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
+        self._session, self.device = _session(model_file(classifier), spec.device, pool)
         if self.device != "cpu":
             self.parallel = 1
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
@@ -108,7 +109,7 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
     on_gpu = gpu and device != "cpu"
     options = exact_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads  # of each pass; one session serves several passes at once
+    options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # Threads that spin for work would take the tokenizer's core between two micro-batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -124,4 +125,8 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
         )
     except Exception as error:
         raise ModelError(f"{path}: onnxruntime can't load it: {' '.join(str(error).split())[:300]}") from error
+    if on_gpu and "CUDAExecutionProvider" not in session.get_providers():
+        if device.startswith("cuda"):
+            raise ModelError(f"device {device}: onnxruntime can't use CUDA here; is its CUDA version the driver's?")
+        return _session(path, "cpu", threads)
     return session, f"cuda:{index}" if on_gpu else "cpu"

@@ -19,6 +19,7 @@ from kafka.structs import ConsumerGroupMetadata
 from schemas.errors import ChainMovedError, LedgerError, SinkError
 from transforms.io.kafka_client import Cluster, Partition
 from transforms.io.kafka_producer import OPEN_SECONDS, Position, Record, RecordTooLargeError, make_producer
+from transforms.stop import STOP
 from transforms.watchdog import deadline
 
 log = logging.getLogger(__name__)
@@ -116,6 +117,7 @@ class Chain:
                 if self._closed or not self._owned():
                     raise PartitionLostError(str(self.partition))
                 if attempt:  # two that take the chain from each other again and again: one of them waits
+                    self._give_up_in_time()
                     time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
                 if not self._started:
                     self._reopen()
@@ -158,16 +160,21 @@ class Chain:
                 if not isinstance(error.__cause__, AGAIN):
                     raise
                 failed = error
+                self._give_up_in_time()
         raise failed
 
     def _open_once(self) -> None:
         with self.cluster.explained("start a transactional producer", SinkError):
             try:
                 self._producer.start()
-                committed = self._read_end()
             except BaseException:
                 self._producer.shut()
                 raise
+        try:
+            committed = self._read_end()
+        except BaseException:
+            self._producer.shut()
+            raise
         note, _, self._last_writer = ((committed[1] or "") if committed else "").partition(" ")
         if committed and note != self.note and (note or not self._adopts):
             self._producer.shut()
@@ -183,12 +190,16 @@ class Chain:
         """
         known, until = ENDS.get((self.cluster.servers, self.id)), time.monotonic() + FORGETFUL_SECONDS
         while True:
-            with deadline(OPEN_SECONDS, f"{self.id}: read the committed offset"):
+            with (
+                self.cluster.explained("read the committed offset", SinkError),
+                deadline(OPEN_SECONDS, f"{self.id}: read the committed offset"),
+            ):
                 committed = self._committed()
             if known is None or (committed is not None and committed[0] >= known):
                 return committed
             if self._closed or not self._owned():
                 raise PartitionLostError(str(self.partition))
+            self._give_up_in_time()
             found = "none" if committed is None else f"{committed[0]:,}"
             if time.monotonic() > until:
                 raise LedgerError(
@@ -198,7 +209,12 @@ class Chain:
                     f"again once the group's offset is {known:,}"
                 )
             log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
-            time.sleep(1.0)
+            STOP.wait(1.0)
+
+    def _give_up_in_time(self) -> None:
+        """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
+        if STOP.is_set() and not STOP.seconds_left():
+            raise PartitionLostError(str(self.partition))
 
     def _stands_at(self, position: int | None) -> None:
         self.position = position

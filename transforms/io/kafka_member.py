@@ -77,7 +77,8 @@ class Member:
         )
         self._consumer.subscribe(list(topics), listener=_Listener(self))
         try:  # with the metadata known before the first join, the group does not have to join twice
-            cluster.require(self._consumer, topics)
+            self.there_at_first = frozenset(cluster.require(self._consumer, topics))
+            """Partitions that were there when this member began; what came later is read from its beginning."""
         except BaseException:
             self._consumer.close(timeout_ms=1000)
             raise
@@ -173,6 +174,12 @@ class Member:
         """The group's committed offset and its note; waits while a transaction on it is undecided."""
         found = self._consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
         return None if found is None else (found.offset, found.metadata)
+
+    def settle_starts(self, starts: dict[Partition, int]) -> None:
+        """Commits where partitions begin that nobody has read yet; not by the chains, see `Owner`."""
+        if starts:
+            positions = {topic_partition(p): OffsetAndMetadata(at, "", -1) for p, at in starts.items()}
+            self._consumer.commit(positions, timeout_ms=30_000)
 
     def offsets(self, partitions: list[Partition], at: str | int) -> dict[Partition, int]:
         """Offsets at `earliest`, at `latest` (end of what is committed) or at a time in ms since the epoch."""

@@ -34,12 +34,14 @@ from transforms.io.kafka_messages import Encode, Messages, as_json
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
 from transforms.io.schema_registry import SchemaRegistry
 from transforms.metrics import METRICS
+from transforms.stop import STOP
 from transforms.watchdog import deadline
 
 if TYPE_CHECKING:
     from transforms.io.kafka_replay import DeadTopic
 
 RETRY_SECONDS = 30.0
+GONE = ("OK", "NoError", "GroupIdNotFoundError")
 
 
 class _Writer(ChainWriter):
@@ -114,6 +116,7 @@ class _Sink:
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
         """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
         self.fingerprint = fingerprint.hash
+        self._one_cluster()
         make_producer(self.spec.producer, self.cluster, self.group, None)  # says now what is missing
         if self.spec.mode == "avro" and fingerprint.schema is not None:
             self.encode = self._avro(fingerprint.schema)
@@ -123,8 +126,7 @@ class _Sink:
         with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
             found = self._positions(admin)
             if overwrite and any(found.values()):
-                admin.delete_groups([group for group, positions in found.items() if positions])
-                forget_ends(self.cluster, f"{self.group}/")
+                self._forget(admin, [group for group, positions in found.items() if positions])
                 return
         for positions in found.values():
             for partition, at in positions.items():
@@ -132,6 +134,33 @@ class _Sink:
                 theirs = not note and (self._adopts or partition.topic not in self._read)
                 if note != self.fingerprint and not theirs:
                     raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
+
+    def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
+        """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
+        ends = time.monotonic() + RETRY_SECONDS
+        while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
+            if time.monotonic() > ends or STOP.wait(0.5):
+                group, why = next(iter(refused.items()))
+                raise SinkError(
+                    f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
+                    "still in it, wait until their sessions end, and try again"
+                )
+            groups = list(refused)
+        forget_ends(self.cluster, f"{self.group}/")
+
+    def _one_cluster(self) -> None:
+        """Raises SpecError if labels of a live job would go to another cluster than its positions."""
+        source = self.live_source
+        if source is None or not self.job.live or source.servers == self.cluster.servers:
+            return
+        there = Cluster(source.servers, source.client)
+        ids = [_cluster_id(cluster) for cluster in (there, self.cluster)]
+        if ids[0] != ids[1]:
+            raise SpecError(
+                f"sink.servers {self.cluster.servers} is another cluster than source.servers {source.servers}: labels "
+                "and positions of a live job are committed in one transaction, which is within one cluster. Write to "
+                "the source's cluster and mirror the topic, or bound the source with `until`"
+            )
 
     def _avro(self, columns: pa.Schema) -> Encode:
         """Values by the columns' schema, which is registered first if there is a registry."""
@@ -180,11 +209,16 @@ class _Sink:
     def open(self, split: Split, known: int | None = None) -> _Writer:
         """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
         chain = self._chain(split)
-        position = chain.open()
-        writer = _Writer(self, split, chain, split.start if position is None else position)
-        if position is None and split.stop is None:
-            chain.position = split.start
-            chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+        try:
+            position = chain.open()
+            writer = _Writer(self, split, chain, split.start if position is None else position)
+            if position is None and split.stop is None:
+                chain.position = split.start
+                chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+        except PartitionLostError as error:
+            lost = SinkError(f"{split.payload.get('topic', split.id)}: lost while its chain was opened ({error})")
+            lost.transient = True
+            raise lost from error
         return writer
 
     def _chain(self, split: Split) -> Chain:
@@ -274,6 +308,13 @@ def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int,
             failed.transient = isinstance(error, errors.RetriableError)
             raise failed from error
     return None if found is None else (found.offset, found.metadata)
+
+
+def _cluster_id(cluster: Cluster) -> str:
+    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
+        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
+        with contextlib.closing(admin):
+            return str(admin.describe_cluster()["cluster_id"])
 
 
 def open_sink(spec: JobSpec) -> _Sink:

@@ -30,12 +30,15 @@ from transforms.io.kafka_groups import MEMBERS, group_of
 from transforms.io.kafka_member import Member
 from transforms.live import FeedStatus
 from transforms.metrics import METRICS
+from transforms.stop import STOP
 from transforms.watchdog import deadline
 from transforms.writers import forget_writer, open_writer, writer_of
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 2.0
 """How often the group's offsets follow the chains of a sink that has a ledger of its own; lag tools look at them."""
+STANDSTILL_SECONDS = 30.0
+"""Without a message of a bounded read until it ends with an error."""
 REOPEN_SECONDS = 3.0
 """How long a lost chain is left alone: the group tells within this time whether the partition is still ours."""
 
@@ -152,10 +155,12 @@ class Feed:
             return {}
         consumer = member._consumer  # noqa: SLF001
         group, known = group_of(self.source.job), self.sink.progress()
-        starts = starting_points(consumer, partitions, self.source.spec.start)
+        ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
+        begun = {p for p in partitions if split_of(p, ids[p.topic]).id in known}
+        starts = self._starts(member, partitions, begun)
 
         def take_over(partition: Partition) -> int:
-            split = split_of(partition, consumer._cluster.topic_id(partition.topic), starts[partition])  # noqa: SLF001
+            split = split_of(partition, ids[partition.topic], starts[partition])
             MEMBERS[group, partition] = member
             progress = known.get(split.id)
             writer = open_writer(self.job, self.sink, split, progress.stop if progress else None)
@@ -165,6 +170,26 @@ class Feed:
 
         with ThreadPoolExecutor(8, thread_name_prefix="take over") as pool:
             return dict(zip(partitions, pool.map(take_over, partitions), strict=True))
+
+    def _starts(self, member: Member, partitions: list[Partition], begun: set[Partition]) -> dict[Partition, int]:
+        """Where partitions that have not begun begin. What `latest` means is settled once, or a death before the first
+        commit would skip messages: in the group, or by a Kafka sink in its own transaction.
+        """
+        start = self.source.spec.start
+        starts = starting_points(member._consumer, partitions, start)  # noqa: SLF001
+        if start != "latest":
+            return starts
+        if later := [p for p in partitions if p not in member.there_at_first]:
+            starts |= member.offsets(later, "earliest")
+        if self.source.job.sink.type != "kafka":
+            unsettled = {}
+            for partition in (p for p in partitions if p not in begun):
+                if (found := member.committed(partition)) is None:
+                    unsettled[partition] = starts[partition]
+                else:
+                    starts[partition] = found[0]
+            member.settle_starts(unsettled)
+        return starts
 
     def revoked(self, member: Member, partitions: list[Partition]) -> None:
         """Takes the writers out of reach at once; the thread that uses them closes them."""
@@ -213,12 +238,23 @@ def read_partition(
         name = topic_partition(partition)
         consumer.assign([name])
         consumer.seek(name, start)
+        moved = time.monotonic()
         while start < stop:
             with cluster.explained(f"read {partition}", SourceError), deadline(60, f"poll {partition}"):
                 polled = consumer.poll(timeout_ms=1000).get(name, [])
-            at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
+                at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
             if at == start:
+                if STOP.is_set():
+                    return
+                if time.monotonic() - moved > STANDSTILL_SECONDS:
+                    failed = SourceError(
+                        f"{partition}: {cluster.servers} has given nothing for {STANDSTILL_SECONDS:g} s, and there are "
+                        f"{stop - start:,} positions to read; is the partition's broker up? Run it again to go on"
+                    )
+                    failed.transient = True
+                    raise failed
                 continue
+            moved = time.monotonic()
             records = to_records(partition, [record for record in polled if record.offset < stop])
             for piece, rest in _pieces(records, blocks.bytes):
                 end = rest.column("offset")[0].as_py() if rest.num_rows else at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,6 @@ def plain_logits(folder: Path, texts: list[str]) -> np.ndarray:
     with torch.inference_mode():
         for text in texts:
             inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=64)
-            inputs.pop("token_type_ids", None)
             rows.append(model(**inputs).logits[0].numpy())
     return np.stack(rows)
 
@@ -64,6 +64,30 @@ def test_scores_equal_plain_transformers(folder: Path) -> None:
     assert prediction.truncated.tolist() == [length > 64 for length in lengths]
     assert 0 < prediction.truncated.sum() < len(TEXTS)
     assert not prediction.errors
+
+
+def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) -> None:
+    """Its end stays when it is cut on the left."""
+    folder = make_model(tmp_path / "model", labels=("a", "b", "c"))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
+    long = [" ".join(random_texts(40, seed=5, longest=30))]
+    prediction = predict(Classifier(model=str(folder)), long)
+    assert prediction.truncated.all()
+    np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, long), "softmax"), atol=1e-5)
+
+
+def test_segment_ids_are_refused(tmp_path: Path) -> None:
+    """Labels without them would be others."""
+    folder = make_model(tmp_path / "model")
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    special = {name: {"id": name, "ids": [0], "tokens": [name]} for name in ("[CLS]",)}
+    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[CLS]", "type_id": 2}}]
+    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
+    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": template}))
+    with pytest.raises(ModelError, match="gives segment ids"):
+        load_backend(Classifier(model=str(folder)))
 
 
 def test_tiny_token_budgets_change_nothing(folder: Path) -> None:

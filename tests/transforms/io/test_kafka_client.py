@@ -22,6 +22,7 @@ from transforms.io.kafka_client import RECORDS, Cluster, Partition
 from transforms.io.kafka_commit import Chain, PartitionLostError, forget_ends
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
+from transforms.stop import STOP
 
 pytestmark = pytest.mark.xdist_group("kafka")
 numbers = itertools.count()
@@ -52,6 +53,13 @@ def take(member):
     polled = wait_until(lambda: member.take(0.5, rows=100), 30, "the next span")
     member.settle(polled.partition, polled.stop)
     return polled
+
+
+@pytest.fixture(autouse=True)
+def _no_stop():
+    STOP.clear()
+    yield
+    STOP.clear()
 
 
 @pytest.fixture
@@ -327,6 +335,26 @@ def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, librar
     forget_ends(Cluster(kafka.servers), f"{group}/")
     reset(kafka, source, group, 60)
     assert chain_of(kafka, source, group, library).open() == 60
+
+
+@pytest.mark.parametrize("why", ["lost", "stopped"])
+def test_a_partition_lost_while_its_position_is_in_doubt_is_lost(kafka, topics, library, why):
+    """To another member, or because the job is to end: nobody waits for the broker then."""
+    source, target = topics
+    group = name("job")
+    chain = chain_of(kafka, source, group, library)
+    chain.open()
+    chain.commit([record(target, b"a")], 0, 100)
+    chain.close()
+    reset(kafka, source, group, 60)
+    again = chain_of(kafka, source, group, library)
+    if why == "lost":
+        again._owned = lambda: False
+    else:
+        STOP.request()
+        STOP._deadline = 0.0
+    with pytest.raises(PartitionLostError):
+        again.open()
 
 
 @pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
 import pyarrow as pa
@@ -9,11 +10,30 @@ import pytest
 from kafka import KafkaProducer
 
 from schemas.block import TEXT
+from schemas.errors import SourceError
+from schemas.spec import Blocks
 from tests.transforms.io.source_contract import SourceContract, job
-from transforms.io import open_source
-from transforms.io.kafka_client import HEADERS
+from transforms.io import kafka_source, open_source
+from transforms.io.kafka_client import HEADERS, Cluster, Partition
+from transforms.stop import STOP
 
 pytestmark = pytest.mark.xdist_group("kafka-jobs")
+
+
+def test_a_standstill_is_an_error(kafka, monkeypatch):
+    """What is to be read does not come: said after a while, or the end when the job is to stop."""
+    monkeypatch.setattr(kafka_source, "STANDSTILL_SECONDS", 1.5)
+    topic = kafka.create_topic("standstill", 1)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.servers)) as producer:
+        for _ in range(5):
+            producer.send(topic, b"x")
+    read = lambda: kafka_source.read_partition(Cluster(kafka.servers), Partition(topic, 0), 0, 100, Blocks())  # noqa: E731
+    with pytest.raises(SourceError, match=r"given nothing for 1.5 s, and there are 95 positions to read") as error:
+        list(read())
+    assert error.value.transient
+    STOP.request()
+    assert [(start, stop) for start, stop, _ in read()] == [(0, 5)]
+    STOP.clear()
 
 
 class TestKafkaSource(SourceContract):
