@@ -71,9 +71,11 @@ def measure(
         engine.submit(sample.slice(0, WARM_UP_ROWS)).result()
         scores, seconds = _timed(engine, sample.slice(0, TRIAL_ROWS))
         trial_rows_per_s = len(scores) / seconds
-        activation, stopped = engine.backend.head.activation, ""
+        head, stopped = engine.backend.head, ""
+        usual = 0.5 if head.activation == "sigmoid" else 0.0
+        thresholds = np.array([classifier.thresholds.get(label, usual) for label in head.names], np.float32)
         rest = sample.slice(TRIAL_ROWS)
-        if len(rest) and fp32 and _equal(scores, fp32.scores, activation).mean() < least_agreement:
+        if len(rest) and fp32 and _equal(scores, fp32.scores, head.activation, thresholds).mean() < least_agreement:
             stopped = LABELS_DIFFER
         elif len(rest) and best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
             stopped = TOO_SLOW
@@ -93,29 +95,35 @@ def measure(
         rows_per_s,
         trial_rows_per_s,
         budget,
-        agreement=float(_equal(scores, fp32.scores, activation)[: len(scores)].mean()),
+        agreement=float(_equal(scores, fp32.scores, head.activation, thresholds)[: len(scores)].mean()),
         drift_p99=float(np.quantile(drift, 0.99)),
         drift_max=float(drift.max()),
         stopped=stopped,
     )
 
 
-def same_labels(scores: Array, reference: Array, activation: str) -> Array:
-    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread."""
+def same_labels(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
+    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread.
+
+    `thresholds`: by label, [labels]; a best label below its own is none.
+    """
     if activation == "softmax":
-        return np.asarray(scores.argmax(axis=1) == reference.argmax(axis=1))
+        least = np.zeros(scores.shape[1]) if thresholds is None else thresholds
+        labels = [np.where(s.max(axis=1) < least[s.argmax(axis=1)], -1, s.argmax(axis=1)) for s in (scores, reference)]
+        return np.asarray(labels[0] == labels[1])
     if activation == "sigmoid":
-        return np.asarray(((scores >= 0.5) == (reference >= 0.5)).all(axis=1))
+        least = np.full(scores.shape[1], 0.5) if thresholds is None else thresholds
+        return np.asarray(((scores >= least) == (reference >= least)).all(axis=1))
     return np.asarray((np.abs(scores - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
 
 
-def _equal(scores: Array, reference: Array, activation: str) -> Array:
+def _equal(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
     """`same_labels` of all rows of the reference, those that have no scores yet taken as equal; a row that only one of
     them could label is not.
     """
     scores = np.concatenate([scores, reference[len(scores) :]])
     failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
-    same = same_labels(np.nan_to_num(scores), np.nan_to_num(reference), activation)
+    same = same_labels(np.nan_to_num(scores), np.nan_to_num(reference), activation, thresholds)
     return np.asarray((same & ~failed & ~expected) | (failed & expected))
 
 

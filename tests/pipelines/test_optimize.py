@@ -98,6 +98,9 @@ def test_a_row_that_only_one_can_label_is_a_difference() -> None:
     scores = np.array([ham, spam, spam, failed, failed])
     assert _equal(scores, reference, "softmax").tolist() == [True, True, False, False, True, True]
     assert not _equal(np.array([ham]), np.array([failed]), "softmax").any()
+    strict = np.array([0.0, 0.9])  # 0.8 is no spam then, and 0.95 is
+    assert _equal(np.array([spam, spam]), np.array([spam, [0.05, 0.95]]), "softmax", strict).tolist() == [True, False]
+    assert _equal(np.array([spam]), np.array([[0.2, 0.95]]), "sigmoid", strict).tolist() == [False]
 
 
 def test_failed_rows_have_no_scores(model: Path) -> None:
