@@ -68,6 +68,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         _set_logs(debug=debug)
         try:
             function(**options)
+        except typer.Exit:
+            raise
         except TagstreamError as error:
             if debug:
                 raise

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, settings
 
+from transforms.stop import STOP
+
 pytest_plugins = [
     "tests.services.flink",
     "tests.services.kafka",
@@ -25,3 +27,9 @@ def pytest_addoption(parser):
 def long(request: pytest.FixtureRequest) -> bool:
     """`--crash-long` was given."""
     return bool(request.config.getoption("--crash-long"))
+
+
+@pytest.fixture(autouse=True)
+def _not_stopped() -> None:
+    """A job that an earlier test has stopped may have left its request behind."""
+    STOP.clear()

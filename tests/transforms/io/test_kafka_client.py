@@ -55,13 +55,6 @@ def take(member):
     return polled
 
 
-@pytest.fixture(autouse=True)
-def _no_stop():
-    STOP.clear()
-    yield
-    STOP.clear()
-
-
 @pytest.fixture
 def topics(kafka):
     return kafka.create_topic(name("in"), 2), kafka.create_topic(name("out"), 2)
