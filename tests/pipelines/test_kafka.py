@@ -151,8 +151,12 @@ def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
 def test_a_live_job_is_within_one_cluster(topics, secure_kafka):
     """Labels and positions are one transaction; a bounded job has its positions where the labels are."""
     client = secure_kafka.secure_client()
-    there = {"servers": secure_kafka.secure_servers, "client": client, "topic": secure_kafka.create_topic(topics.name)}
-    secure_kafka.create_topic(f"{topics.name}-dead")
+    there = {
+        "servers": secure_kafka.secure_servers,
+        "client": client,
+        "topic": secure_kafka.create_topic(topics.name, 2),
+    }
+    secure_kafka.create_topic(f"{topics.name}-dead", 2)
     with pytest.raises(SpecError, match=r"is another cluster than source\.servers"):
         run_job(topics.spec(sink=there), Console(file=io.StringIO()))
     topics.send([b"x"] * 3)
