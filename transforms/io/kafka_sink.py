@@ -149,17 +149,15 @@ class _Sink:
         forget_ends(self.cluster, f"{self.group}/")
 
     def _one_cluster(self) -> None:
-        """Raises SpecError if labels of a live job would go to another cluster than its positions."""
+        """Raises SpecError if labels would go to another cluster than the source's, where their positions are."""
         source = self.live_source
-        if source is None or not self.job.live or source.servers == self.cluster.servers:
+        if source is None or source.servers == self.cluster.servers:
             return
-        there = Cluster(source.servers, source.client)
-        ids = [_cluster_id(cluster) for cluster in (there, self.cluster)]
-        if ids[0] != ids[1]:
+        if _cluster_id(Cluster(source.servers, source.client)) != _cluster_id(self.cluster):
             raise SpecError(
                 f"sink.servers {self.cluster.servers} is another cluster than source.servers {source.servers}: labels "
-                "and positions of a live job are committed in one transaction, which is within one cluster. Write to "
-                "the source's cluster and mirror the topic, or bound the source with `until`"
+                "and positions are committed in one transaction, which is within one cluster. Write to the source's "
+                "cluster and mirror the topic"
             )
 
     def _avro(self, columns: pa.Schema) -> Encode:
