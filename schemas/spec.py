@@ -116,7 +116,7 @@ class Classifier(Spec):
     long_text: Literal["truncate", "window", "dead_letter"] = Field(
         default="truncate",
         description="Text longer than max_length: cut and marked, or scored in overlapping windows whose mean "
-        "score counts, or a dead letter.",
+        "logits count, or a dead letter.",
     )
     max_length: int | None = Field(
         default=None, ge=4, description="Tokens, special ones included; default and upper bound: the model's window."

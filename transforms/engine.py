@@ -259,13 +259,13 @@ class Engine:
 
     def _finish(self, submission: _Submission) -> None:
         encoded, inverse = submission.encoded, submission.inverse
-        scores = activate(submission.logits, self.backend.head.activation)
-        texts = len(encoded.tokens)
+        logits, texts = submission.logits, len(encoded.tokens)
         if len(encoded.text) != texts:  # windows, or texts without sequences: the mean over each text's sequences
-            sums = np.zeros((texts, scores.shape[1]), np.float64)
-            np.add.at(sums, encoded.text, scores)
+            sums = np.zeros((texts, logits.shape[1]), np.float64)
+            np.add.at(sums, encoded.text, logits)
             counts = np.bincount(encoded.text, minlength=texts)
-            scores = (sums / np.maximum(counts, 1)[:, None]).astype(np.float32)
+            logits = sums / np.maximum(counts, 1)[:, None]
+        scores = activate(logits, self.backend.head.activation)
         answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
         if self.memory is not None and submission.recalled is not None:
             self.memory.remember(submission.recalled, answers)

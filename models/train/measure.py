@@ -56,18 +56,21 @@ class Classifier:
 
     def probabilities(self, texts: Sequence[str]) -> Scores:
         """Of the texts' first window: what is longer is cut."""
-        return self._softmax(encode(self.tokenizer, texts, self.window))
+        return _softmax(self._logits(encode(self.tokenizer, texts, self.window)))
 
     def pooled(self, texts: Sequence[str]) -> Scores:
-        """Long text in overlapping windows, whose probabilities are averaged."""
+        """Long text in overlapping windows, whose logits are averaged: means of probabilities would be too unsure."""
         pieces, owners = windows(encode(self.tokenizer, texts, 10**9), self.window)
         total = np.zeros((len(texts), self.model.config.num_labels), dtype=np.float32)
-        np.add.at(total, owners, self._softmax(pieces))
-        return np.divide(total, np.bincount(owners, minlength=len(texts))[:, None], dtype=np.float32)
+        np.add.at(total, owners, self._logits(pieces))
+        return _softmax(np.divide(total, np.bincount(owners, minlength=len(texts))[:, None], dtype=np.float32))
 
-    def _softmax(self, encoded: Sequence[Sequence[int]]) -> Scores:
-        logits = score(self.model, encoded, exact=not self.fast)
-        return np.asarray(torch.tensor(logits).softmax(dim=-1).numpy(), dtype=np.float32)
+    def _logits(self, encoded: Sequence[Sequence[int]]) -> Scores:
+        return score(self.model, encoded, exact=not self.fast)
+
+
+def _softmax(logits: Scores) -> Scores:
+    return np.asarray(torch.tensor(logits).softmax(dim=-1).numpy(), dtype=np.float32)
 
 
 def windows(encoded: Sequence[Sequence[int]], size: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:

@@ -116,7 +116,7 @@ def test_heads_get_their_activation(
 
 
 def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
-    """A long text's score is the mean over its overlapping windows; short texts are as ever."""
+    """A long text's logits are the mean over its overlapping windows; short texts are as ever."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -130,8 +130,10 @@ def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
     )["input_ids"]
     assert len(windows) > 2
     with torch.inference_mode():
-        scores = [model(input_ids=torch.tensor([ids])).logits.softmax(-1)[0].numpy() for ids in windows]
-    np.testing.assert_allclose(prediction.scores[1], np.mean(scores, axis=0), atol=1e-5)
+        logits = [model(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in windows]
+    np.testing.assert_allclose(
+        prediction.scores[1:2], activate(np.mean(logits, axis=0, keepdims=True), "softmax"), atol=1e-5
+    )
     expected = activate(plain_logits(folder, [texts[0], texts[2]]), "softmax")
     np.testing.assert_allclose(prediction.scores[[0, 2]], expected, atol=1e-5)
     whole = len(tokenizer(texts[1])["input_ids"])
