@@ -18,7 +18,7 @@ from pipelines.job import Job
 from pipelines.remote import GONE, Build, follow_flink, run_beam, submit_flink
 from schemas.block import Split
 from schemas.errors import RunnerError, SpecError, TagstreamError
-from schemas.runner_spec import BeamRunner, DataflowRunner, FlinkRunner
+from schemas.runner_spec import FlinkRunner, OptionsRunner
 from schemas.spec import JobSpec
 from transforms.metrics import METRICS
 from transforms.stop import STOP
@@ -68,7 +68,7 @@ def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
     if isinstance(runner, FlinkRunner):
         seats = runner.seats_per_slot * runner.parallelism
     else:
-        assert isinstance(runner, BeamRunner | DataflowRunner)
+        assert isinstance(runner, OptionsRunner)
         seats = runner.seats
     return lambda pipeline: build_live(pipeline, job, seats, key, expected)
 
@@ -78,7 +78,7 @@ def _run(job: Job, console: Console, fill: Build) -> str:
     state = "DONE"
     runner = job.spec.runner
     before = job.rows_done(job.sink.progress())
-    if isinstance(runner, BeamRunner | DataflowRunner):
+    if isinstance(runner, OptionsRunner):
         with console.status("running; progress is on the runner's own pages"):
             run_beam(runner, job.spec.name, fill)
     else:

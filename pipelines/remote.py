@@ -22,7 +22,7 @@ from apache_beam.runners.runner import PipelineState
 from pipelines.flink import ENDED, Flink, FlinkJob, Stage
 from schemas import errors
 from schemas.errors import RunnerError, TagstreamError
-from schemas.runner_spec import BeamRunner, DataflowRunner, FlinkRunner
+from schemas.runner_spec import FlinkRunner, OptionsRunner
 from transforms.stop import STOP, TRANSIENT_NOTE
 
 POLL_SECONDS = 1.0
@@ -106,7 +106,7 @@ def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
         time.sleep(POLL_SECONDS)
 
 
-def run_beam(spec: BeamRunner | DataflowRunner, name: str, build: Build) -> None:
+def run_beam(spec: OptionsRunner, name: str, build: Build) -> None:
     """Submit to any other runner and wait for the end, or cancel when asked to stop. Raises RunnerError."""
     result = _run([*spec.arguments, f"--job_name={name}-{uuid.uuid4().hex[:8]}", "--no_save_main_session"], build)
     try:

@@ -60,11 +60,12 @@ class FlinkRunner(Spec):
     )
 
 
-class BeamRunner(Spec):
-    """Any runner of Apache Beam, by its own options. `live` sources need one that runs splittable DoFns."""
+class OptionsRunner(Spec):
+    """A runner of Apache Beam that is told by Beam's own options alone."""
 
-    type: Literal["beam"] = "beam"
-    options: tuple[str, ...] = Field(min_length=1, description="As on Beam's command line: --runner=…, --region=…")
+    options: tuple[str, ...] = Field(
+        min_length=1, description="As on Beam's command line: --runner=…, but for dataflow, --region=…"
+    )
     seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
 
     @property
@@ -73,12 +74,16 @@ class BeamRunner(Spec):
         return self.options
 
 
-class DataflowRunner(Spec):
-    """Google Cloud Dataflow, by Beam's options for it."""
+class BeamRunner(OptionsRunner):
+    """Any runner of Apache Beam. `live` sources need one that runs splittable DoFns."""
+
+    type: Literal["beam"] = "beam"
+
+
+class DataflowRunner(OptionsRunner):
+    """Google Cloud Dataflow."""
 
     type: Literal["dataflow"] = "dataflow"
-    options: tuple[str, ...] = Field(min_length=1, description="--project=…, --region=…, --temp_location=gs://…")
-    seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
 
     @property
     def arguments(self) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transforms.io.kafka_replay import DeadTopic
 
 RETRY_SECONDS = 30.0
-GONE = ("OK", "NoError", "GroupIdNotFoundError")
+GONE = ("OK", "GroupIdNotFoundError")
 
 
 class _Writer(ChainWriter):
@@ -123,7 +123,7 @@ class _Sink:
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
-        with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
+        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
             found = self._positions(admin)
             if overwrite and any(found.values()):
                 self._forget(admin, [group for group, positions in found.items() if positions])
@@ -170,7 +170,7 @@ class _Sink:
         return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
 
     def progress(self) -> dict[str, Progress]:
-        with self._admin() as admin, self.cluster.explained("read the job's positions", SinkError):
+        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
             found = self._positions(admin)
         if self.live_source is not None:
             from transforms.io.kafka_replay import replay_split
@@ -288,12 +288,13 @@ class _Sink:
             self.cluster.require(consumer, tuple(topics))
             return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
 
-    @contextlib.contextmanager
-    def _admin(self) -> Any:
-        with self.cluster.explained("connect", SinkError), deadline(60, "connect to the output's cluster"):
-            admin = KafkaAdminClient(**self.cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
-        with contextlib.closing(admin):
-            yield admin
+
+@contextlib.contextmanager
+def _admin(cluster: Cluster) -> Any:
+    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
+        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
+    with contextlib.closing(admin):
+        yield admin
 
 
 def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int, str] | None:
@@ -309,10 +310,8 @@ def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int,
 
 
 def _cluster_id(cluster: Cluster) -> str:
-    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
-        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
-        with contextlib.closing(admin):
-            return str(admin.describe_cluster()["cluster_id"])
+    with cluster.explained("ask for its id", SinkError), _admin(cluster) as admin:
+        return str(admin.describe_cluster()["cluster_id"])
 
 
 def open_sink(spec: JobSpec) -> _Sink:

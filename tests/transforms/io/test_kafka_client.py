@@ -308,8 +308,8 @@ def reset(kafka, topic, group, offset, note=""):
         admin.alter_group_offsets(group, {_tp(topic): OffsetAndMetadata(offset, note, -1)})
 
 
-def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, library, monkeypatch):
-    """As a broker gives after it has forgotten commits: what lies between would be labelled twice."""
+def forgotten(kafka, topics, library):
+    """A group whose committed offset is 60 where 100 was acknowledged."""
     source, target = topics
     group = name("job")
     chain = chain_of(kafka, source, group, library)
@@ -317,6 +317,13 @@ def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, librar
     chain.commit([record(target, b"a")], 0, 100)
     chain.close()
     reset(kafka, source, group, 60)
+    return group
+
+
+def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, library, monkeypatch):
+    """As a broker gives after it has forgotten commits: what lies between would be labelled twice."""
+    source, _ = topics
+    group = forgotten(kafka, topics, library)
     monkeypatch.setattr("transforms.io.kafka_commit.FORGETFUL_SECONDS", 1.5)
     with pytest.raises(LedgerError, match="acknowledged position 100 to this process, and now says 60"):
         chain_of(kafka, source, group, library).open()
@@ -333,14 +340,8 @@ def test_an_offset_behind_an_acknowledged_one_is_not_taken(kafka, topics, librar
 @pytest.mark.parametrize("why", ["lost", "stopped"])
 def test_a_partition_lost_while_its_position_is_in_doubt_is_lost(kafka, topics, library, why):
     """To another member, or because the job is to end: nobody waits for the broker then."""
-    source, target = topics
-    group = name("job")
-    chain = chain_of(kafka, source, group, library)
-    chain.open()
-    chain.commit([record(target, b"a")], 0, 100)
-    chain.close()
-    reset(kafka, source, group, 60)
-    again = chain_of(kafka, source, group, library)
+    group = forgotten(kafka, topics, library)
+    again = chain_of(kafka, topics[0], group, library)
     if why == "lost":
         again._owned = lambda: False
     else:
