@@ -259,7 +259,6 @@ def optimize(
         folder = Path(out, classifier.as_) if out and len(classifiers) > 1 else Path(out) if out else None
         least = 0.995 if min_agreement is None else min_agreement
         if isinstance(auto := classifier.backend, AutoBackend):
-            folder = folder or (Path(auto.certificate).expanduser() if auto.certificate else None)
             least = auto.min_agreement if min_agreement is None else min_agreement
         result = optimize_classifier(classifier, texts, folder, least, err)
         print_measured(console, *result)

@@ -27,8 +27,9 @@ from rich.table import Table
 from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from transforms.backends.auto import certificate_folder
 from transforms.backends.huggingface import files_of
-from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.backends.onnx_smooth import Inputs
 from transforms.certificate import Certificate, hash_file
@@ -49,10 +50,10 @@ def optimize_classifier(
 ) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
     """Certificate of the winner, everything measured, and candidates that failed with their reason.
 
-    Certificate and the winner's file are written to `folder`, by default the model's cache folder. Raises ModelError.
+    Certificate and the winner's file are written to `folder`, by default the one where `backend: auto` looks. Raises ModelError.
     """
     files = files_of(classifier)
-    folder = folder or cache_folder(files)
+    folder = folder or certificate_folder(classifier)
     with console.status("measuring pytorch fp32"):
         fp32 = measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
     measured, failed = [fp32], []
@@ -72,7 +73,7 @@ def optimize_classifier(
         best = _fastest(measured, min_agreement)
         measured += _other_budgets(classifier, best, sample, fp32, min_agreement)
     winner = _fastest(measured, min_agreement)
-    certificate = _certificate(files, winner, fp32, sample)
+    certificate = _certificate(classifier, files, winner, fp32, sample)
     certificate.write(folder)
     for m in measured:
         if m.candidate.file not in (None, winner.candidate.file):
@@ -80,11 +81,15 @@ def optimize_classifier(
     return certificate, measured, failed
 
 
-def _certificate(files: ModelFiles, winner: Measured, fp32: Measured, sample: pa.LargeStringArray) -> Certificate:
+def _certificate(
+    classifier: Classifier, files: ModelFiles, winner: Measured, fp32: Measured, sample: pa.LargeStringArray
+) -> Certificate:
     file = winner.candidate.file
     return Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
+        max_length=classifier.max_length,
+        long_text=classifier.long_text,
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
         file=file.name if file else None,
         file_hash=hash_file(file) if file else None,

@@ -9,9 +9,13 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from schemas.errors import ModelError
+
+if TYPE_CHECKING:
+    from schemas.spec import Classifier
+    from transforms.model_files import ModelFiles
 
 FILE = "certificate.json"
 
@@ -19,11 +23,13 @@ FILE = "certificate.json"
 @dataclass(frozen=True)
 class Certificate:
     """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
-    and maximum; rows_per_s: engine alone. `file`: the optimised model beside the certificate, `file_hash`: its SHA-256.
+    and maximum; rows_per_s: engine alone. `max_length` and `long_text`: the classifier's. `file`: the optimised model beside the certificate, `file_hash`: its SHA-256.
     """
 
     weights: str
     tokenizer: str
+    max_length: int | None
+    long_text: str
     backend: dict[str, Any]
     file: str | None
     file_hash: str | None
@@ -54,13 +60,17 @@ class Certificate:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
 
-    def check(self, folder: Path, weights: str, tokenizer: str, min_agreement: float) -> None:
-        """Raises ModelError if it does not hold for this model, or for what lies beside it."""
+    def check(self, folder: Path, files: ModelFiles, classifier: Classifier, min_agreement: float) -> None:
+        """Raises ModelError if it does not hold for this model and classifier, or for what lies beside it."""
+        weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
         again = "run `tagstream optimize` again"
         if self.weights != weights:
             raise ModelError(f"{folder / FILE} is for weights {self.weights}, this model has {weights}; {again}")
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
+        for name in ("max_length", "long_text"):
+            if (measured := getattr(self, name)) != (asked := getattr(classifier, name)):
+                raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
         if self.agreement < min_agreement:
             raise ModelError(
                 f"{folder / FILE}: labels agree with fp32 in {self.agreement:.2%} of the sample, "

@@ -69,7 +69,7 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         sizes[way] = path.stat().st_size
         found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), TEXTS, fp32)
         assert 0 < found.drift_max < 0.5, way
-        certificate = optimize._certificate(files, found, fp32, TEXTS)
+        certificate = optimize._certificate(classifier, files, found, fp32, TEXTS)
         assert certificate.file_hash == hash_file(path)
         certificate.write(folder)
         auto._choose.cache_clear()

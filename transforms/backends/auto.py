@@ -34,12 +34,19 @@ def resolve(classifier: Classifier) -> Classifier:
     return classifier.model_copy(update={"backend": TypeAdapter(Backend).validate_python(chosen)})
 
 
+def certificate_folder(classifier: Classifier) -> Path:
+    """Where the classifier's certificate lies: the SPEC's folder, or one of the model's cache folder."""
+    if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
+        return Path(auto.certificate).expanduser()
+    return cache_folder(files_of(classifier)) / f"{classifier.max_length or 'window'}-{classifier.long_text}"
+
+
 @cache
 def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
     classifier = Classifier.model_validate_json(classifier_json)
     spec = cast("AutoBackend", classifier.backend)
     files = files_of(classifier)
-    folder = Path(spec.certificate).expanduser() if spec.certificate else cache_folder(files)
+    folder = certificate_folder(classifier)
     certificate = Certificate.read(folder)
     if certificate is None:
         fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
@@ -47,7 +54,7 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
             fp32,
             f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {files.name}` may make it faster",
         )
-    certificate.check(folder, files.weights_hash(), files.tokenizer_hash(), spec.min_agreement)
+    certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
     if certificate.file is not None:
         chosen["file"] = str(folder / certificate.file)

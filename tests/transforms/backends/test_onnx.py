@@ -107,6 +107,8 @@ def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, P
     certificate = Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
+        max_length=None,
+        long_text="truncate",
         backend={"type": "onnx"},
         file=file.name,
         file_hash=hash_file(file),
@@ -138,6 +140,8 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
     [
         ({"weights": "f" * 16}, {}, "is for weights ffffffffffffffff"),
         ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
+        ({"max_length": 64}, {}, "was measured with max_length 64, the SPEC has None"),
+        ({"long_text": "window"}, {}, "was measured with long_text window, the SPEC has truncate"),
         ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
         ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
         ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
@@ -150,6 +154,14 @@ def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, back
     with pytest.raises(ModelError, match=message) as raised:
         load_backend(spec(model, type="auto", certificate=str(folder), **backend))
     assert "tagstream optimize" in str(raised.value)
+
+
+def test_classifiers_of_one_model_have_a_certificate_each(tmp_path: Path) -> None:
+    """Another length or another way with long text was measured for itself."""
+    model = make_model(tmp_path / "model")
+    first = spec(model, type="auto")
+    others = [first.model_copy(update=update) for update in ({"max_length": 64}, {"long_text": "window"})]
+    assert len({auto.certificate_folder(one) for one in (first, *others)}) == 3
 
 
 def test_damaged_certificate_is_refused(tmp_path: Path) -> None:
