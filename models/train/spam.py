@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
-from models.train import augment
+from models.train import augment, encoder
 from models.train.data import SOURCES, TRAIN, Row
 from models.train.loop import Lessons
 from models.train.shrink import Shape
@@ -85,6 +85,7 @@ def _disguised_ham(text: str, rng: random.Random) -> str:
 TASK = Task(
     name="spam",
     labels=("ham", "spam"),
+    encoder=encoder.minilm,
     shape=Shape(layers=(0, 2, 5), intermediate=768, vocabulary=8800, positions=512),
     max_length=256,
     learning_rate=2e-4,

@@ -23,6 +23,7 @@ T = TypeVar("T")
 class Task:
     name: str
     labels: tuple[str, ...]
+    encoder: Callable[[], Path]  # folder of the pretrained encoder
     shape: Shape
     max_length: int  # tokens of a training row
     learning_rate: float

@@ -1,31 +1,23 @@
 """The teacher: the whole pretrained encoder, taught first; the small student then learns from its scores.
 
 Scores say more than labels do (how sure, what else it could be), and a text without a label can have them too: so the
-student also learns from text that nobody labelled. Teacher and student share the student's vocabulary, so that every
-text is tokenised once.
+student also learns from text that nobody labelled. The teacher keeps the pretrained vocabulary.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import BertForSequenceClassification
 
-from models.train import loop, shrink
+from models.train import loop
 from models.train.loop import Lessons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    from tokenizers import Tokenizer
-    from transformers import BertForSequenceClassification
-
-    from models.train.task import Task
-
-ALL_LAYERS, ALL_NEURONS = tuple(range(6)), 1536  # of all-MiniLM-L6-v2
 
 
 @dataclass(frozen=True)
@@ -34,31 +26,28 @@ class Teaching:
 
     unlabelled: Callable[[Path, int, frozenset[str]], list[str]]  # data, seed, sources left out
     epochs: float
+    telling: int  # entries of the student's vocabulary that are chosen for what they tell of the teacher's scores
     learning_rate: float = 1e-4
     trust: float = 0.5  # weight of the teacher's scores where a row has a label of its own
 
 
 def find_or_teach(
-    task: Task,
+    whole: BertForSequenceClassification,
     teaching: Teaching,
-    base: Tokenizer,
-    vocabulary: Sequence[str],
     encoded: Sequence[Sequence[int]],
     lessons: Lessons,
     folder: Path | None,
     short: float,
 ) -> BertForSequenceClassification:
-    """A model with all layers and neurons of the pretrained encoder, trained on the lessons or found in `folder`."""
+    """The whole pretrained encoder, trained on the lessons or found in `folder`. `encoded`: the lessons' tokens."""
     if folder and (folder / "config.json").exists():
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
-    whole = replace(task.shape, layers=ALL_LAYERS, intermediate=ALL_NEURONS)
-    model = shrink.cut(base, vocabulary, whole, task.labels, lessons.texts[:1])
-    settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
+        return BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
     print("the teacher", flush=True)
-    loop.train(model, encoded, lessons, settings, teaching.epochs * short)
+    settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
+    loop.train(whole, encoded, lessons, settings, teaching.epochs * short)
     if folder:
-        model.save_pretrained(folder)
-    return model
+        whole.save_pretrained(folder)
+    return whole
 
 
 def soften(
@@ -70,7 +59,7 @@ def soften(
 ) -> Lessons:
     """The student's lessons: the labelled rows with targets drawn towards the teacher's scores, then the others.
 
-    `encoded` has the tokens of the labelled rows first, then those of the unlabelled texts.
+    `encoded` has the teacher's tokens of the labelled rows first, then those of the unlabelled texts.
     """
     logits = torch.tensor(loop.score(teacher, encoded))
     labelled = len(lessons.texts)
