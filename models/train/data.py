@@ -103,6 +103,13 @@ def rows(folder: Path, name: str, part: str) -> list[Row]:
     return [row for row in load(folder, name) if row.part == part]
 
 
+def whole_sentences(folder: Path) -> frozenset[str]:
+    """Ids of the SST-2 rows that are their sentence's longest phrase: the sentence itself, as a rule."""
+    found = load(folder, "sst2")
+    keys = _sentences([row.text for row in found])
+    return frozenset(row.id for row, key in zip(found, keys, strict=True) if normal_form(row.text) == key)
+
+
 def near_copies(folder: Path, name: str, others: Iterable[str] = ()) -> frozenset[str]:
     """Ids of held-out rows of which most lies word for word in a training row (of this source or of `others`).
 

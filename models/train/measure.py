@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,9 +14,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification
 
 from models.train import augment
-from models.train.data import HELD, Row, near_copies, rows
+from models.train.data import HELD, Row, load, near_copies, rows, whole_sentences
 from models.train.loop import Scores, encode, score
-from models.train.sentiment import NEUTRAL, POLES
+from models.train.sentiment import NEGATIVE, NEUTRAL, POLES, POSITIVE
 from models.train.spam import NOT_SPAM
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from models.train.task import Task
 
 EVASION_SEED = 11
+EMOTIONS = {"joy": POSITIVE, "love": POSITIVE, "sadness": NEGATIVE, "anger": NEGATIVE, "fear": NEGATIVE}
+"""Of the set `emotion`, which the sentiment classifier never saw; surprise has no side."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,24 @@ def poles(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figures:
     )
 
 
+def unseen_emotions(classifier: Classifier, task: Task, data: Path) -> Figures:
+    """Emotions as poles, all rows of a source that training never saw."""
+    known = [row for row in load(data, "emotion") if row.label in EMOTIONS]
+    held = [replace(row, label=task.labels[EMOTIONS[row.label]]) for row in known]
+    return poles(task, "emotion, a source never seen", held, classifier.probabilities([row.text for row in held]))
+
+
 def of_source(classifier: Classifier, task: Task, data: Path, name: str) -> list[Figures]:
     """The figures of one labelled source on its held-out rows."""
     held = rows(data, name, HELD)
     if name == "sst2":
         held = [row for row in held if len(row.text.split()) >= 8]
-        return [poles(task, "sst2 (8 words and more)", held, classifier.probabilities([row.text for row in held]))]
+        found, sentences = classifier.probabilities([row.text for row in held]), whole_sentences(data)
+        longest = [i for i, row in enumerate(held) if row.id in sentences]
+        return [
+            poles(task, "sst2 (8 words and more)", held, found),
+            poles(task, "sst2, whole sentences", [held[i] for i in longest], found[longest]),
+        ]
     texts = [row.text for row in held]
     if name == "imdb":
         cut, whole = classifier.probabilities(texts), classifier.pooled(texts)
@@ -186,4 +200,5 @@ def measure(folder: Path, task: Task, data: Path, *, fast: bool = False) -> Iter
             yield from evasion(classifier, data, name)
         yield from false_positives(classifier, data)
     else:
+        yield unseen_emotions(classifier, task, data)
         yield neutral_headlines(classifier, data)
