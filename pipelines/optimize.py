@@ -50,7 +50,8 @@ def optimize_classifier(
 ) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
     """Certificate of the winner, everything measured, and candidates that failed with their reason.
 
-    Certificate and the winner's file are written to `folder`, by default the one where `backend: auto` looks. Raises ModelError.
+    Certificate and the winner's file are written to `folder`, by default where `backend: auto` looks.
+    Raises ModelError.
     """
     files = files_of(classifier)
     folder = folder or certificate_folder(classifier)

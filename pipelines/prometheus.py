@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
+from pipelines.report import bottleneck
 from schemas.errors import SpecError
 from transforms.live import FEEDS
 from transforms.metrics import METRICS, STAGES
@@ -46,6 +47,10 @@ class JobCollector(Collector):
         for stage in STAGES:
             busy.add_metric([stage], now.busy[stage])
         yield busy
+        bound = GaugeMetricFamily("tagstream_bottleneck", "1: the stage that was busy longest", labels=["stage"])
+        for stage in STAGES:
+            bound.add_metric([stage], float(stage == bottleneck(now)))
+        yield bound
         yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
         yield from self._live()
 

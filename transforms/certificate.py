@@ -23,7 +23,8 @@ FILE = "certificate.json"
 @dataclass(frozen=True)
 class Certificate:
     """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
-    and maximum; rows_per_s: engine alone. `max_length` and `long_text`: the classifier's. `file`: the optimised model beside the certificate, `file_hash`: its SHA-256.
+    and maximum; rows_per_s: engine alone. `max_length` and `long_text`: the classifier's. `file`: the optimised model
+    beside the certificate, `file_hash`: its SHA-256.
     """
 
     weights: str

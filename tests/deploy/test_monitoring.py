@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -15,7 +16,7 @@ import pytest
 from pipelines.prometheus import JobCollector, PoolCollector, serve_metrics
 from tests.deploy.files import DEPLOY, documents
 from transforms.live import FEEDS, FeedStatus
-from transforms.metrics import METRICS
+from transforms.metrics import METRICS, STAGES
 
 FLINK = {
     "flink_jobmanager_job_numRestarts",
@@ -81,6 +82,16 @@ def test_a_worker_that_never_commits_is_seen(monkeypatch) -> None:
     monkeypatch.setattr(FEEDS, "all", lambda: [Feed()])
     samples = [sample for family in JobCollector().collect() for sample in family.samples]
     assert [s.value for s in samples if s.name == "tagstream_last_commit_seconds"] == [60.0]
+
+
+def test_the_bottleneck_is_the_stage_that_was_busy_longest() -> None:
+    METRICS.reset()
+    with METRICS.busy("read", 0.001), METRICS.busy("infer"):
+        time.sleep(0.01)
+    samples = [sample for family in JobCollector().collect() for sample in family.samples]
+    marked = {s.labels["stage"]: s.value for s in samples if s.name == "tagstream_bottleneck"}
+    assert marked == {stage: float(stage == "infer") for stage in STAGES}
+    METRICS.reset()
 
 
 @pytest.mark.parametrize(("where", "expression"), list(expressions()))
