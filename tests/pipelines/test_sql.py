@@ -156,6 +156,13 @@ def test_a_query_as_source(db: Database) -> None:
     assert ids(db) == [i + 1 for i in range(0, 300, 3) if i % 150]
 
 
+def test_a_query_may_end_in_a_comment(db: Database) -> None:
+    """It hides nothing of the statement around it."""
+    db.fill("messages", messages(20), key="id")
+    run(spec(db, source={"table": None, "query": "SELECT * FROM messages -- all of them"}))
+    assert ids(db) == [3 * i for i in range(1, 20)]
+
+
 def test_awkward_names(db: Database) -> None:
     """Quotes, spaces, dots, reserved words and case in identifiers and values are taken literally."""
     table = pa.table({'se"lect': ["a'b", 'c"d', "e;--"], "Text": ["x", "y", "z"], "a.b": [1, 2, 3]})
@@ -292,6 +299,19 @@ def test_types_of_keys(postgres: Postgres, tmp_path: Path) -> None:
         )  # fmt: skip
         run(spec(db, sink={"table": "messages", "mode": "update"}, name=f"job-{kind[:4]}"))
         assert db.query("SELECT count(*) AS n, count(tag) AS t FROM messages") == [{"n": 333, "t": 333}], kind
+
+
+@pytest.mark.parametrize("source", [{}, {"table": None, "query": "SELECT * FROM messages"}])
+def test_keys_that_are_selected_as_text(postgres: Postgres, tmp_path: Path, source: dict[str, Any]) -> None:
+    """Pages follow each other in the order of the numbers, not of their digits."""
+    db = PostgresDatabase(postgres, f"digits_{tmp_path.parent.name}_{bool(source)}".replace("-", "_").lower())
+    db.run(
+        "DROP TABLE IF EXISTS messages", "CREATE TABLE messages (id numeric(20) PRIMARY KEY, body text)",
+        "INSERT INTO messages SELECT i, 'text ' || i FROM generate_series(1, 1000) i",
+    )  # fmt: skip
+    report = run(spec(db, source={"split_rows": 1_000, **source}))
+    assert report.counts.rows_in == 1_000
+    assert sorted(int(row["id"]) for row in db.query("SELECT id FROM labels")) == list(range(1, 1_001))
 
 
 def test_passwords_are_never_shown(postgres: Postgres, tmp_path: Path) -> None:

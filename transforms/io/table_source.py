@@ -210,9 +210,11 @@ class _Reader:
                 wanted = source.columns_of(list(dict.fromkeys([*source.spec.kept, source.spec.text])))
                 values = Values(self._session.dialect)
                 where = source.range_clause(values, low, high)
+                order = ", ".join(f"q.{quote(name)}" for name in source.spec.key)  # the column, not its selected text
+                relation = f"{source.relation} AS q" if source.spec.table else source.relation
                 found = self._session.query(
-                    f"SELECT {', '.join(c.expression for c in wanted)} FROM {source.relation} {where} "
-                    f"ORDER BY {', '.join(quote(name) for name in source.spec.key)} LIMIT {rows}",
+                    f"SELECT {', '.join(c.expression for c in wanted)} FROM {relation} {where} "
+                    f"ORDER BY {order} LIMIT {rows}",
                     values.given,
                 )
                 if not self._session.dialect.begin:  # no snapshot: hold no lock between pages
@@ -245,7 +247,8 @@ def _as_inspected(table: pa.Table, columns: list[Column]) -> pa.Table:
 
 
 def _select(spec: SqlSource) -> str:
-    return (spec.query or "").strip().rstrip(";")
+    query = (spec.query or "").strip().rstrip(";")
+    return f"{query}\n" if "--" in query.rpartition("\n")[2] else query  # a comment must not hide what follows
 
 
 def _encode(key: Key) -> Any:
