@@ -102,11 +102,11 @@ def run(
         readable_sink(job)  # says now what it would say at the end
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
+    if report:
+        write_json(report, result.to_dict())
     if show:
         print_rows(out, sample_rows(job, show), f"{show} of {result.rows_total:,} rows")
     print_report(out, result)
-    if report:
-        write_json(report, result.to_dict())
     if must_finish and result.rows_left:
         raise typer.Exit(7)
 

@@ -40,6 +40,8 @@ class Job:
     splits: list[Split]
     limit: int | None = None
     replays: bool = False
+    known: set[str] = field(default_factory=set, init=False, repr=False)
+    """Ids of the whole input's splits, without the limit."""
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -94,6 +96,7 @@ class Job:
         rounds = [(again, split) for split in agreed if (again := again_of(split)) is not None]
         last = max((again.number for again, _ in rounds), default=0)
         repeated = [split for again, split in rounds if again.number == last and again.of in there]
+        self.known = {split.id for split in [*splits, *repeated]}
         return _first_rows([*splits, *repeated], self.limit)
 
     @property
@@ -163,8 +166,7 @@ class Job:
         """Splits in the output that the input does not have (any more): it was changed or moved."""
         if self.replays:
             return 0
-        mine = {split.id for split in self.splits}
-        return sum(split not in mine and not split.startswith(("replay-", "again-")) for split in progress)
+        return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
 
 
 def _planned(agreed: list[Split]) -> list[Split]:
@@ -194,11 +196,13 @@ def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
 
 def _keep_apart(spec: JobSpec) -> None:
     """Output inside the input would be read as input the next time; labels and dead letters have the same names."""
-    if spec.source.type != "parquet" or spec.sink.type != "parquet":
+    if spec.sink.type != "parquet":
         return
-    source = _plain(spec.source.path)
     if spec.dead_letters is not None and _plain(getattr(spec.dead_letters, "path", "")) == _plain(spec.sink.path):
         raise SpecError(f"dead_letters.path {spec.sink.path} is sink.path too: choose a folder of their own")
+    if spec.source.type != "parquet":
+        return
+    source = _plain(spec.source.path)
     for name, path in (
         ("sink.path", spec.sink.path),
         ("dead_letters.path", getattr(spec.dead_letters, "path", None)),

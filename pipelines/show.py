@@ -28,7 +28,7 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
     """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
     rows = readable_sink(spec).sample(4 * count)
     column = spec.source.id
-    if rows.num_rows and isinstance(column, str) and spec.source.text not in rows.column_names:
+    if rows.num_rows and not spec.live and isinstance(column, str) and spec.source.text not in rows.column_names:
         texts = _texts(spec, column, rows[column], count)
         ids = rows[column].to_pylist()
         found = [number for number, id_ in enumerate(ids) if id_ in texts]

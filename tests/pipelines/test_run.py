@@ -63,6 +63,17 @@ def test_smaller_limit_than_done(job: BulkJob) -> None:
     """Nothing to do."""
     job.run(limit=120)
     assert job.run(limit=50).counts.rows_in == 0
+    assert "not there any more" not in job.said
+
+
+def test_labels_and_dead_letters_of_any_input_are_kept_apart(tmp_path: Path) -> None:
+    """Their files have the same names, wherever the rows come from."""
+    bulk = BulkJob(tmp_path)
+    bulk.put("a.parquet", ["x"])
+    put_table("kept_apart", pa.table({"text": ["x"]}))
+    for given in ({}, {"source": {"type": "memory", "table": "kept_apart"}}):
+        with pytest.raises(SpecError, match="choose a folder of their own"):
+            bulk.run(dead_letters__path=str(tmp_path / "out"), **given)
 
 
 def test_new_file_is_added(job: BulkJob) -> None:

@@ -42,7 +42,8 @@ def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Sch
         raise SourceError(
             f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
         )
-    return pa.schema([schema.field(name).remove_metadata() for name in columns.kept])
+    # nullable: rows of a file that can't be read have no values, and another file may allow nulls
+    return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in columns.kept])
 
 
 class BlockCutter:

@@ -65,6 +65,7 @@ class Folder:
 
     def new_tmp(self) -> Path:
         """A local path for a temporary file; its name tells which process it belongs to."""
+        self._tmp.mkdir(parents=True, exist_ok=True)  # a worker elsewhere did not create the folder
         return self._tmp / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
 
     def publish(self, tmp: Path, name: str) -> bool:
@@ -135,9 +136,10 @@ class Folder:
             return
 
     def clear_tmp(self, *, everything: bool) -> None:
-        """Remove what killed processes left: a day old, or all of it."""
-        if not self.local or not self._tmp.is_dir():
+        """Remove what killed processes left: a day old, or all of it if no other folder's lies there too."""
+        if not self._tmp.is_dir():
             return
+        everything = everything and self.local
         for file in self._tmp.iterdir():
             try:
                 if everything or time.time() - file.stat().st_mtime > _STALE_SECONDS:

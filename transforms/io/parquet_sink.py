@@ -36,6 +36,8 @@ from transforms.io.plan_files import plan_files, read_plan, write_plan
 KEY = b"tagstream"
 """Footer metadata key of every file; its value is JSON, see `Footer`."""
 JOB_FILE = "_job.json"
+OWNER_FILE = "_labels.json"
+"""File of a dead-letter folder: whose dead letters these are."""
 OVERWRITING = "_overwriting"
 """File that is there while the old output is removed: what is left of it then is no chain."""
 _NAME = re.compile(r"^(?P<split>.+)-(?P<start>\d{15})\.parquet$")
@@ -192,6 +194,7 @@ class _Sink:
         try:
             self.folder.create()
             self.dead.create()
+            self._claim_dead()
             if overwrite or self.folder.exists(OVERWRITING):
                 self._clear()
             self._claim(fingerprint)
@@ -231,6 +234,7 @@ class _Sink:
         return pa.table({})
 
     def dead_letters(self) -> FolderLetters:
+        self.complete_moves()
         letters = FolderLetters(self.job_spec, self.dead)
         letters.retire(self.progress())
         return FolderLetters(self.job_spec, self.dead)
@@ -290,6 +294,23 @@ class _Sink:
         if held is None or held.hash != fingerprint.hash:
             told = not_ours(self.spec.path, held, fingerprint)
             raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes beside it")
+
+    def _claim_dead(self) -> None:
+        """Names of dead files are those of label files: two outputs in one folder would replace each other's."""
+        tmp = self.dead.new_tmp()
+        tmp.write_text(json.dumps({"labels": self.folder.path}))
+        try:
+            if self.dead.publish(tmp, OWNER_FILE):
+                return
+        finally:
+            tmp.unlink(missing_ok=True)
+        with self.dead.fs.open(self.dead.at(OWNER_FILE), "rb") as opened:
+            owner = json.loads(opened.read())["labels"]
+        if owner != self.folder.path:
+            raise LedgerError(
+                f"{self.dead.url} holds the dead letters of {owner}: give these a folder of their own, "
+                f"--set dead_letters.path=…; if that output was moved here, remove {self.dead.at(OWNER_FILE)}"
+            )
 
     def job(self) -> Fingerprint | None:
         """The fingerprint of the job that this output belongs to."""

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
 
 from schemas.block import Block, Span, Split, split_id
 from schemas.errors import SourceError
@@ -26,6 +28,8 @@ from transforms.io.parquet_rows import read_rows, row_ranges
 
 _GLOB = "*?["
 _FOOTER_THREADS = 8
+_WAITS = (0.1, 0.5, 2.0)
+"""Seconds before a file that fails is opened again: a store that was away for a moment costs no rows."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +74,36 @@ class _Source:
     def read(self, split: Split, start: int) -> Iterator[Block]:
         path = split.payload["path"]
         stop = cast("int", split.stop)
-        position = start
-        try:
-            if split.payload.get("error"):
-                raise OSError(split.payload["error"])
-            for batch in self._batches(path, start, stop):
-                yield from self.cutter.cut(split.id, batch, position)
-                position += batch.num_rows
-        except (OSError, pa.ArrowException) as error:
-            message = f"{path}: can't be read from row {position:,} on: {' '.join(str(error).split())}"
+        position, waits = start, [] if isinstance(self.fs, LocalFileSystem) else list(_WAITS)
+        while True:
+            try:
+                if split.payload.get("error"):
+                    raise OSError(split.payload["error"])
+                for batch in self._batches(split, position, stop):
+                    yield from self.cutter.cut(split.id, batch, position)
+                    position += batch.num_rows
+            except MemoryError:  # one of Arrow's errors too, and none of the file's
+                raise
+            except (OSError, pa.ArrowException) as error:
+                if isinstance(error, OSError) and waits and not split.payload.get("error"):
+                    time.sleep(waits.pop(0))
+                    continue
+                failed = error
+            else:
+                return
+            message = f"{path}: can't be read from row {position:,} on: {' '.join(str(failed).split())}"
             if self.spec.on_bad_file == "fail":
-                raise SourceError(f"{message}. on_bad_file: dead_letter goes on without it") from error
+                raise SourceError(f"{message}. on_bad_file: dead_letter goes on without it") from failed
             dead = unreadable(split.id, position, stop, message, self.kept)
             yield Block(Span(split.id, position, stop), empty_batch(self.cutter.schema), dead)
+            return
 
-    def _batches(self, path: str, start: int, stop: int) -> Iterator[pa.RecordBatch]:
+    def _batches(self, split: Split, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         columns = list(dict.fromkeys([self.spec.text, *self.kept.names]))
+        path = split.payload["path"]
         with self.fs.open(path, "rb") as opened:
+            if _footer_hash(opened, opened.seek(0, 2)) != split.payload["footer"]:
+                raise SourceError(f"{path}: was replaced while the job ran; run it again: the new rows are new input")
             yield from read_rows(opened, columns, start, stop, self.blocks)
 
     def _splits_of(self, file: _File) -> Iterator[Split]:
@@ -95,8 +112,9 @@ class _Source:
         if file.error:
             yield Split(split_id(stem, **identity, error=True), 0, 1, {"path": file.path, "error": file.error})
             return
+        payload = {"path": file.path, "footer": file.footer_hash}
         for start, stop in row_ranges(file.groups, self.spec.split_rows):
-            yield Split(split_id(stem, **identity, start=start, stop=stop), start, stop, {"path": file.path})
+            yield Split(split_id(stem, **identity, start=start, stop=stop), start, stop, payload)
 
     def _inspect(self) -> list[_File]:
         root, paths = self._find()
@@ -132,13 +150,7 @@ class _Source:
         try:
             size = int(self.fs.size(path))
             with self.fs.open(path, "rb") as opened:
-                opened.seek(max(0, size - 8))
-                tail = opened.read(8)
-                if tail[4:] != b"PAR1":
-                    raise OSError("not a Parquet file, or cut off: the footer is missing")
-                length = int.from_bytes(tail[:4], "little")
-                opened.seek(max(0, size - 8 - length))
-                digest = hashlib.sha256(opened.read(length)).hexdigest()
+                digest = _footer_hash(opened, size)
                 opened.seek(0)
                 file = pq.ParquetFile(opened)
                 groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
@@ -160,6 +172,17 @@ class _Source:
             message = str(error).removeprefix(f"{file.path}: ")
             return _File(file.path, file.name, file.size, file.footer_hash, (), None, message)
         return file
+
+
+def _footer_hash(opened: IO[bytes], size: int) -> str:
+    """SHA-256 of the footer of a file of `size` bytes. Raises OSError if it has none."""
+    opened.seek(max(0, size - 8))
+    tail = opened.read(8)
+    if tail[4:] != b"PAR1":
+        raise OSError("not a Parquet file, or cut off: the footer is missing")
+    length = int.from_bytes(tail[:4], "little")
+    opened.seek(max(0, size - 8 - length))
+    return hashlib.sha256(opened.read(length)).hexdigest()
 
 
 def open_source(spec: JobSpec) -> _Source:

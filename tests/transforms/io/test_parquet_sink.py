@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -80,6 +81,32 @@ class ParquetContract(SinkContract):
         assert self.dead_positions(tmp_path) == []
         assert self.open_sink(tmp_path).progress()[SPLIT.id].stop == 40
         self.ready(tmp_path)
+        self.check(tmp_path, 40)
+
+    def test_dead_letters_of_an_interrupted_commit_are_replayed(self, tmp_path: Path) -> None:
+        """They are looked for before they are listed."""
+        self.crashed(tmp_path, "move_in")
+        letters = self.open_sink(tmp_path).dead_letters()
+        assert sum(split.rows for split in letters.splits()) == len(self.dead_positions(tmp_path)) > 0
+
+    def test_two_outputs_do_not_share_a_folder_of_dead_letters(self, tmp_path: Path) -> None:
+        """Their files would have the same names: the second is refused, --overwrite or not."""
+        self.ready(tmp_path)
+        url = self.url(tmp_path)
+        other = open_sink(self.job({"type": "parquet", "path": f"{url}/other"}, f"{url}/dead"))
+        for overwrite in (False, True):
+            with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out: give these"):
+                other.prepare(JOB, overwrite=overwrite)
+        self.ready(tmp_path)
+
+    def test_worker_that_did_not_prepare(self, tmp_path: Path) -> None:
+        """On another machine no folder for temporary files is there yet."""
+        sink = self.ready(tmp_path)
+        for folder in (sink.folder, sink.dead):
+            shutil.rmtree(folder._tmp, ignore_errors=True)
+        writer = sink.open(SPLIT)
+        writer.write(block(0, 40))
+        writer.commit()
         self.check(tmp_path, 40)
 
     def test_loser_moves_in_the_dead_letters_of_a_dead_winner(self, tmp_path: Path) -> None:

@@ -360,14 +360,57 @@ def test_file_that_goes_away(tmp_path: Path) -> None:
         list(opened.read(splits[0], 0))
 
 
-def test_file_that_became_shorter(tmp_path: Path) -> None:
-    """Replaced while the job runs: rows are missed, not made up."""
+@pytest.mark.parametrize("what", ["fail", "dead_letter"])
+@pytest.mark.parametrize("rows", [30, 80])
+def test_file_that_is_replaced_while_the_job_runs(tmp_path: Path, rows: int, what: str) -> None:
+    """Its rows are other rows, and new input at the next run: they are not read under the old ids."""
     write(tmp_path / "x.parquet", rows=50)
-    opened = source(tmp_path / "x.parquet")
-    splits = opened.splits()
-    write(tmp_path / "x.parquet", rows=30)
-    with pytest.raises(SourceError, match="ends at row 30 of 50"):
-        list(opened.read(splits[0], 0))
+    opened = source(tmp_path / "x.parquet", split_rows=20, on_bad_file=what)
+    first, second, _ = opened.splits()
+    list(opened.read(first, 0))
+    write(tmp_path / "x.parquet", first=1_000, rows=rows)
+    with pytest.raises(SourceError, match=r"x\.parquet: was replaced while the job ran"):
+        list(opened.read(second, second.start))
+
+
+def test_required_columns(tmp_path: Path) -> None:
+    """What one file says is never null may be null in another, or in rows that can't be read."""
+    required = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
+    for name, first in (("a", 0), ("c", 20)):
+        texts = pa.array(["x"] * 10)
+        table = pa.Table.from_arrays([pa.array(range(first, first + 10), pa.int64()), texts], schema=required)
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+    pq.write_table(pa.table({"id": pa.array([None, 11]), "text": ["x", "y"]}), tmp_path / "b.parquet")
+    (tmp_path / "d.parquet").write_text("no")
+    opened = source(tmp_path, on_bad_file="dead_letter")
+    out = pa.BufferOutputStream()
+    blocks = [block for split in opened.splits() for block in opened.read(split, split.start)]
+    assert [id_ for block in blocks for id_ in block.batch["id"].to_pylist()] == [*range(10), None, 11, *range(20, 30)]
+    (dead,) = (block.dead for block in blocks if block.dead.num_rows)
+    pq.write_table(pa.Table.from_batches([dead]), out)
+
+
+def test_store_that_fails_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read again from the row that was reached; only what keeps failing is a bad file."""
+    url = f"memory://{tmp_path.name}-{os.getpid()}.parquet"
+    with fsspec.open(url, "wb") as opened_file:
+        pq.write_table(pa.table({"id": range(50), "text": ["x"] * 50}), opened_file)
+    opened = source(url, on_bad_file="dead_letter")
+    (split,) = opened.splits()
+    opens, failures = opened.fs.open, iter([OSError("timed out"), OSError("timed out")])
+
+    def fail(*args: Any, **more: Any) -> Any:
+        for error in failures:
+            raise error
+        return opens(*args, **more)
+
+    monkeypatch.setattr(opened.fs, "open", fail)
+    monkeypatch.setattr("transforms.io.parquet_source._WAITS", (0.0, 0.0))
+    blocks = list(opened.read(split, 0))
+    assert [id_ for block in blocks for id_ in block.batch["id"].to_pylist()] == list(range(50))
+    failures = iter([OSError("timed out")] * 3)
+    (block,) = opened.read(split, 0)
+    assert block.dead["code"].to_pylist() == ["bad_file"] * 50
 
 
 @settings(max_examples=60, deadline=None)
