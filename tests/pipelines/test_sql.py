@@ -262,6 +262,19 @@ def test_from_parquet_to_a_table(db: Database, tmp_path: Path) -> None:
     assert [row["start"] for row in ledger[1:]] == [row["stop"] for row in ledger[:-1]]
 
 
+def test_a_key_that_is_there_twice(db: Database, tmp_path: Path) -> None:
+    """Upsert: the last row of a key stays, of one commit too."""
+    pq.write_table(pa.table({"id": [*range(100), 7, 8, 7], "body": [*["x"] * 100, *"yyz"]}), tmp_path / "in.parquet")
+    base = spec(db).model_dump(mode="json", by_alias=True)
+    source = {"type": "parquet", "path": str(tmp_path / "in.parquet"), "text": "body", "id": "id", "keep": ["body"]}
+    sink = {**db.settings(), "table": "labels", "mode": "upsert"}
+    report = run(JobSpec.model_validate({**base, "source": source, "sink": sink}))
+    assert (report.state, report.counts.rows_in) == ("done", 103)
+    assert ids(db) == [*range(100)]
+    found = db.query('SELECT "body" FROM labels WHERE "id" IN (6, 7, 8) ORDER BY "id"')
+    assert [row["body"] for row in found] == ["x", "z", "y"]
+
+
 def test_two_at_once(db: Database) -> None:
     """Two runs started together: the same as one."""
     db.fill("messages", messages(2_000), key="id")

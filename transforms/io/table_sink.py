@@ -19,7 +19,7 @@ from typing import TypeVar, cast
 
 import pyarrow as pa
 
-from schemas.block import Block, Split
+from schemas.block import POSITION, Block, Split
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
 from schemas.fingerprint import Fingerprint, not_ours
 from schemas.results import DEAD_ROW
@@ -60,7 +60,8 @@ class _Writer(ChainWriter):
         return super().write(without_nul(block) if self._sink.target.refuses_nul else block)
 
     def _stage(self, block: Block) -> None:
-        labels = flat(block.batch.select(self._sink.target.written(block.batch.schema)))
+        order = [] if self._sink.sink.mode == "append" else [POSITION]  # which row of a key is the last one
+        labels = flat(block.batch.select([*self._sink.target.written(block.batch.schema), *order]))
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         if block.dead.num_rows:

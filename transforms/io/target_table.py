@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from schemas.block import POSITION
 from schemas.errors import LedgerError, SinkError
 from schemas.sql_spec import SqlSink
 from transforms.io.ledger_tables import create_table
@@ -109,10 +110,17 @@ class Target:
         return there, []
 
     def move(self, session: Session, staged: str, schema: pa.Schema) -> None:
-        """Staged rows into the table, by one statement that casts them to the table's types."""
-        select = ", ".join(self._cast(name) for name in schema.names)
-        select = f"SELECT {select} FROM {staged}"
-        names = schema.names
+        """Staged rows into the table, by one statement that casts them to the table's types. By key: the last of each.
+
+        An upsert can't have two rows of one key in one statement, and an update would take any of them.
+        """
+        names = [name for name in schema.names if name != POSITION]
+        rows = staged
+        if self.sink.mode != "append":
+            key = ", ".join(map(self._as_declared, self.key))
+            number = f"row_number() OVER (PARTITION BY {key} ORDER BY {quote(POSITION)} DESC) AS n_"
+            rows = f"(SELECT *, {number} FROM {staged}) AS r_ WHERE n_ = 1"
+        select = f"SELECT {', '.join(map(self._cast, names))} FROM {rows}"
         if self.sink.mode == "upsert":
             session.run(session.dialect.upsert(self.table, names, self.key, select))
         elif self.sink.mode == "update":
@@ -138,5 +146,8 @@ class Target:
         return " AND ".join(f"{self.table}.{quote(k)} = {alias}.{quote(k)}" for k in self.key)
 
     def _cast(self, name: str) -> str:
+        return f"{self._as_declared(name)} AS {quote(name)}"
+
+    def _as_declared(self, name: str) -> str:
         kind = (self._declared or {}).get(name)
-        return f"CAST({quote(name)} AS {kind}) AS {quote(name)}" if kind else quote(name)
+        return f"CAST({quote(name)} AS {kind})" if kind else quote(name)

@@ -9,9 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from schemas.block import POSITION, Block, Span
+from schemas.results import no_dead
+from schemas.spec import JobSpec
 from tests.services.postgres import Postgres
 from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
-from tests.transforms.io.sink_contract import KEPT, SinkContract
+from tests.transforms.io.sink_contract import JOB, KEPT, SPLIT, SinkContract
 from tests.transforms.io.source_contract import SourceContract, job
 from transforms.io import Sink, Source, open_sink, open_source
 
@@ -60,6 +63,32 @@ class TableSinkContract(SinkContract):
 
     def dead(self, folder: Path) -> pa.Table:
         return self.database(folder).dead("labels_dead", KEPT)
+
+    @pytest.mark.parametrize("mode", ["upsert", "update"])
+    def test_the_last_row_of_a_key_wins(self, tmp_path: Path, mode: str) -> None:
+        """Also of one commit, in whatever order its blocks hold them."""
+        database = self.database(tmp_path)
+        database.fill("labels", pa.table({"id": ["a", "b"]}), key="id")
+        sink = open_sink(
+            JobSpec.model_validate(
+                {
+                    "source": {"type": "memory", "table": "unused", "id": "id"},
+                    "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+                    "sink": {**database.settings(), "table": "labels", "mode": mode, "adopt": True},
+                }
+            )
+        )
+        sink.prepare(JOB, overwrite=False)
+        writer = sink.open(SPLIT)
+        for start, keys, labels in [(0, "aba", "xyz"), (3, "bab", "uvw")]:
+            positions = pa.array(range(start, start + 3), pa.int64())
+            batch = pa.record_batch([[*keys], positions, [*labels]], ["id", POSITION, "tag"])
+            writer.write(Block(Span(SPLIT.id, start, start + 3), batch, no_dead(KEPT)))
+        writer.commit()
+        assert database.query('SELECT "id", "tag" FROM labels ORDER BY "id"') == [
+            {"id": "a", "tag": "v"},
+            {"id": "b", "tag": "w"},
+        ]
 
 
 class TestPostgresSource(_OnPostgres, TableSourceContract):
