@@ -262,6 +262,21 @@ def test_from_parquet_to_a_table(db: Database, tmp_path: Path) -> None:
     assert [row["start"] for row in ledger[1:]] == [row["stop"] for row in ledger[:-1]]
 
 
+def test_nul_in_nested_columns(db: Database, tmp_path: Path) -> None:
+    """Of kept lists and structs: dead letters where the database can't hold it; a backslash before u0000 is text."""
+    inner = ["a\x00", "\x00", "\\\x00", "\\u0000", "\\\\u0000", "plain"]
+    rows = pa.table({"id": range(6), "body": ["x"] * 6, "more": [[{"k": text}] for text in inner]})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    base = spec(db).model_dump(mode="json", by_alias=True)
+    source = {"type": "parquet", "path": str(tmp_path / "in.parquet"), "text": "body", "id": "id", "keep": ["more"]}
+    report = run(JobSpec.model_validate({**base, "source": source, "sink": {**db.settings(), "table": "labels"}}))
+    refused = 3 if isinstance(db, PostgresDatabase) else 0
+    assert (report.state, report.counts.rows_out) == ("done", 6 - refused)
+    found = db.query('SELECT "more" FROM labels ORDER BY "id"')
+    assert [json.loads(row["more"]) for row in found] == [[{"k": text}] for text in inner[refused:]]
+    assert [row["code"] for row in db.query("SELECT * FROM labels_dead")] == ["refused"] * refused
+
+
 def test_a_key_that_is_there_twice(db: Database, tmp_path: Path) -> None:
     """Upsert: the last row of a key stays, of one commit too."""
     pq.write_table(pa.table({"id": [*range(100), 7, 8, 7], "body": [*["x"] * 100, *"yyz"]}), tmp_path / "in.parquet")

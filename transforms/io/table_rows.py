@@ -13,6 +13,9 @@ from schemas.errors import DeadCode
 from schemas.results import buried, merged
 from transforms.io.json_text import as_json
 
+_NUL_IN_JSON = r"(?:^|[^\\])(?:\\\\)*\\u0000"
+"""Behind an odd number of backslashes: an even number is text that reads \\u0000."""
+
 
 def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch with types that databases take: nested values as JSON text, dictionaries decoded."""
@@ -33,12 +36,13 @@ def plain(column: pa.Array) -> pa.Array:
 
 
 def without_nul(block: Block) -> Block:
-    """Rows with U+0000 in a text that would be written become dead letters."""
+    """Rows with U+0000 in a text that would be written become dead letters, nested texts included."""
     batch, bad = block.batch, np.zeros(block.batch.num_rows, bool)
-    for column in flat(batch).columns:
+    for held, column in zip(batch.columns, flat(batch).columns, strict=True):
         if pa.types.is_string(column.type):
-            found = pc.fill_null(pc.match_substring(column, "\x00"), fill_value=False)
-            bad |= found.to_numpy(zero_copy_only=False)
+            nested = pa.types.is_nested(unwrapped(held).type)
+            found = pc.match_substring_regex(column, _NUL_IN_JSON) if nested else pc.match_substring(column, "\x00")
+            bad |= pc.fill_null(found, fill_value=False).to_numpy(zero_copy_only=False)
     if not bad.any():
         return block
     dead = merged(block.dead, buried(block, np.flatnonzero(bad), DeadCode.REFUSED))
