@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import requests
 from rich.console import Console
 
 from pipelines.plan import plan_job
@@ -20,6 +21,8 @@ from tests.transforms.io import test_lake_contract as contracts
 from tests.transforms.io.lakes import DeltaLake, IcebergLake, Lake
 from tests.transforms.io.sink_contract import JOB, SPLIT, block
 from transforms.io import open_sink, open_source
+from transforms.io.delta_table import DeltaLakeTable
+from transforms.io.iceberg_table import IcebergTable
 
 SINKS = [contracts.TestIcebergSink, contracts.TestDeltaSink]
 
@@ -279,6 +282,60 @@ def test_crash_points(tmp_path: Path, contract: Any, step: str) -> None:
     writer.write(block(committed, 60))
     writer.commit()
     suite.check(tmp_path, 60)
+
+
+@pytest.mark.parametrize("outage", [False, True])
+def test_answer_to_a_commit_is_lost(lake: Lake, monkeypatch: pytest.MonkeyPatch, outage: bool) -> None:
+    """The commit was made, nobody heard of it: found by looking, or by the next run if nothing can be reached."""
+    lake.append("messages", messages(200))
+    lost: list[str] = []
+
+    def lose(note: dict[str, str], error: Exception) -> None:
+        if not lost and "tagstream.split" in note:
+            lost.append(note["tagstream.split"])
+            raise error
+
+    def unless_out(real: Any) -> Any:
+        def load(*args: Any) -> Any:
+            if outage and lost:
+                raise SinkError("unreachable")
+            return real(*args)
+
+        return load
+
+    if isinstance(lake, IcebergLake):
+        from pyiceberg.catalog.sql import SqlCatalog
+
+        commit_table = SqlCatalog.commit_table
+
+        def commit_then_fail(self: Any, table: Any, requirements: Any, updates: Any) -> Any:
+            answer = commit_table(self, table, requirements, updates)
+            for snapshot in (update.snapshot for update in updates if update.action == "add-snapshot"):
+                lose(snapshot.summary.additional_properties, requests.exceptions.ConnectionError("connection reset"))
+            return answer
+
+        monkeypatch.setattr(SqlCatalog, "commit_table", commit_then_fail)
+    else:
+        import deltalake
+
+        write_deltalake = deltalake.write_deltalake
+
+        def write_then_fail(*args: Any, **options: Any) -> None:
+            write_deltalake(*args, **options)
+            lose(options["commit_properties"].custom_metadata or {}, OSError("connection reset"))
+
+        monkeypatch.setattr(deltalake, "write_deltalake", write_then_fail)
+    for table in (IcebergTable, DeltaLakeTable):
+        monkeypatch.setattr(table, "load", unless_out(table.load))
+    if outage:
+        with pytest.raises(SinkError, match=r"unreachable|connection reset"):
+            run(spec(lake))
+    else:
+        assert run(spec(lake)).counts.rows_in == 200
+    assert lost
+    monkeypatch.undo()
+    run(spec(lake))
+    check(lake, 200)
 
 
 @pytest.mark.parametrize("contract", SINKS)

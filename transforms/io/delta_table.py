@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 _BUFFER = 1 << 20
 """Also hands over bytes, where an unbuffered stream hands over what the package does not take."""
 
+_STORE_ERRORS = ("Log storage error", "Transaction failed")
+"""In a CommitFailedError that is no lost race: the store failed while the commit was written."""
+
 
 class DeltaAccess:
     """How to reach a table, and what its errors become. `failure`: SinkError or SourceError."""
@@ -61,14 +64,15 @@ class DeltaAccess:
             raise self._failure("Delta Lake is not installed: pip install 'tagstream[delta]'") from None
         try:
             yield
-        except (TagstreamError, ConflictError, FileNotFoundError):
+        except (TagstreamError, ConflictError):
             raise
         except Exception as error:  # noqa: BLE001  whatever the package raises gets a name, and loses its secrets
             message = " ".join(f"{type(error).__name__}: {error}".split())
             for secret in self._secrets:
                 message = message.replace(secret, "***")
             if isinstance(error, CommitFailedError) or (isinstance(error, DeltaError) and "already exists" in message):
-                raise ConflictError(message) from None
+                unsure = any(text in message for text in _STORE_ERRORS)
+                raise ConflictError(message, unsure=unsure) from None
             raise self._failure(f"{self.where}: {message}") from None
 
 
@@ -185,11 +189,13 @@ class DeltaLakeTable:
             opened.write(as_bytes(rows, note))
 
     def take(self, name: str) -> tuple[pa.Table, dict[str, str]] | None:
-        try:
-            with self.access.translated(), self._folder().open_input_stream(f"{FOLDER}/{name}") as opened:
-                return from_bytes(opened.read())
-        except FileNotFoundError:
-            return None
+        with (
+            self.access.translated(),
+            suppress(FileNotFoundError),
+            self._folder().open_input_stream(f"{FOLDER}/{name}") as opened,
+        ):
+            return from_bytes(opened.read())
+        return None
 
     def drop(self, name: str) -> None:
         with self.access.translated(), suppress(FileNotFoundError):

@@ -69,17 +69,21 @@ class LakeWriter(ChainWriter):
             if letters is not None:
                 sink.labels.put(letters_file(token), letters.reader(), replaces or {})
                 values[f"{chain}/dead"] = span.stop
+            before, unsure = unsure, True  # an error that is no refusal leaves open whether the commit was made
             try:
                 sink.labels.append(state, rows, values, sink.note(token, commit, seconds), None)
             except ConflictError as conflict:
-                unsure = unsure or conflict.unsure
+                unsure = before or conflict.unsure
                 raise
+            except SinkError:
+                if sink.owned().get(f"{chain}/by") != token:
+                    raise
             return span.stop
 
         try:
             sink.retried(attempt)
         except BaseException:
-            if not unsure:
+            if not unsure:  # else the table may know the files, now or when a slow request arrives
                 with suppress(ConflictError, SinkError):
                     sink.labels.forget(rows)
                     sink.labels.drop(letters_file(token))
