@@ -122,6 +122,57 @@ def test_rewritten_rows_are_not_new(lake: Lake) -> None:
     check(lake, 200)
 
 
+def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
+    """Not labelled; what is left of their files is, also if these were compacted meanwhile."""
+    lake = DeltaLake(tmp_path)
+    lake.append("messages", messages(20))
+    job = spec(lake, source={"only_new": True})
+    run(job)
+    for first in (20, 40, 60):
+        lake.append("messages", messages(20, first))
+    lake.delete("messages", "id < 5")  # of a file that is not new
+    lake.delete("messages", "id >= 30 AND id < 60")  # a part of one file, all of another
+    lake.vacuum("messages")
+    assert run(job).counts.rows_in == 30
+    assert ids(lake) == [*range(1, 30), *range(60, 80)]
+    lake.append("messages", messages(20, 80))
+    lake.delete("messages", "id = 79 OR id = 80")
+    with pytest.raises(SourceError, match=r"only_new can't tell what is new: .* rewrote rows"):
+        run(job)
+
+
+def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
+    """With old ones: read from their own file; without it the job ends and says what to do."""
+    lake = DeltaLake(tmp_path)
+    lake.append("messages", messages(20))
+    job = spec(lake, source={"only_new": True})
+    run(job)
+    lake.append("messages", messages(20, 20))
+    lake.compact("messages")
+    assert run(job).counts.rows_in == 20
+    check(lake, 40)
+    lake.append("messages", messages(20, 40))
+    lake.compact("messages")
+    lake.vacuum("messages")
+    with pytest.raises(SourceError, match=r"compacted, then vacuumed\?.*--overwrite begins anew"):
+        run(job)
+    run(job, overwrite=True)
+    check(lake, 60)
+
+
+def test_new_rows_that_a_deletion_vector_hides(tmp_path: Path) -> None:
+    """Of a file that came after the last plan."""
+    lake = DeltaLake(tmp_path)
+    lake.append("messages", messages(20))
+    job = spec(lake, source={"only_new": True})
+    run(job)
+    lake.append("messages", messages(40, 100))
+    lake.hide("messages")
+    assert run(job).counts.rows_in == 34
+    gone = {103, 104, 107, 111, 118, 129}
+    assert ids(lake) == [*range(1, 20), *(i for i in range(101, 140) if i not in gone)]
+
+
 def test_history_may_go(lake: Lake) -> None:
     """Expired snapshots and cleaned logs take no position with them."""
     lake.append("messages", messages(500))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -77,26 +78,33 @@ class _Source(LakeSource):
 
     def _added(self, since: int) -> list[LakeFile]:
         log = DeltaLog(self._store, cast("int", self.version))
-        partitions = set(self._at(self.version).metadata().partition_columns) & set(self.columns)
-        files = []
+        new: dict[str, dict[str, Any]] = {}
         for version in range(since + 1, log.version + 1):
             if (actions := log.actions(version)) is None:
                 raise SourceError(
                     f"{self.where}: only_new can't tell what is new: the log of version {version} was cleaned up. "
                     "--overwrite begins anew"
                 )
-            added = [a["add"] for a in actions if "add" in a and a["add"]["dataChange"]]
-            what = next((a["commitInfo"].get("operation") for a in actions if "commitInfo" in a), None)
-            if what == "DELETE":  # the rows that are left, in new files
-                continue
-            if added and any("remove" in a and a["remove"]["dataChange"] for a in actions):
+            if not _follow(new, actions):
                 raise SourceError(
                     f"{self.where}: only_new can't tell what is new: version {version} rewrote rows. Without only_new "
                     "the job keeps to the rows it has planned; --overwrite begins anew"
                 )
-            for add in added:
-                constant = {name: add["partitionValues"].get(name) for name in partitions}
-                files.append(LakeFile(unquote(add["path"]), None, 0, constant))
+        partitions = set(self._at(self.version).metadata().partition_columns) & set(self.columns)
+        hidden = self._kept_rows(self.version) if any(add.get("deletionVector") for add in new.values()) else {}
+        files = []
+        for path, add in new.items():
+            constant = {name: add["partitionValues"].get(name) for name in partitions}
+            if not (vector := add.get("deletionVector")):
+                files.append(LakeFile(path, None, 0, constant))
+            elif path in hidden:
+                rows = json.loads(add.get("stats") or "{}").get("numRecords")
+                files.append(LakeFile(path, rows, vector["cardinality"], constant))
+            else:
+                raise SourceError(
+                    f"{self.where}: only_new can't tell what is new: {path}, of which rows were deleted, was compacted "
+                    "before it was labelled. --overwrite begins anew"
+                )
         return files
 
     def _kept_rows(self, version: int | None) -> dict[str, Any]:
@@ -138,6 +146,33 @@ class _Source(LakeSource):
         if name in names:
             return batch.column(name).cast(kind)
         return pa.array([constant.get(name)] * batch.num_rows, pa.string()).cast(kind)
+
+
+def _follow(new: dict[str, dict[str, Any]], actions: list[dict[str, Any]]) -> bool:
+    """What one more commit makes of the files with new rows, by path; False if new rows can't be told from others.
+
+    A file that was compacted together with old ones stays: its own rows are in no other file alone.
+    """
+    what = next((a["commitInfo"].get("operation") for a in actions if "commitInfo" in a), None)
+    removed = {unquote(a["remove"]["path"]): a["remove"]["dataChange"] for a in actions if "remove" in a}
+    gone = {path for path, changed in removed.items() if changed}
+    compacted = removed.keys() - gone
+    if own := bool(compacted) and compacted <= new.keys():
+        gone |= compacted
+    adds = [a["add"] for a in actions if "add" in a and (a["add"]["dataChange"] or own)]
+    added = {unquote(add["path"]): add for add in adds}
+    if what == "DELETE":  # a file with a deletion vector keeps its path
+        old = (gone & added.keys()) - new.keys()
+        added = {path: add for path, add in added.items() if path not in old}
+        gone -= old
+    if added and (old := gone - new.keys()):
+        if what != "DELETE" or old != gone:
+            return False
+        added = {}  # what is left of old files
+    for path in gone:
+        new.pop(path, None)
+    new.update(added)
+    return True
 
 
 def _text(value: Any) -> str | None:

@@ -2,8 +2,8 @@
 
 Data files never change, so a position is a row number of a file. The sink keeps the plan with the version in it:
 whoever plans first wins, and whatever is committed to the table meanwhile is left to `only_new`, which plans the files
-that were appended since. Files that were rewritten with the rows they had (compaction) are not new; a commit that
-rewrote rows (UPDATE, MERGE) is refused there, because its new rows can't be told from the old ones.
+that were appended since and not deleted again. Files that were rewritten with the rows they had (compaction) are not
+new; a commit that rewrote rows (UPDATE, MERGE) is refused there, because its new rows can't be told from the old ones.
 
 A file of which rows were deleted without rewriting it is a split of its own, committed as a whole.
 """
@@ -67,7 +67,14 @@ class LakeSource(ABC):
             if not planned:
                 return self._cut(self._files())
             since = planned[-1].payload["version"]
-            return [] if since == self.version else self._cut(self._added(since))
+            try:
+                return [] if since == self.version else self._cut(self._added(since))
+            except FileNotFoundError as error:
+                raise SourceError(
+                    f"{self.where}: a file with new rows was removed before they were labelled (compacted, then "
+                    f"vacuumed?): {' '.join(str(error).split())}. Without only_new the job keeps to the rows it has "
+                    "planned; --overwrite begins anew"
+                ) from None
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """From row `start` of the split's file on; a file with deleted rows from its first row on."""

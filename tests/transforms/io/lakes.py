@@ -147,6 +147,10 @@ class DeltaLake(Lake):
         """Rewrites the files as one."""
         self.load(table).optimize.compact()
 
+    def vacuum(self, table: str) -> None:
+        """Deletes files that the current version does not know."""
+        self.load(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+
     def expire(self, table: str) -> None:
         """A checkpoint, and no commit before it."""
         found = self.load(table)
