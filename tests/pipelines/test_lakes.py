@@ -224,6 +224,16 @@ def test_tables_of_others_are_left_alone(lake: Lake) -> None:
     assert lake.table("labels").num_rows == 1 + 2 * 58
 
 
+def test_overwrite_spares_other_jobs(lake: Lake) -> None:
+    """A table that a second job has adopted is not replaced: that job would lose its labels."""
+    lake.append("messages", messages(60))
+    run(spec(lake))
+    run(spec(lake, sink={"adopt": True}, name="second", label="spam"))
+    with pytest.raises(LedgerError, match=r"also holds the output of job 'second'.*give this job another table"):
+        run(spec(lake), overwrite=True)
+    assert lake.table("labels").num_rows == 2 * 58
+
+
 def test_another_model_is_refused_and_overwrite_starts_anew(lake: Lake) -> None:
     """Names the difference; --overwrite replaces labels and dead letters, other columns included."""
     lake.append("messages", messages(120))

@@ -6,6 +6,7 @@ table was loaded, and every commit since which the table's definition has change
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ _BUFFER = 1 << 20
 
 _STORE_ERRORS = ("Log storage error", "Transaction failed")
 """In a CommitFailedError that is no lost race: the store failed while the commit was written."""
+
+_OWNER = re.compile(r"^tagstream/([^/]+)/job$")
 
 
 class DeltaAccess:
@@ -90,6 +93,10 @@ class _State:
         prefix = _app(self._job, "")
         found = DeltaLog(self._files, self.table.version()).transactions().items()
         return {name.removeprefix(prefix): value for name, value in found if name.startswith(prefix)}
+
+    def others(self) -> list[str]:
+        found = DeltaLog(self._files, self.table.version()).transactions()
+        return sorted({m[1] for m in map(_OWNER.match, found) if m} - {self._job})
 
     def check(self) -> None:
         last, lost = -1, False

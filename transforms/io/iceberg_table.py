@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,8 @@ _HEAD = "head"
 
 _CATALOG_CONFLICTS = ("database is locked", "IntegrityError", "SerializationFailure", "DeadlockDetected")
 """In the errors of a SQL catalog's database."""
+
+_OWNER = re.compile(r"^tagstream\.([^/]+)\.job$")
 
 
 @functools.lru_cache(maxsize=8)
@@ -119,6 +122,9 @@ class _State:
     def get(self, name: str) -> int | None:
         found = self.table.properties.get(self._prefix + name)
         return None if found is None else int(found)
+
+    def others(self) -> list[str]:
+        return sorted({m[1] for m in map(_OWNER.match, self.table.properties) if m} - {self._job})
 
     def all(self) -> dict[str, int]:
         cut = len(self._prefix)

@@ -191,6 +191,11 @@ class LakeSink:
                     f"{self.labels.where} was not made by this job: its rows can't be told from others. Delete them "
                     "yourself and give the job another name"
                 )
+            if others := state.others():  # their rows would go; Delta would even keep telling them that all is done
+                raise LedgerError(
+                    f"{self.labels.where} also holds the output of job {', '.join(map(repr, others))}, which "
+                    "--overwrite would remove; give this job another table"
+                )
             self._remove_letters()
             self.labels.replace(state, schema or state.schema, {**values, f"{token}/made": 1})
         else:

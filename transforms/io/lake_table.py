@@ -61,6 +61,9 @@ class State(Protocol):
     def all(self) -> dict[str, int]:
         """All numbers of the job's."""
 
+    def others(self) -> list[str]:
+        """Other jobs whose output the table is too, sorted."""
+
     def check(self) -> None:
         """Raises LedgerError if rows were taken back of which the numbers still tell."""
 
