@@ -67,8 +67,9 @@ class Ledger:
         for name in missing:
             session.run(create_table(session, self.tables[name], pa.schema(_COLUMNS[name].items()), _KEYS[name]))
 
-    def job_row(self, session: Session) -> JobRow | None:
-        found = self._select(session, "jobs", ("target", "parts", "made")).to_pylist()
+    def job_row(self, session: Session, lock: str = "") -> JobRow | None:
+        """`lock`: what is written behind the SELECT."""
+        found = self._select(session, "jobs", ("target", "parts", "made"), lock).to_pylist()
         if not found:
             return None
         row = found[0]
@@ -118,10 +119,12 @@ class Ledger:
         )
         return {row["split"]: Progress(row["stop"], row["rows"], row["seconds"]) for row in found.to_pylist()}
 
-    def end(self, session: Session, split: str) -> int | None:
-        """Where the split's chain ends; None before its first commit."""
+    def end(self, session: Session, split: str, below: int | None = None) -> int | None:
+        """Where the split's chain ends, or that part of it which begins `below`; None before its first commit."""
         values = Values(session.dialect)
         where = f'"job" = {values.add(self.job)} AND "split" = {values.add(split)}'
+        if below is not None:
+            where += f' AND "start" < {values.add(below)}'
         statement = f'SELECT max("stop") AS "stop" FROM {self.tables["ledger"]} WHERE {where}'
         found: int | None = session.query(statement, values.given)["stop"][0].as_py()
         return found
@@ -172,12 +175,12 @@ class Ledger:
         job, name, end = values.add(self.job), values.add(split), values.add(stop)
         return f'"job" = {job} AND "split" = {name} AND "position" < {end}'
 
-    def _select(self, session: Session, table: str, columns: Sequence[str]) -> pa.Table:
+    def _select(self, session: Session, table: str, columns: Sequence[str], lock: str = "") -> pa.Table:
         """The job's rows."""
         values = Values(session.dialect)
         names = ", ".join(quote(column) for column in columns)
         where = f'"job" = {values.add(self.job)}'
-        return session.query(f"SELECT {names} FROM {self.tables[table]} WHERE {where}", values.given)
+        return session.query(f"SELECT {names} FROM {self.tables[table]} WHERE {where} {lock}", values.given)
 
     def _insert(self, session: Session, table: str, *row: Any) -> None:
         values = Values(session.dialect)

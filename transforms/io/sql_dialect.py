@@ -81,6 +81,8 @@ class Dialect:
     """Run first in a transaction that reads: the database's consistent snapshot."""
     setup: tuple[str, ...] = ()
     """Run once on every connection."""
+    keep_row = ""
+    """Behind a SELECT: nobody changes the rows before the transaction ends. Empty where one writes at a time anyway."""
     refuses_nul = False
     """A text may not hold the character U+0000."""
     types: tuple[tuple[Any, str], ...] = (
@@ -180,6 +182,7 @@ class PostgreSQL(_OnConflict):
     """PostgreSQL 12 and later."""
 
     name = "PostgreSQL"
+    keep_row = "FOR SHARE"
     refuses_nul = True
     begin = ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
     text_type = "TEXT"

@@ -99,6 +99,12 @@ class _Writer(ChainWriter):
         sink = self._sink
         sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
         sink.check_owner(session)
+        before = sink.ledger.end(session, commit.span.split, below=commit.span.start)
+        before = self.split.start if before is None else before
+        if before < commit.span.start:  # the same job has emptied the ledger: its own chain begins below
+            raise LedgerError(sink.overwritten)
+        if before > commit.span.start:
+            raise ChainMovedError(before)
         if replaces := self.split.payload.get(REPLACES):
             sink.ledger.forget_letters(session, **replaces)
         moves = (
@@ -266,10 +272,15 @@ class TableSink:
         return retried(attempt, SinkError, lambda message: f"{self.where}: {message}")
 
     def check_owner(self, session: Session) -> None:
-        """The output still belongs to this job as it was when it began: nobody has overwritten it."""
-        held = self.ledger.job_row(session)
+        """The output still belongs to this job as it was when it began, and does until the transaction ends."""
+        held = self.ledger.job_row(session, session.dialect.keep_row)
         if held is None or held.fingerprint.hash != self.fingerprint:
-            raise LedgerError(f"{self.where}: the output of job {self.spec.name!r} was overwritten while this one ran")
+            raise LedgerError(self.overwritten)
+
+    @property
+    def overwritten(self) -> str:
+        """What to tell a run whose output is gone."""
+        return f"{self.where}: the output of job {self.spec.name!r} was overwritten while this one ran"
 
     def move_letters(self, session: Session, staged: str, schema: pa.Schema) -> None:
         names = ", ".join(quote(name) for name in schema.names)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,13 @@ import pyarrow as pa
 import pytest
 
 from schemas.block import POSITION, Block, Span
+from schemas.errors import LedgerError
+from schemas.fingerprint import Fingerprint
 from schemas.results import no_dead
 from schemas.spec import JobSpec
 from tests.services.postgres import Postgres
 from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
-from tests.transforms.io.sink_contract import JOB, KEPT, SPLIT, SinkContract
+from tests.transforms.io.sink_contract import JOB, KEPT, OTHER, SPLIT, SinkContract, block
 from tests.transforms.io.source_contract import SourceContract, job
 from transforms.io import Sink, Source, open_sink, open_source
 
@@ -64,6 +68,25 @@ class TableSinkContract(SinkContract):
     def dead(self, folder: Path) -> pa.Table:
         return self.database(folder).dead("labels_dead", KEPT)
 
+    def test_nothing_is_committed_behind_a_hole(self, tmp_path: Path) -> None:
+        """The same job, begun anew by another process, empties the ledger: a run that is alive can't go on."""
+        alive = self.ready(tmp_path).open(SPLIT)
+        alive.write(block(0, 20))
+        alive.commit()
+        anew = self.ready(tmp_path, overwrite=True)
+        other = anew.open(OTHER)
+        other.write(block(100, 110, OTHER))
+        other.commit()
+        alive.write(block(20, 40))
+        with pytest.raises(LedgerError, match="was overwritten while this one ran"):
+            alive.commit()
+        alive.close()
+        self.check(tmp_path, 0)
+        writer = anew.open(SPLIT)
+        writer.write(block(0, 40))
+        writer.commit()
+        self.check(tmp_path, 40)
+
     @pytest.mark.parametrize("mode", ["upsert", "update"])
     def test_the_last_row_of_a_key_wins(self, tmp_path: Path, mode: str) -> None:
         """Also of one commit, in whatever order its blocks hold them."""
@@ -102,7 +125,29 @@ class TestPostgresSource(_OnPostgres, TableSourceContract):
 
 
 class TestPostgresSink(_OnPostgres, TableSinkContract):
-    pass
+    def test_overwritten_within_a_commit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The commit is as a whole before it or refused: one of the two waits, or is done again."""
+        job = Fingerprint({"model": "a"}, block(0, 20).batch.schema)
+        sink = self.ready(tmp_path, job)
+        writer = sink.open(SPLIT)
+        writer.write(block(0, 20))
+        writer.commit()
+        thread = threading.Thread(target=lambda: self.ready(tmp_path, job, overwrite=True))
+        move = sink.target.move
+
+        def slowly(*given: Any) -> None:
+            if thread.ident is None:
+                thread.start()
+                thread.join(0.5)
+            move(*given)
+
+        monkeypatch.setattr(sink.target, "move", slowly)
+        writer.write(block(20, 40))
+        with suppress(LedgerError):
+            writer.commit()
+        thread.join()
+        assert sink.progress() == {}
+        assert not self.labels(tmp_path).num_rows
 
 
 class TestDuckDBSource(_OnDuckDB, TableSourceContract):
