@@ -19,8 +19,8 @@ Names = Annotated[
 Uri = Annotated[
     SecretStr,
     Field(
-        description="postgresql://user:${PASSWORD}@host/database, sqlite:///file.db; with their ADBC driver installed "
-        "also snowflake://, bigquery://, grpc://, grpc+tls:// (Flight SQL). Never shown with its password."
+        description="postgresql://user:${PASSWORD}@host/database, sqlite:///file.db; of a source, with their ADBC "
+        "driver installed, also snowflake://, grpc://, grpc+tls:// (Flight SQL). Never shown with its password."
     ),
 ]
 Mode = Annotated[

@@ -23,6 +23,7 @@ from schemas.errors import LedgerError, SinkError, SourceError, SpecError
 from schemas.spec import JobSpec
 from tests.services.postgres import Postgres
 from tests.transforms.io.databases import Database, PostgresDatabase, SqliteDatabase
+from transforms.io import open_sink, open_source
 
 MESSAGES = {"table": "messages", "text": "body", "id": "id", "split_rows": 100}
 
@@ -205,6 +206,16 @@ def test_key_is_required() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             spec(SqliteDatabase(Path("/tmp")), source=change)
+
+
+@pytest.mark.parametrize("scheme", ["snowflake", "grpc"])
+def test_a_sink_needs_keys_that_are_enforced(tmp_path: Path, scheme: str) -> None:
+    """Two runs would write the same rows otherwise. Such a database may be a source."""
+    db = SqliteDatabase(tmp_path)
+    with pytest.raises(SpecError, match=f"{scheme}://u:.*@host/db: this database may only be a source"):
+        open_sink(spec(db, sink={"uri": f"{scheme}://u:secret@host/db"}))
+    with pytest.raises(SourceError, match="needs a driver"):
+        open_source(spec(db, source={"uri": f"{scheme}://u:secret@host/db"}))
 
 
 def test_columns_of_others_are_left_alone(db: Database) -> None:

@@ -71,6 +71,8 @@ class Dialect:
     """Standard SQL, as the databases speak it that have nothing special below."""
 
     name = "sql"
+    enforces_keys = False
+    """A primary key is unique. What a sink writes once rests on it; where it is a mere note, only sources are open."""
     row_values = False
     """Compares (a, b) > (c, d)."""
     numbered = False
@@ -148,14 +150,12 @@ class Dialect:
 
     def upsert(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
         """Insert rows, or update those whose key is there."""
-        names, rest = [quote(c) for c in columns], [quote(c) for c in columns if c not in key]
-        on = " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in key)
-        values = ", ".join(f"s.{name}" for name in names)
-        update = f"WHEN MATCHED THEN UPDATE SET {', '.join(f'{c} = s.{c}' for c in rest)} " if rest else ""
-        return (
-            f"MERGE INTO {target} t USING ({select}) s ON {on} {update}"
-            f"WHEN NOT MATCHED THEN INSERT ({', '.join(names)}) VALUES ({values})"
-        )
+        names = ", ".join(quote(c) for c in columns)
+        sets = ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in columns if c not in key)
+        action = f"UPDATE SET {sets}" if sets else "NOTHING"
+        conflict = ", ".join(quote(k) for k in key)
+        insert = f"INSERT INTO {target} ({names}) SELECT * FROM ({select}) AS s WHERE true"
+        return f"{insert} ON CONFLICT ({conflict}) DO {action}"
 
     def update(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
         """Set `columns` of the rows whose key is in the selection."""
@@ -164,21 +164,14 @@ class Dialect:
         return f"UPDATE {target} SET {sets} FROM ({select}) AS s WHERE {on}"
 
 
-class _OnConflict(Dialect):
-    """INSERT … ON CONFLICT."""
+class _WithKeys(Dialect):
+    """What sinks write to."""
 
+    enforces_keys = True
     row_values = True
 
-    def upsert(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
-        names = ", ".join(quote(c) for c in columns)
-        sets = ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in columns if c not in key)
-        action = f"UPDATE SET {sets}" if sets else "NOTHING"
-        conflict = ", ".join(quote(k) for k in key)
-        insert = f"INSERT INTO {target} ({names}) SELECT * FROM ({select}) AS s WHERE true"
-        return f"{insert} ON CONFLICT ({conflict}) DO {action}"
 
-
-class PostgreSQL(_OnConflict):
+class PostgreSQL(_WithKeys):
     """PostgreSQL 12 and later."""
 
     name = "PostgreSQL"
@@ -203,7 +196,7 @@ class PostgreSQL(_OnConflict):
         return quote(name.decode()) if name else None
 
 
-class SQLite(_OnConflict):
+class SQLite(_WithKeys):
     """SQLite 3.33 and later. Any value may be in any column: what is there decides a column's type."""
 
     name = "SQLite"
@@ -231,7 +224,7 @@ class SQLite(_OnConflict):
         return found
 
 
-class DuckDB(_OnConflict):
+class DuckDB(_WithKeys):
     """DuckDB 1.2 and later. Takes a range of row values for a BETWEEN, and fails."""
 
     name = "DuckDB"

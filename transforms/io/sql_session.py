@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow as pa
 
-from schemas.errors import SourceError, TagstreamError
+from schemas.errors import SourceError, SpecError, TagstreamError
 from schemas.sql_spec import masked
 from transforms.io.sql_dialect import Dialect, PostgreSQL, SQLite, quote
 
@@ -70,7 +70,6 @@ _DRIVERS: dict[str, tuple[str, str, type[Dialect]]] = {
     "postgres": ("adbc_driver_postgresql", "adbc-driver-postgresql", PostgreSQL),
     "sqlite": ("adbc_driver_sqlite", "adbc-driver-sqlite", SQLite),
     "snowflake": ("adbc_driver_snowflake", "adbc-driver-snowflake", Dialect),
-    "bigquery": ("adbc_driver_bigquery", "adbc-driver-bigquery", Dialect),
     "grpc": ("adbc_driver_flightsql", "adbc-driver-flightsql", Dialect),
     "grpc+tls": ("adbc_driver_flightsql", "adbc-driver-flightsql", Dialect),
 }
@@ -89,9 +88,7 @@ class _AdbcSession:
     def __init__(self, uri: str) -> None:
         self._secrets = _secrets_of(uri)
         scheme = urlsplit(uri).scheme
-        if scheme not in _DRIVERS:
-            raise SourceError(f"{masked(uri)}: no driver for {scheme}://; there are {', '.join(_DRIVERS)}")
-        module, package, dialect = _DRIVERS[scheme]
+        module, package, dialect = _driver_of(uri)
         self.dialect = dialect()
         try:
             driver = importlib.import_module(f"{module}.dbapi")
@@ -150,6 +147,16 @@ def connect(uri: str) -> Session:
     return _AdbcSession(uri)
 
 
+def check_target(uri: str) -> None:
+    """Raises SpecError for a database that a sink can't write each row to once; opens no connection."""
+    if not _driver_of(uri)[2].enforces_keys:
+        keeping = ", ".join(f"{scheme}://" for scheme, (*_, dialect) in _DRIVERS.items() if dialect.enforces_keys)
+        raise SpecError(
+            f"sink.uri: {masked(uri)}: this database may only be a source: two runs could write the same rows, for it "
+            f"is not known to enforce primary keys. Sinks are {keeping} and type: duckdb"
+        )
+
+
 class Sessions:
     """Connections of one process to one database that are open and not used right now. Connecting takes long."""
 
@@ -206,6 +213,14 @@ def retried(
                 raise error(hint(str(failure))) from None
         time.sleep(pause)
         pause = min(2 * pause, 2.0)
+
+
+def _driver_of(uri: str) -> tuple[str, str, type[Dialect]]:
+    """Module, package and dialect."""
+    scheme = urlsplit(uri).scheme
+    if scheme not in _DRIVERS:
+        raise SourceError(f"{masked(uri)}: no driver for {scheme}://; there are {', '.join(_DRIVERS)}")
+    return _DRIVERS[scheme]
 
 
 def _kind(message: str, state: str | None, name: str) -> Kind:

@@ -32,7 +32,7 @@ from transforms.io.ledger_tables import Ledger, columns_in
 from transforms.io.letter_rows import REPLACES, letter_rows
 from transforms.io.spool import Spool
 from transforms.io.sql_dialect import beside, last_part, quote, table_name
-from transforms.io.sql_session import DatabaseError, Session, Sessions, retried
+from transforms.io.sql_session import DatabaseError, Session, Sessions, check_target, retried
 from transforms.io.table_again import check_choice, rows_chosen, take_over
 from transforms.io.table_rows import flat, plain, without_nul
 from transforms.io.target_table import Target
@@ -133,6 +133,8 @@ class TableSink:
         self.sink = cast("SqlSink", spec.sink)
         self.sessions = Sessions(connect)
         self.where = where
+        if isinstance(self.sink, SqlSink):
+            check_target(self.sink.uri.get_secret_value())
         key = self.sink.key or getattr(spec.source, "key", ()) or tuple(filter(None, [spec.source.id]))
         if self.sink.mode != "append" and not key:
             raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key: give source.id or sink.key")
