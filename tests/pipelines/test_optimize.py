@@ -21,6 +21,7 @@ from schemas.errors import ModelError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from tests.models import make_model, random_texts
 from transforms.backends import auto, load_backend
+from transforms.backends.auto import certificate_folder
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.certificate import hash_file
@@ -132,7 +133,7 @@ def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch
     asked = []
 
     def note(classifier, texts, folder, least, _):
-        asked.append((texts.to_pylist(), folder and str(folder), least))
+        asked.append((texts.to_pylist(), str(folder or certificate_folder(classifier)), least))
         raise ModelError("enough")
 
     monkeypatch.setattr(optimize, "optimize_classifier", note)

@@ -20,7 +20,7 @@ from schemas.errors import ModelError
 from schemas.spec import Classifier
 from tests.models import make_model, random_texts
 from transforms.backends import auto, identify, load_backend
-from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import Int8, quantise
 from transforms.certificate import Certificate
 from transforms.engine import Engine
@@ -75,7 +75,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
     assert tuned
     assert all(m.candidate.name.endswith(f", {m.token_budget:,} tokens") for m in tuned)
     assert certificate.sample_rows == len(TEXTS)
-    folder = cache_folder(find_model(str(model)))
+    folder = auto.certificate_folder(spec(model))
     assert Certificate.read(folder) == certificate
     chosen = spec(model, type="auto", min_agreement=0.9)
     np.testing.assert_allclose(scores(chosen), winner.scores, atol=1e-3)
@@ -204,6 +204,6 @@ def test_command(tmp_path: Path, cache: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "certified:" in result.output
     assert json.loads((tmp_path / "report.json").read_text())["model"]["sample_rows"] == len(TEXTS)
-    assert list(cache.glob("*/certificate.json"))
+    assert list(cache.glob("*/*/certificate.json"))
     wrong = CliRunner().invoke(app, ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet")])
     assert wrong.exit_code == 3
