@@ -48,8 +48,9 @@ class JobCollector(Collector):
             busy.add_metric([stage], now.busy[stage])
         yield busy
         bound = GaugeMetricFamily("tagstream_bottleneck", "1: the stage that was busy longest", labels=["stage"])
+        longest = bottleneck(now)
         for stage in STAGES:
-            bound.add_metric([stage], float(stage == bottleneck(now)))
+            bound.add_metric([stage], float(stage == longest))
         yield bound
         yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
         yield from self._live()

@@ -75,8 +75,9 @@ def make(task: Task, data: Path, out: Path, without: frozenset[str], teachers: P
         lessons = teacher.soften(whole, tokens, lessons, more, task.teaching.trust)
     telling = task.teaching.telling if task.teaching else 0
     vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary - telling)
-    scores = np.array(lessons.targets, dtype=np.float32)
-    vocabulary += tokenizer.most_telling(base, lessons.texts, scores, vocabulary, telling)
+    if telling:
+        scores = np.array(lessons.targets, dtype=np.float32)
+        vocabulary += tokenizer.most_telling(base, lessons.texts, scores, vocabulary, telling)
     small = tokenizer.rebuild(base, vocabulary)
     print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)
     encoded = loop.encode(small, lessons.texts, task.max_length)

@@ -122,12 +122,18 @@ def test_rewritten_rows_are_not_new(lake: Lake) -> None:
     check(lake, 200)
 
 
-def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
-    """Not labelled; what is left of their files is, also if these were compacted meanwhile."""
-    lake = DeltaLake(tmp_path)
+def labelled(folder: Path) -> tuple[DeltaLake, JobSpec]:
+    """A table of 20 rows, and the job that has done them and looks for new ones only."""
+    lake = DeltaLake(folder)
     lake.append("messages", messages(20))
     job = spec(lake, source={"only_new": True})
     run(job)
+    return lake, job
+
+
+def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
+    """Not labelled; what is left of their files is, also if these were compacted meanwhile."""
+    lake, job = labelled(tmp_path)
     for first in (20, 40, 60):
         lake.append("messages", messages(20, first))
     lake.delete("messages", "id < 5")  # of a file that is not new
@@ -143,10 +149,7 @@ def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
 
 def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
     """With old ones: read from their own file; without it the job ends and says what to do."""
-    lake = DeltaLake(tmp_path)
-    lake.append("messages", messages(20))
-    job = spec(lake, source={"only_new": True})
-    run(job)
+    lake, job = labelled(tmp_path)
     lake.append("messages", messages(20, 20))
     lake.compact("messages")
     assert run(job).counts.rows_in == 20
@@ -162,10 +165,7 @@ def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
 
 def test_new_rows_that_a_deletion_vector_hides(tmp_path: Path) -> None:
     """Of a file that came after the last plan."""
-    lake = DeltaLake(tmp_path)
-    lake.append("messages", messages(20))
-    job = spec(lake, source={"only_new": True})
-    run(job)
+    lake, job = labelled(tmp_path)
     lake.append("messages", messages(40, 100))
     lake.hide("messages")
     assert run(job).counts.rows_in == 34

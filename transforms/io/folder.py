@@ -86,6 +86,15 @@ class Folder:
         self._sync()
         return True
 
+    def publish_text(self, text: str, name: str) -> bool:
+        """The same for a small file of text."""
+        tmp = self.new_tmp()
+        tmp.write_text(text)
+        try:
+            return self.publish(tmp, name)
+        finally:
+            tmp.unlink(missing_ok=True)
+
     def put_aside(self, tmp: Path, name: str) -> str:
         """Keep the complete file `tmp` in the folder's `_tmp`, for `move_in` as `name`. Returns its name there."""
         aside = f"{name}{_ASIDE}{tmp.name}"

@@ -283,13 +283,9 @@ class _Sink:
 
     def _claim(self, fingerprint: Fingerprint) -> None:
         """Write the job file, or compare with the one that is there."""
-        tmp = self.folder.new_tmp()
-        tmp.write_text(json.dumps({"fingerprint": fingerprint.hash, "parts": fingerprint.parts}, indent=1))
-        try:
-            if self.folder.publish(tmp, JOB_FILE):
-                return
-        finally:
-            tmp.unlink(missing_ok=True)
+        mine = json.dumps({"fingerprint": fingerprint.hash, "parts": fingerprint.parts}, indent=1)
+        if self.folder.publish_text(mine, JOB_FILE):
+            return
         held = self.job()
         if held is None or held.hash != fingerprint.hash:
             told = not_ours(self.spec.path, held, fingerprint)
@@ -297,13 +293,8 @@ class _Sink:
 
     def _claim_dead(self) -> None:
         """Names of dead files are those of label files: two outputs in one folder would replace each other's."""
-        tmp = self.dead.new_tmp()
-        tmp.write_text(json.dumps({"labels": self.folder.path}))
-        try:
-            if self.dead.publish(tmp, OWNER_FILE):
-                return
-        finally:
-            tmp.unlink(missing_ok=True)
+        if self.dead.publish_text(json.dumps({"labels": self.folder.path}), OWNER_FILE):
+            return
         with self.dead.fs.open(self.dead.at(OWNER_FILE), "rb") as opened:
             owner = json.loads(opened.read())["labels"]
         if owner != self.folder.path:

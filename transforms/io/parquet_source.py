@@ -74,18 +74,20 @@ class _Source:
     def read(self, split: Split, start: int) -> Iterator[Block]:
         path = split.payload["path"]
         stop = cast("int", split.stop)
-        position, waits = start, [] if isinstance(self.fs, LocalFileSystem) else list(_WAITS)
+        known_bad = split.payload.get("error")
+        waits = [] if known_bad or isinstance(self.fs, LocalFileSystem) else list(_WAITS)
+        position = start
         while True:
             try:
-                if split.payload.get("error"):
-                    raise OSError(split.payload["error"])
+                if known_bad:
+                    raise OSError(known_bad)
                 for batch in self._batches(split, position, stop):
                     yield from self.cutter.cut(split.id, batch, position)
                     position += batch.num_rows
             except MemoryError:  # one of Arrow's errors too, and none of the file's
                 raise
             except (OSError, pa.ArrowException) as error:
-                if isinstance(error, OSError) and waits and not split.payload.get("error"):
+                if isinstance(error, OSError) and waits:
                     time.sleep(waits.pop(0))
                     continue
                 failed = error

@@ -25,12 +25,7 @@ def read_plan(folder: Folder) -> list[Split]:
 
 def write_plan(folder: Folder, planned: int, more: list[Split]) -> None:
     """Append `more` to a plan of `planned` splits, unless another process was first."""
-    tmp = folder.new_tmp()
-    tmp.write_text(splits_to(more))
-    try:
-        folder.publish(tmp, f"_plan-{planned:09d}.json")
-    finally:
-        tmp.unlink(missing_ok=True)
+    folder.publish_text(splits_to(more), f"_plan-{planned:09d}.json")
 
 
 def plan_files(folder: Folder) -> list[str]:
