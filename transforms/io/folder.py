@@ -28,7 +28,7 @@ _STALE_SECONDS = 24 * 3600
 
 
 class Folder:
-    """One folder by path or fsspec URL. Temporary files live in its `_tmp`; on object stores in the local one."""
+    """One folder by path or fsspec URL. Temporary files live in its `_tmp`; of object stores in the user's own here."""
 
     def __init__(self, url: str) -> None:
         try:
@@ -38,7 +38,7 @@ class Folder:
         self.url = url
         self.path = path.rstrip("/")
         self.local = isinstance(self.fs, LocalFileSystem)
-        self._tmp = Path(self.path, TMP) if self.local else Path(tempfile.gettempdir(), "tagstream", TMP)
+        self._tmp = Path(self.path if self.local else f"{tempfile.gettempdir()}/tagstream-{os.getuid()}", TMP)
 
     def create(self) -> None:
         """Make the folder and its `_tmp`."""
