@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kafka import KafkaConsumer, KafkaProducer
-from kafka.errors import KafkaError
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from benchmarks.children import ROOT
 from tests.services.kafka import KafkaBroker
@@ -89,30 +88,24 @@ class Run:
 
 
 class Watcher(threading.Thread):
-    """Reads a topic committed-only from the start and notes when each message became visible, and its timestamp."""
+    """Reads a topic committed-only from the start and notes when each message became visible, and its timestamp.
+
+    By librdkafka, as `send`: what watches and loads should take little of the cores that it shares with the contestant.
+    """
 
     def __init__(self, servers: str, topic: str) -> None:
         super().__init__(daemon=True)
         self.seen: list[tuple[float, float]] = []
         self._stopping = threading.Event()
-        self._consumer = KafkaConsumer(
-            topic,
-            bootstrap_servers=servers,
-            isolation_level="read_committed",
-            auto_offset_reset="earliest",
-            group_id=None,
-            fetch_max_wait_ms=100,
-        )
+        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": "watcher", "enable.auto.commit": False})
+        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
         self.start()
 
     def run(self) -> None:
         while not self._stopping.is_set():
-            try:
-                polled = self._consumer.poll(timeout_ms=100, max_records=5000)
-            except KafkaError:  # of a broker that is away; the position stays where it was
-                continue
+            found = self._consumer.consume(5000, 0.002)
             now = time.time()
-            self.seen += [(now, record.timestamp / 1000) for records in polled.values() for record in records]
+            self.seen += [(now, message.timestamp()[1] / 1000) for message in found if message.error() is None]
         self._consumer.close()
 
     def stop(self) -> None:
@@ -131,11 +124,17 @@ def unaccounted(servers: str, source: str, target: str) -> tuple[int, int]:
 
 def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
     """`count` messages at `rate` a second, or as fast as it goes, to the partitions in turn, numbered from `first`."""
-    producer = KafkaProducer(bootstrap_servers=servers, linger_ms=2 if rate else 20)
+    producer = Producer({"bootstrap.servers": servers, "linger.ms": 2 if rate else 20, "acks": "all"})
     began = time.monotonic()
     for i in range(count):
         if rate:
             time.sleep(max(0.0, began + i / rate - time.monotonic()))
-        producer.send(topic, f"{texts[i % len(texts)]} {first + i}".encode(), key=b"%d" % i, partition=i % PARTITIONS)
-    producer.flush(600)
-    producer.close()
+        value = f"{texts[i % len(texts)]} {first + i}".encode()
+        while True:
+            try:
+                producer.produce(topic, value, b"%d" % i, i % PARTITIONS)
+                break
+            except BufferError:  # its queue is full
+                producer.poll(0.1)
+    if producer.flush(600):
+        raise SystemExit(f"{topic}: not all messages were sent")
