@@ -6,12 +6,14 @@ A `Chain` is a transactional producer (`kafka_producer`) whose transactional id 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from kafka import errors
 from kafka.structs import ConsumerGroupMetadata
@@ -65,8 +67,11 @@ class Chain:
         compression: str | None = None,
         note: str = "",
         adopts: bool = False,
+        member: object = None,
     ) -> None:
-        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed."""
+        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
+        group, chains of one may share a transaction.
+        """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
         """Where the chain ends; None when it has not begun."""
@@ -74,6 +79,7 @@ class Chain:
         self._last_writer = ""
         self.doubts = 0
         self._adopts = adopts
+        self.member = member
         self._metadata, self._committed, self._owned = metadata, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
         self._started = False
@@ -126,8 +132,7 @@ class Chain:
                         return  # the doubtful transaction had taken place
                     raise ChainMovedError(self.position)
                 try:
-                    position = Position(self.partition, stop, f"{self.note} {self._me}")
-                    self._producer.transact(records, position, self._metadata)
+                    self._producer.transact(records, [self._at(stop)], self._metadata)
                 except NOT_OURS as error:
                     self._discard()
                     raise PartitionLostError(f"{self.partition}: {error}") from error
@@ -211,10 +216,18 @@ class Chain:
             log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
             STOP.wait(1.0)
 
+    def _ready(self, start: int) -> bool:
+        """For a transaction from `start`, without asking anybody."""
+        ours = self._started and not self._closed and self._owned()
+        return ours and (self.position is None or self.position == start)
+
     def _give_up_in_time(self) -> None:
         """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
         if STOP.is_set() and not STOP.seconds_left():
             raise PartitionLostError(str(self.partition))
+
+    def _at(self, stop: int) -> Position:
+        return Position(self.partition, stop, f"{self.note} {self._me}")
 
     def _stands_at(self, position: int | None) -> None:
         self.position = position
@@ -224,6 +237,47 @@ class Chain:
     def _discard(self) -> None:
         self._started = False
         self._producer.shut()
+
+
+class Append(NamedTuple):
+    """What `commit_together` does to one chain; see `Chain.commit`."""
+
+    chain: Chain
+    records: list[Record]
+    start: int
+    stop: int
+
+
+def commit_together(appends: list[Append]) -> bool:
+    """Appends to several chains of one member in one transaction, by the first one's producer: whether it is certain.
+
+    If not, nothing is known: each chain is to `commit` for itself, the first one first, and asks the broker before.
+    A transaction costs the same for one partition as for many. Where the process may die is as in `Chain.commit`: who
+    takes the first partition over aborts the transaction, and until then the others' committed offsets are undecided
+    and waited for. All partitions of a dead member are taken over in one rebalance. A zombie is refused by its
+    generation, for the others' transactional ids have no part in this: it is asked for before it is known that the
+    partitions are ours, and whoever has been given one since then is of a later generation.
+    """
+    carrier = appends[0].chain
+    with contextlib.ExitStack() as locks:
+        for append in sorted(appends, key=lambda append: append.chain.id):
+            locks.enter_context(append.chain._lock)  # noqa: SLF001
+        generation = carrier._metadata()  # noqa: SLF001
+        if not all(append.chain._ready(append.start) for append in appends):  # noqa: SLF001
+            return False
+        records = [record for append in appends for record in append.records]
+        positions = [append.chain._at(append.stop) for append in appends]  # noqa: SLF001
+        try:
+            carrier._producer.transact(records, positions, lambda: generation)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
+            carrier.doubts += 1
+            log.warning("%s: doubt about a transaction for %d partitions: %r", carrier.id, len(appends), error)
+            for append in appends:
+                append.chain._discard()  # noqa: SLF001
+            return False
+        for append in appends:
+            append.chain._stands_at(append.stop)  # noqa: SLF001
+        return True
 
 
 def forget_ends(cluster: Cluster, ids: str) -> None:

@@ -28,7 +28,14 @@ from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, another_job, forget_ends
+from transforms.io.kafka_commit import (
+    Append,
+    Chain,
+    PartitionLostError,
+    another_job,
+    commit_together,
+    forget_ends,
+)
 from transforms.io.kafka_groups import MEMBERS, group_of, replay_group_of
 from transforms.io.kafka_messages import Encode, Messages, as_json
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
@@ -52,6 +59,8 @@ class _Writer(ChainWriter):
         self._records: list[Record] = []
         self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = 0
+        self._appended: int | None = None
+        """Where the chain ends since a common transaction."""
 
     @property
     def due(self) -> bool:
@@ -63,13 +72,36 @@ class _Writer(ChainWriter):
         self._records += staged.records
         self._refused += staged.refused
 
+    def staged(self) -> Append:
+        """What a commit appends to the chain."""
+        self.check()
+        return Append(self._chain, self._records, self._start, self.position)
+
+    def appended(self) -> None:
+        """What is staged has been committed together with other chains."""
+        self._appended = self.position
+
+    def fits(self, others: list[Any]) -> bool:
+        """See `transforms.io.JointWriter`: little rows of partitions that one member of the group reads."""
+        appends = [writer.staged() for writer in (self, *others)]
+        of_one_member = all(append.chain.member is self._chain.member is not None for append in appends)
+        return of_one_member and sum(len(append.records) for append in appends) <= self._sink.job.blocks.rows
+
+    def commit_with(self, others: list[Any]) -> None:
+        """See `transforms.io.JointWriter`: one transaction."""
+        writers = [self, *others]
+        if commit_together([writer.staged() for writer in writers]):
+            for writer in writers:
+                writer.appended()
+
     def _append(self, commit: Commit, seconds: float) -> Commit:
         out, dead = commit.rows_out - self._refused, Counter(commit.dead)
         if self._refused:
             dead[DeadCode.REFUSED.value] += self._refused
         while True:
             try:
-                self._chain.commit(self._records, commit.span.start, commit.span.stop)
+                if self._appended != commit.span.stop:
+                    self._chain.commit(self._records, commit.span.start, commit.span.stop)
             except PartitionLostError:
                 raise ChainMovedError(self._start) from None
             except RecordTooLargeError as error:
@@ -85,7 +117,7 @@ class _Writer(ChainWriter):
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self._records, self._rows, self._refused = [], {}, 0
+        self._records, self._rows, self._refused, self._appended = [], {}, 0, None
 
     def close(self) -> None:
         super().close()
@@ -243,6 +275,7 @@ class _Sink:
                 metadata=member.metadata,
                 committed=lambda: member.committed(partition),
                 owned=lambda: member.owns(partition),
+                member=member,
             )
         return make(
             identity,
