@@ -54,12 +54,12 @@ GONE = ("OK", "GroupIdNotFoundError")
 class _Writer(ChainWriter):
     def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
         super().__init__(split, position, 0.0)
-        self._sink, self._chain = sink, chain
+        self._sink, self.chain = sink, chain
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
-        self._records: list[Record] = []
+        self.records: list[Record] = []
         self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = 0
-        self._appended: int | None = None
+        self.appended: int | None = None
         """Where the chain ends since a common transaction."""
 
     @property
@@ -68,31 +68,26 @@ class _Writer(ChainWriter):
 
     def _stage(self, block: Block) -> None:
         staged = self._messages.records(block)
-        self._rows |= enumerate(staged.rows, len(self._records))
-        self._records += staged.records
+        self._rows |= enumerate(staged.rows, len(self.records))
+        self.records += staged.records
         self._refused += staged.refused
-
-    def staged(self) -> Append:
-        """What a commit appends to the chain."""
-        self.check()
-        return Append(self._chain, self._records, self._start, self.position)
-
-    def appended(self) -> None:
-        """What is staged has been committed together with other chains."""
-        self._appended = self.position
 
     def fits(self, others: list[Any]) -> bool:
         """See `transforms.io.JointWriter`: little rows of partitions that one member of the group reads."""
-        appends = [writer.staged() for writer in (self, *others)]
-        of_one_member = all(append.chain.member is self._chain.member is not None for append in appends)
-        return of_one_member and sum(len(append.records) for append in appends) <= self._sink.job.blocks.rows
+        of_one_member = self.chain.member is not None and all(w.chain.member is self.chain.member for w in others)
+        return of_one_member and sum(len(w.records) for w in (self, *others)) <= self._sink.job.blocks.rows
 
     def commit_with(self, others: list[Any]) -> None:
         """See `transforms.io.JointWriter`: one transaction."""
         writers = [self, *others]
-        if commit_together([writer.staged() for writer in writers]):
-            for writer in writers:
-                writer.appended()
+        commits = [writer.check() for writer in writers]
+        appends = [
+            Append(writer.chain, writer.records, commit.span.start, commit.span.stop)
+            for writer, commit in zip(writers, commits, strict=True)
+        ]
+        if commit_together(appends):
+            for writer, commit in zip(writers, commits, strict=True):
+                writer.appended = commit.span.stop
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
         out, dead = commit.rows_out - self._refused, Counter(commit.dead)
@@ -100,28 +95,28 @@ class _Writer(ChainWriter):
             dead[DeadCode.REFUSED.value] += self._refused
         while True:
             try:
-                if self._appended != commit.span.stop:
-                    self._chain.commit(self._records, commit.span.start, commit.span.stop)
+                if self.appended != commit.span.stop:
+                    self.chain.commit(self.records, commit.span.start, commit.span.stop)
             except PartitionLostError:
                 raise ChainMovedError(self._start) from None
             except RecordTooLargeError as error:
-                record = self._records[error.index]
+                record = self.records[error.index]
                 if (row := self._rows.pop(error.index, None)) is not None:
                     out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
-                    self._records[error.index] = self._messages.too_large(record, *row)
+                    self.records[error.index] = self._messages.too_large(record, *row)
                 else:
-                    self._records[error.index] = self._messages.without_value(record)
+                    self.records[error.index] = self._messages.without_value(record)
             else:
                 now = time.time()
-                METRICS.waited([now - r.timestamp / 1000 for r in self._records if r.timestamp is not None])
+                METRICS.waited([now - r.timestamp / 1000 for r in self.records if r.timestamp is not None])
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self._records, self._rows, self._refused, self._appended = [], {}, 0, None
+        self.records, self._rows, self._refused, self.appended = [], {}, 0, None
 
     def close(self) -> None:
         super().close()
-        self._chain.close()
+        self.chain.close()
 
 
 class _Sink:
