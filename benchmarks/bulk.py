@@ -4,7 +4,8 @@ All read the same Parquet file and write Parquet with id, label and score, on th
 all but `certified` compute in fp32. In each round every contestant runs once, after the other, as its own process:
 
 - tagstream: `tagstream run`, precision fp32
-- certified: the same with `backend: auto` and the certificate that `tagstream optimize` wrote before the first round,
+- engine: tagstream's engine, fed with the same blocks without a pipeline; right after it, as machines drift
+- certified: tagstream with `backend: auto` and the certificate that `tagstream optimize` wrote before the first round,
   with rows of the input as its sample
 - beam, beam_32: Beam's RunInference(HuggingFacePipelineModelHandler), as the documentation shows it, in an environment
   with transformers 4.57; once as shown, once with batch_size 32. The faster of the two counts.
@@ -12,7 +13,6 @@ all but `certified` compute in fp32. In each round every contestant runs once, a
   transformers_32 with batch_size 32; transformers_sorted with batch_size 32 and the rows sorted by length
 - sorted_batches: sorted batches of 32, as sentence-transformers goes about it
 - ray: Ray Data's `map_batches`; daft: a class UDF of Daft; each as its guide shows it, in an environment of its own
-- engine: tagstream's engine, fed with the same blocks without a pipeline
 
 rows/s leave out imports and the loading of the model on all sides; the whole process is printed beside. Speed-ups are
 ratios within a round, medians over the rounds. label_agreement: the smallest share of rows with the same label as any
@@ -43,6 +43,7 @@ ROWS = 1000
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
     "tagstream": "tagstream, fp32",
+    "engine": "tagstream's engine alone, fp32",
     "certified": "tagstream, certified",
     "beam": "Beam's handler, as documented",
     "beam_32": "Beam's handler, batch_size 32",
@@ -52,9 +53,8 @@ TITLES = {
     "sorted_batches": "sorted batches, as sentence-transformers",
     "ray": "Ray Data",
     "daft": "Daft",
-    "engine": "tagstream's engine alone",
 }
-OURS = ("tagstream", "certified", "engine")
+OURS = ("tagstream", "engine", "certified")
 SCRIPTS = {
     "beam": ("beam_handler.py", "1"),
     "beam_32": ("beam_handler.py", "32"),
