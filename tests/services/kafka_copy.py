@@ -30,13 +30,14 @@ class Chains:
     def assigned(self, member, partitions):
         starts = {}
         for p in partitions:
+            tenure = member.tenure(p)
             chain = self.chains[p] = Chain(
                 self.cluster,
                 f"{self.group}/{p}",
                 p,
                 metadata=member.metadata,
                 committed=lambda p=p: member.committed(p),
-                owned=lambda p=p: member.owns(p),
+                owned=lambda p=p, tenure=tenure: member.owns(p) and member.tenure(p) == tenure,
                 note=self.group,
                 library=self.producer,
                 member=member,

@@ -79,7 +79,8 @@ class _Writer(ChainWriter):
 
     def commit_with(self, others: list[Any]) -> None:
         """See `transforms.io.JointWriter`: one transaction."""
-        writers = [self, *others]
+        # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
+        writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
         commits = [writer.check() for writer in writers]
         appends = [
             Append(writer.chain, writer.records, commit.span.start, commit.span.stop)
@@ -264,12 +265,13 @@ class _Sink:
         identity = f"{self.group}/{split.id}"
         member = MEMBERS.get((group, partition))
         if member is not None:
+            tenure = member.tenure(partition)
             return make(
                 identity,
                 partition,
                 metadata=member.metadata,
                 committed=lambda: member.committed(partition),
-                owned=lambda: member.owns(partition),
+                owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
                 member=member,
             )
         return make(

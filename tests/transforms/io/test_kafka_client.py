@@ -481,6 +481,21 @@ def test_a_zombie_cannot_append_together_to_what_another_member_has_now(kafka, t
     assert found == {"in": 2, "out": 2, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
 
 
+def test_a_member_without_a_generation_commits_nothing(kafka, topics, library, monkeypatch):
+    """As after its session: brokers would take such a commit from anybody."""
+    source, target = topics
+    fill(kafka, source, [b"a"], partition=0)
+    with job(kafka.servers, name("job"), source, library=library) as (member, chains):
+        polled = wait_until(lambda: member.take(0.5), 30, "records arrive")
+        nobody = member.metadata()._replace(generation_id=-1, member_id="")
+        with monkeypatch.context() as lost:
+            lost.setattr(member._consumer, "group_metadata", lambda: nobody)
+            chains.copy(member, target, polled)
+        assert read_all(kafka.servers, target).get(0, []) == []
+        chains.copy(member, target, polled)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a"]
+
+
 def test_partitions_that_shared_a_transaction_go_to_two_others(kafka, topics, library, monkeypatch):
     """Who is given the first one aborts what a dead member left open, who is given the other waits for that."""
     source, target = topics
@@ -490,13 +505,14 @@ def test_partitions_that_shared_a_transaction_go_to_two_others(kafka, topics, li
         chain.open()
 
     def dies(*_):
+        old[0]._owned = lambda: False  # or it would abort the transaction itself
         raise OSError("dead")
 
     if library == "kafka-python":
         monkeypatch.setattr(old[0]._producer._producer, "commit_transaction", dies)
     else:
         send = LibrdkafkaProducer._end
-        no_end = lambda producer, *rest: send(WithoutCommit(producer), *rest)  # noqa: E731
+        no_end = lambda producer, *rest: send(WithoutCommit(producer, dies), *rest)  # noqa: E731
         monkeypatch.setattr(LibrdkafkaProducer, "_end", staticmethod(no_end))
     assert not commit_together([Append(chain, [record(target, b"never seen")], 0, 5) for chain in old])
     monkeypatch.undo()
@@ -515,11 +531,9 @@ def test_partitions_that_shared_a_transaction_go_to_two_others(kafka, topics, li
 class WithoutCommit:
     """A producer of confluent-kafka that dies before its commit."""
 
-    def __init__(self, producer):
+    def __init__(self, producer, dies):
         self.send_offsets_to_transaction = producer.send_offsets_to_transaction
-
-    def commit_transaction(self, *_):
-        raise OSError("dead")
+        self.commit_transaction = dies
 
 
 # ---- rebalances
