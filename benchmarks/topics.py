@@ -98,7 +98,8 @@ class Watcher(threading.Thread):
         self.seen: list[tuple[float, float]] = []
         self._stopping = threading.Event()
         self._consumer = Consumer({"bootstrap.servers": servers, "group.id": "watcher", "enable.auto.commit": False})
-        self._consumer.assign([TopicPartition(topic, number, 0) for number in range(PARTITIONS)])
+        partitions = self._consumer.list_topics(topic, 30).topics[topic].partitions
+        self._consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
         self.start()
 
     def run(self) -> None:
