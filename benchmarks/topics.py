@@ -97,7 +97,8 @@ class Watcher(threading.Thread):
         super().__init__(daemon=True)
         self.seen: list[tuple[float, float]] = []
         self._stopping = threading.Event()
-        self._consumer = Consumer({"bootstrap.servers": servers, "group.id": "watcher", "enable.auto.commit": False})
+        settings = {"isolation.level": "read_committed", "enable.auto.commit": False, "group.id": "watcher"}
+        self._consumer = Consumer({"bootstrap.servers": servers, **settings})
         partitions = self._consumer.list_topics(topic, 30).topics[topic].partitions
         self._consumer.assign([TopicPartition(topic, number, 0) for number in partitions])
         self.start()

@@ -95,7 +95,7 @@ def test_demo_equals_the_local_run(flink: FlinkCluster, tmp_path: Path, long: bo
 
 def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
     """kill -9 of a Python worker, then of a task manager, in the middle: every row exactly once."""
-    rows, ms_per_row = (200_000, 0.25) if long else (16_000, 1.0)
+    rows, ms_per_row = (200_000, 0.25) if long else (24_000, 1.0)
     spec = write_job(tmp_path, rows, flink.runner, ms_per_row=ms_per_row)
     process = start(spec)
 

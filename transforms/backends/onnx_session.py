@@ -41,7 +41,7 @@ def exact_options() -> Any:
 @contextmanager
 def without_denormals() -> Iterator[None]:
     """On a CPU, numbers below 1e-38 are zero in this thread. Softmax leaves them where attention is masked, and each
-    takes a hundred cycles: a quarter of the time of a small int8 model where a third of the tokens is padding.
+    takes a hundred cycles: a quarter of the time of a small int8 model where half of the tokens are padding.
     """
     import torch
 

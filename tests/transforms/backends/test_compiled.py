@@ -85,7 +85,7 @@ def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path) -> Non
     counters.clear()
 
     def passes(seed: int) -> list[np.ndarray]:
-        lengths = np.random.default_rng(seed).integers(2, size=300)
+        lengths = np.random.default_rng(seed).integers(2, size=750)
         return [backend.forward([((short, long)[which], np.arange(2 + seed))]) for which in lengths]
 
     interval = sys.getswitchinterval()
@@ -96,7 +96,7 @@ def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path) -> Non
     finally:
         sys.setswitchinterval(interval)
         backend.close()
-    assert [len(logits) for logits in done] == [300] * 4
+    assert [len(logits) for logits in done] == [750] * 4
     assert not counters["stats"]["unique_graphs"]
 
 

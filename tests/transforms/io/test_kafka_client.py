@@ -119,7 +119,7 @@ def test_tls_with_sasl_reads_and_writes(secure_kafka, mechanism, library):
     ],
 )
 def test_a_refused_login_says_what_to_check(secure_kafka, change, message):
-    client = secure_kafka.secure_client() | {"bootstrap_timeout_ms": 2000} | change
+    client = secure_kafka.secure_client() | {"bootstrap_timeout_ms": 5000} | change
     with pytest.raises(SourceError, match=message):
         Cluster(secure_kafka.secure_servers, client).partitions(("any",))
 
