@@ -14,7 +14,7 @@ from apache_beam.metrics import Metrics
 from schemas.block import Block
 from schemas.errors import ChainMovedError
 from schemas.spec import JobSpec
-from transforms.io import Commit, Writer
+from transforms.io import Commit, JointWriter, Writer
 from transforms.metrics import METRICS
 from transforms.stop import STOP, failing
 from transforms.writers import close_writer, writer_of
@@ -82,13 +82,12 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
         writers = {split: writer_of(self.job, split) for split in self.waiting}
         due = {split: writer for split, writer in writers.items() if writer is not None and writer.due}
         self.waiting.clear()
+        groups = _groups(list(due.values()))
         with METRICS.busy("write"):
-            if len(due) == 1:
-                for split, writer in due.items():
-                    self._commit(writer, split)
-            elif due:
-                for split, outcome in zip(due, self.pool.map(_try_commit, due.values()), strict=True):
-                    self._settle(split, outcome)
+            outcomes = map(_try_commits, groups) if len(groups) == 1 else self.pool.map(_try_commits, groups)
+            for group, found in zip(groups, outcomes, strict=True):
+                for writer, outcome in zip(group, found, strict=True):
+                    self._settle(writer.split.id, outcome)
 
     def _commit(self, writer: Writer, split: str) -> None:
         self._settle(split, _try_commit(writer))
@@ -125,6 +124,24 @@ def _try_commit(writer: Writer) -> Commit | ChainMovedError | None:
         return writer.commit()
     except ChainMovedError as moved:
         return moved
+
+
+def _groups(writers: list[Writer]) -> list[list[Writer]]:
+    """Those that commit together."""
+    groups: list[list[Writer]] = []
+    for writer in writers:
+        if groups and isinstance(writer, JointWriter) and writer.fits(groups[-1]):
+            groups[-1].append(writer)
+        else:
+            groups.append([writer])
+    return groups
+
+
+def _try_commits(writers: list[Writer]) -> list[Commit | ChainMovedError | None]:
+    first, *others = writers
+    if others and isinstance(first, JointWriter):
+        first.commit_with(others)
+    return [_try_commit(writer) for writer in writers]
 
 
 class WriteLabels(beam.PTransform):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -10,7 +11,8 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kafka.admin import NewPartitions
+from kafka import KafkaProducer
+from kafka.admin import ConfigResource, ConfigResourceType, NewPartitions
 from kafka.errors import CoordinatorLoadInProgressError, CoordinatorNotAvailableError, NotCoordinatorError
 from rich.console import Console
 
@@ -24,6 +26,7 @@ from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count, differences
 from transforms.io import open_sink
+from transforms.io.kafka_commit import commit_together
 from transforms.live import FEEDS
 from transforms.stop import STOP
 
@@ -76,8 +79,6 @@ def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, producer
     """With headers even a message that just fits the input may not fit the output."""
     topics = Topics(kafka)
     with kafka.admin() as admin:
-        from kafka.admin import ConfigResource, ConfigResourceType
-
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.source, {"max.message.bytes": "6000000"})])
     topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
     with running(topics.spec(sink={"mode": "headers", "producer": producer})) as result:
@@ -85,6 +86,47 @@ def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, producer
     (letter,) = topics.all(topics.dead)
     assert headers_of(letter)["tagstream.code"] == b"too_large"
     assert result["report"].counts.dead == {"too_large": 1}
+
+
+@pytest.mark.parametrize("producer", PRODUCERS)
+def test_partitions_share_transactions(kafka, producer, monkeypatch):
+    """Little of each of four; a message that the output does not take is dead alone, and the others go on sharing."""
+    topics = Topics(kafka, partitions=4)
+    with kafka.admin() as admin:
+        small = ConfigResource(ConfigResourceType.TOPIC, topics.target, {"max.message.bytes": "10000"})
+        admin.alter_configs([small])
+    shared = []
+
+    def counted(appends):
+        shared.append((len(appends), done := commit_together(appends)))
+        return done
+
+    monkeypatch.setattr("transforms.io.kafka_sink.commit_together", counted)
+    spec = topics.spec(sink={"mode": "headers", "producer": producer}, max_dead=1)
+    with running(spec) as result, contextlib.closing(KafkaProducer(bootstrap_servers=kafka.servers)) as sender:
+
+        def send(first: int, stop: int) -> None:
+            for number in range(first, stop):
+                value = b"%d" % number + b"x" * 20_000 * (number == 300)
+                sender.send(topics.source, value, partition=number % 4)
+                if number % 4 == 3:
+                    time.sleep(0.002)
+
+        send(0, 4)
+        wait_until(lambda: topics.labelled() == 4, 60, "the first labels")
+        send(4, 400)
+        wait_until(lambda: topics.labelled() == 399, 60, "labels of all that fits")
+        wait_until(lambda: topics.all(topics.dead), 60, "the dead letter")
+        assert not all(done for _, done in shared)
+        shared.clear()
+        send(400, 800)
+        wait_until(lambda: topics.labelled() == 799, 60, "labels go on")
+    found = differences(kafka.servers, topics.source, topics.target)
+    assert found == {"in": 800, "out": 799, "lost": 1, "doubled": 0, "foreign": 0, "disordered": 0}
+    counts = result["report"].counts
+    assert (counts.rows_in, counts.rows_out, dict(counts.dead)) == (800, 799, {"too_large": 1})
+    assert all(done for _, done in shared)
+    assert max(size for size, _ in shared) > 2
 
 
 def test_bounded_replay_to_parquet(topics, tmp_path):

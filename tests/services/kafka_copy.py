@@ -1,5 +1,7 @@
 """A stream job without a model, as a process: copies every message of a topic to the same partition of another.
 
+What it has of several partitions goes into one transaction, as a job's does.
+
 `python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET PRODUCER`; SIGTERM ends it.
 """
 
@@ -12,7 +14,7 @@ import threading
 
 from schemas.errors import ChainMovedError
 from transforms.io.kafka_client import Cluster
-from transforms.io.kafka_commit import Chain, PartitionLostError
+from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record
 
@@ -23,19 +25,22 @@ class Chains:
     def __init__(self, cluster, group, producer="kafka-python"):
         self.cluster, self.group, self.producer, self.chains = cluster, group, producer, {}
         self.commits = 0
+        self.together = 0
 
     def assigned(self, member, partitions):
         starts = {}
         for p in partitions:
+            tenure = member.tenure(p)
             chain = self.chains[p] = Chain(
                 self.cluster,
                 f"{self.group}/{p}",
                 p,
                 metadata=member.metadata,
                 committed=lambda p=p: member.committed(p),
-                owned=lambda p=p: member.owns(p),
+                owned=lambda p=p, tenure=tenure: member.owns(p) and member.tenure(p) == tenure,
                 note=self.group,
                 library=self.producer,
+                member=member,
             )
             starts[p] = chain.open() or 0
         return starts
@@ -44,25 +49,34 @@ class Chains:
         for p in partitions:
             self.chains.pop(p).close()
 
-    def copy(self, member, target, polled):
-        """Commits one block; drops it when it is not ours any more."""
-        columns = [polled.records.column(name).to_pylist() for name in ("key", "value", "headers")]
-        headers = [[(h["key"], h["value"]) for h in hs] for hs in columns[2]]
-        records = [
-            Record(target, polled.partition.number, k, v, h, None)
-            for k, v, h in zip(*columns[:2], headers, strict=True)
-        ]
-        chain = self.chains.get(polled.partition)
+    def copy(self, member, target, *blocks):
+        """Commits blocks of different partitions; drops those that are not ours any more."""
+        appends = {}
+        for polled in blocks:
+            if (chain := self.chains.get(polled.partition)) is not None:
+                columns = [polled.records.column(name).to_pylist() for name in ("key", "value", "headers")]
+                headers = [[(h["key"], h["value"]) for h in hs] for hs in columns[2]]
+                records = [
+                    Record(target, polled.partition.number, k, v, h, None)
+                    for k, v, h in zip(*columns[:2], headers, strict=True)
+                ]
+                appends[polled.partition] = Append(chain, records, polled.start, polled.stop)
+        done = len(appends) > 1 and commit_together(list(appends.values()))
+        self.together += done
+        for polled in blocks:
+            if polled.partition in appends and not done:
+                self._commit(member, polled.partition, appends[polled.partition])
+            member.settle(polled.partition, polled.stop)
+        self.commits += len(appends)
+
+    @staticmethod
+    def _commit(member, partition, append):
         try:
-            if chain is None:
-                raise PartitionLostError
-            chain.commit(records, polled.start, polled.stop)
-            self.commits += 1
+            append.chain.commit(append.records, append.start, append.stop)
         except PartitionLostError:
             pass
         except ChainMovedError as moved:
-            member.rewind(polled.partition, moved.position)
-        member.settle(polled.partition, polled.stop)
+            member.rewind(partition, moved.position)
 
 
 def main(servers, group, source, target, producer):
@@ -74,9 +88,10 @@ def main(servers, group, source, target, producer):
     chains = Chains(cluster, group, producer)
     member = Member(cluster, group, (source,), chains)
     while not stop.is_set():
-        polled = member.take(0.1, rows=500)
-        if polled is not None:
-            chains.copy(member, target, polled)
+        blocks = []
+        while (polled := member.take(0.0 if blocks else 0.1, 500, without=[p.partition for p in blocks])) is not None:
+            blocks.append(polled)
+        chains.copy(member, target, *blocks)
     member.close()
 
 

@@ -10,7 +10,7 @@ import importlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
@@ -94,6 +94,17 @@ class Writer(Protocol):
 
     def close(self) -> None:
         """Give up what is not committed."""
+
+
+@runtime_checkable
+class JointWriter(Writer, Protocol):
+    """A writer that can commit in one atomic step with others of its sink."""
+
+    def fits(self, others: list[Any]) -> bool:
+        """Whether that is worth while."""
+
+    def commit_with(self, others: list[Any]) -> None:
+        """Append what is written in all of these, or nothing; `commit` then only counts it, or does it alone."""
 
 
 class Sink(Protocol):

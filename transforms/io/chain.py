@@ -67,11 +67,7 @@ class ChainWriter(ABC):
         """Append the staged rows; on a lost race forget them and stand at the chain's end."""
         if self.position == self._start:
             return None
-        commit = Commit(Span(self.split.id, self._start, self.position), self._rows_in, self._rows_out, self._dead)
-        if commit.rows_in != commit.rows_out + commit.dead.total():
-            raise LedgerError(
-                f"{commit.span}: {commit.rows_in} rows in, but {commit.rows_out} out and {commit.dead} dead"
-            )
+        commit = self.check()
         seconds = time.monotonic() - self._opened
         try:
             commit = self._append(commit, seconds) or commit
@@ -79,6 +75,15 @@ class ChainWriter(ABC):
             self._restart(moved.position)
             raise
         self._restart(self.position)
+        return commit
+
+    def check(self) -> Commit:
+        """What is staged. Raises LedgerError if it does not add up."""
+        commit = Commit(Span(self.split.id, self._start, self.position), self._rows_in, self._rows_out, self._dead)
+        if commit.rows_in != commit.rows_out + commit.dead.total():
+            raise LedgerError(
+                f"{commit.span}: {commit.rows_in} rows in, but {commit.rows_out} out and {commit.dead} dead"
+            )
         return commit
 
     def close(self) -> None:

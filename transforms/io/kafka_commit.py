@@ -6,19 +6,21 @@ A `Chain` is a transactional producer (`kafka_producer`) whose transactional id 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import random
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from kafka import errors
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError
 from transforms.io.kafka_client import Cluster, Partition
-from transforms.io.kafka_producer import OPEN_SECONDS, Position, Record, RecordTooLargeError, make_producer
+from transforms.io.kafka_producer import Position, Record, RecordTooLargeError, make_producer
 from transforms.stop import STOP
 from transforms.watchdog import deadline
 
@@ -34,6 +36,7 @@ HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, er
 AGAIN = (errors.ProducerFencedError, errors.RequestTimedOutError)
 """Why a producer may not start that starts the next time."""
 ATTEMPTS = 8
+DECIDED_SECONDS = 100.0
 FORGETFUL_SECONDS = 45.0
 ENDS: dict[tuple[str, str], int] = {}
 """By servers and transactional id: the furthest end of a chain that a broker has told this process of."""
@@ -65,8 +68,11 @@ class Chain:
         compression: str | None = None,
         note: str = "",
         adopts: bool = False,
+        member: object = None,
     ) -> None:
-        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed."""
+        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
+        group, chains of one may share a transaction.
+        """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
         """Where the chain ends; None when it has not begun."""
@@ -74,6 +80,7 @@ class Chain:
         self._last_writer = ""
         self.doubts = 0
         self._adopts = adopts
+        self.member = member
         self._metadata, self._committed, self._owned = metadata, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
         self._started = False
@@ -121,13 +128,13 @@ class Chain:
                     time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
                 if not self._started:
                     self._reopen()
+                generation = self._generation()
                 if self.position is not None and self.position != start:
                     if self.position == stop and self._last_writer == self._me:
                         return  # the doubtful transaction had taken place
                     raise ChainMovedError(self.position)
                 try:
-                    position = Position(self.partition, stop, f"{self.note} {self._me}")
-                    self._producer.transact(records, position, self._metadata)
+                    self._producer.transact(records, [self._at(stop)], lambda: generation)  # noqa: B023
                 except NOT_OURS as error:
                     self._discard()
                     raise PartitionLostError(f"{self.partition}: {error}") from error
@@ -192,7 +199,7 @@ class Chain:
         while True:
             with (
                 self.cluster.explained("read the committed offset", SinkError),
-                deadline(OPEN_SECONDS, f"{self.id}: read the committed offset"),
+                deadline(DECIDED_SECONDS, f"{self.id}: read the committed offset"),
             ):
                 committed = self._committed()
             if known is None or (committed is not None and committed[0] >= known):
@@ -211,10 +218,44 @@ class Chain:
             log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
             STOP.wait(1.0)
 
+    def _generation(self) -> ConsumerGroupMetadata:
+        """Of the group, asked for before it is known that the partition is ours: who is given it later is of a later
+        generation, and the broker refuses this one then. Raises PartitionLostError.
+        """
+        try:
+            generation = self._metadata()
+        except NOT_OURS as error:
+            raise PartitionLostError(f"{self.partition}: {error}") from error
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        return generation
+
+    def _ready(self, start: int) -> bool:
+        """For a transaction from `start`, without asking anybody."""
+        ours = self._started and not self._closed and self._owned()
+        known = ENDS.get((self.cluster.servers, self.id))
+        return ours and self.position == known and (known is None or known == start)
+
+    def _settle_doubt(self, chains: list[Chain]) -> None:
+        """After a doubtful transaction for `chains`, before any of them goes on: nothing of it comes late.
+
+        A carrier that is not ours any more was of an older generation, which no offset is taken from.
+        """
+        if self._closed or not self._owned():
+            return
+        try:
+            self._reopen()
+        except PartitionLostError:
+            for chain in chains:
+                chain._closed = True  # noqa: SLF001
+
     def _give_up_in_time(self) -> None:
         """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
         if STOP.is_set() and not STOP.seconds_left():
             raise PartitionLostError(str(self.partition))
+
+    def _at(self, stop: int) -> Position:
+        return Position(self.partition, stop, f"{self.note} {self._me}")
 
     def _stands_at(self, position: int | None) -> None:
         self.position = position
@@ -224,6 +265,50 @@ class Chain:
     def _discard(self) -> None:
         self._started = False
         self._producer.shut()
+
+
+class Append(NamedTuple):
+    """What `commit_together` does to one chain; see `Chain.commit`."""
+
+    chain: Chain
+    records: list[Record]
+    start: int
+    stop: int
+
+
+def commit_together(appends: list[Append]) -> bool:
+    """Appends to several chains of one member in one transaction, by the first one's producer: whether it is certain.
+
+    If not, nothing is known: each chain is to `commit` for itself, the first one first, and asks the broker before.
+    A transaction costs the same for one partition as for many. Where the process may die is as in `Chain.commit`: who
+    takes the first partition over aborts the transaction, and until then the others' committed offsets are undecided
+    and waited for. All partitions of a dead member are taken over in one rebalance. A zombie is refused by its
+    generation (`Chain._generation`), for the others' transactional ids have no part in this.
+    """
+    carrier = appends[0].chain
+    with contextlib.ExitStack() as locks:
+        for append in sorted(appends, key=lambda append: append.chain.id):
+            locks.enter_context(append.chain._lock)  # noqa: SLF001
+        try:
+            generation = carrier._generation()  # noqa: SLF001
+        except PartitionLostError:
+            return False
+        if not all(append.chain._ready(append.start) for append in appends):  # noqa: SLF001
+            return False
+        records = [record for append in appends for record in append.records]
+        positions = [append.chain._at(append.stop) for append in appends]  # noqa: SLF001
+        try:
+            carrier._producer.transact(records, positions, lambda: generation)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
+            carrier.doubts += 1
+            log.warning("%s: doubt about a transaction for %d partitions: %r", carrier.id, len(appends), error)
+            for append in appends:
+                append.chain._discard()  # noqa: SLF001
+            carrier._settle_doubt([append.chain for append in appends])  # noqa: SLF001
+            return False
+        for append in appends:
+            append.chain._stands_at(append.stop)  # noqa: SLF001
+        return True
 
 
 def forget_ends(cluster: Cluster, ids: str) -> None:

@@ -119,7 +119,7 @@ class LibrdkafkaProducer:
                 else:
                     return
 
-    def transact(self, records: list[Record], position: Position, group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
         """Every delivery is looked at before the offsets go in, each call is under a deadline."""
         producer = self._producer
         with self._translated():
@@ -128,7 +128,7 @@ class LibrdkafkaProducer:
                 failed = self._send(producer, records)
             if failed:
                 self._blame(failed, records)
-            at = self._library.TopicPartition(*position.partition, position.offset, position.note)
+            at = [self._library.TopicPartition(*p.partition, p.offset, p.note) for p in positions]
             _bounded(self._end, producer, at, group_bytes(group()))
 
     def shut(self) -> None:
@@ -167,8 +167,8 @@ class LibrdkafkaProducer:
         return failed
 
     @staticmethod
-    def _end(producer: Any, at: Any, group: bytes) -> None:
-        producer.send_offsets_to_transaction([at], group, ANSWER_SECONDS / 2)
+    def _end(producer: Any, at: list[Any], group: bytes) -> None:
+        producer.send_offsets_to_transaction(at, group, ANSWER_SECONDS / 2)
         producer.commit_transaction(ANSWER_SECONDS / 2)
 
     def _blame(self, failed: dict[int, Any], records: list[Record]) -> None:

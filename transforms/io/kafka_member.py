@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Container
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ POLL_MS = 100
 POLL_AGAIN_SECONDS = 0.01
 """Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds. At 300/s with
 the spam model on 2 busy cores 20 ms makes a label 6 ms later, 5 ms no earlier."""
+DECIDED_MS = 90_000
+"""How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
 LOOK_AFTER_SECONDS = 2.0
 """From a rebalance until the group's members are looked at."""
 
@@ -90,6 +93,7 @@ class Member:
         self._leaving: set[Partition] = set()
         self._arriving: set[Partition] = set()
         self._finished: set[Partition] = set()
+        self._tenures: Counter[Partition] = Counter()
         self._paused = False
         self._closing = threading.Event()
         self._error: BaseException | None = None
@@ -162,17 +166,27 @@ class Member:
         """Whether the group still gives us this partition, as far as we know."""
         return partition in self._queues or partition in self._leaving or partition in self._arriving
 
+    def tenure(self, partition: Partition) -> int:
+        """Another number each time that the partition has gone away: who owned it before does not own it again."""
+        return self._tenures[partition]
+
     def in_flight(self, partition: Partition) -> bool:
         """Whether something was taken of this partition and is not settled."""
         return self._queues.in_flight([partition])
 
     def metadata(self) -> ConsumerGroupMetadata:
-        """Generation and member id for `send_offsets_to_transaction`."""
-        return self._consumer.group_metadata()
+        """Generation and member id for `send_offsets_to_transaction`.
+
+        Raises CommitFailedError without a generation, as after a lost membership: brokers don't check such a commit.
+        """
+        metadata = self._consumer.group_metadata()
+        if metadata.generation_id < 0 or not metadata.member_id:
+            raise errors.CommitFailedError(f"group {self.group}: no member at the moment")
+        return metadata
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
         """The group's committed offset and its note; waits while a transaction on it is undecided."""
-        found = self._consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
+        found = self._consumer.committed(topic_partition(partition), metadata=True, timeout_ms=DECIDED_MS)
         return None if found is None else (found.offset, found.metadata)
 
     def settle_starts(self, starts: dict[Partition, int]) -> None:
@@ -340,6 +354,7 @@ class Member:
             self._leaving.update(partitions)
             self._ready.wait_for(lambda: self._closing.is_set() or not self._queues.in_flight(partitions), patience)
             self._leaving.difference_update(partitions)
+            self._tenures.update(partitions)
         self.owner.revoked(self, partitions)
 
 

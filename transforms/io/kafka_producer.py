@@ -79,7 +79,7 @@ class TransactionalProducer(Protocol):
         `shut`. Raises SinkError for settings that are none, KafkaError.
         """
 
-    def transact(self, records: list[Record], position: Position, group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
         """One transaction. Raises RecordTooLargeError, or anything: then it may have taken place or not."""
 
     def shut(self) -> None:
@@ -124,7 +124,7 @@ class PythonProducer:
                     raise errors.RequestTimedOutError(str(error)) from error
                 raise
 
-    def transact(self, records: list[Record], position: Position, group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
         """In the order of rule 3, each call under a deadline (rule 6)."""
         producer = self._producer
         with deadline(CALL_SECONDS, f"{self.id}: begin"):
@@ -155,7 +155,7 @@ class PythonProducer:
             raise largest(records, too_large)
         if unsent is not None:
             raise unsent
-        offsets = {topic_partition(position.partition): OffsetAndMetadata(position.offset, position.note, -1)}
+        offsets = {topic_partition(p.partition): OffsetAndMetadata(p.offset, p.note, -1) for p in positions}
         with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
             producer.send_offsets_to_transaction(offsets, group())  # rule 1: never the bare group name
         self._same(began, "sending offsets")

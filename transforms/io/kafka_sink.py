@@ -28,7 +28,14 @@ from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
 from transforms.io.kafka_client import Cluster, Partition, topic_partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, another_job, forget_ends
+from transforms.io.kafka_commit import (
+    Append,
+    Chain,
+    PartitionLostError,
+    another_job,
+    commit_together,
+    forget_ends,
+)
 from transforms.io.kafka_groups import MEMBERS, group_of, replay_group_of
 from transforms.io.kafka_messages import Encode, Messages, as_json
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
@@ -47,11 +54,13 @@ GONE = ("OK", "GroupIdNotFoundError")
 class _Writer(ChainWriter):
     def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
         super().__init__(split, position, 0.0)
-        self._sink, self._chain = sink, chain
+        self._sink, self.chain = sink, chain
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
-        self._records: list[Record] = []
+        self.records: list[Record] = []
         self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = 0
+        self.appended: int | None = None
+        """Where the chain ends since a common transaction."""
 
     @property
     def due(self) -> bool:
@@ -59,9 +68,27 @@ class _Writer(ChainWriter):
 
     def _stage(self, block: Block) -> None:
         staged = self._messages.records(block)
-        self._rows |= enumerate(staged.rows, len(self._records))
-        self._records += staged.records
+        self._rows |= enumerate(staged.rows, len(self.records))
+        self.records += staged.records
         self._refused += staged.refused
+
+    def fits(self, others: list[Any]) -> bool:
+        """See `transforms.io.JointWriter`: little rows of partitions that one member of the group reads."""
+        of_one_member = self.chain.member is not None and all(w.chain.member is self.chain.member for w in others)
+        return of_one_member and sum(len(w.records) for w in (self, *others)) <= self._sink.job.blocks.rows
+
+    def commit_with(self, others: list[Any]) -> None:
+        """See `transforms.io.JointWriter`: one transaction."""
+        # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
+        writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
+        commits = [writer.check() for writer in writers]
+        appends = [
+            Append(writer.chain, writer.records, commit.span.start, commit.span.stop)
+            for writer, commit in zip(writers, commits, strict=True)
+        ]
+        if commit_together(appends):
+            for writer, commit in zip(writers, commits, strict=True):
+                writer.appended = commit.span.stop
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
         out, dead = commit.rows_out - self._refused, Counter(commit.dead)
@@ -69,27 +96,28 @@ class _Writer(ChainWriter):
             dead[DeadCode.REFUSED.value] += self._refused
         while True:
             try:
-                self._chain.commit(self._records, commit.span.start, commit.span.stop)
+                if self.appended != commit.span.stop:
+                    self.chain.commit(self.records, commit.span.start, commit.span.stop)
             except PartitionLostError:
                 raise ChainMovedError(self._start) from None
             except RecordTooLargeError as error:
-                record = self._records[error.index]
+                record = self.records[error.index]
                 if (row := self._rows.pop(error.index, None)) is not None:
                     out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
-                    self._records[error.index] = self._messages.too_large(record, *row)
+                    self.records[error.index] = self._messages.too_large(record, *row)
                 else:
-                    self._records[error.index] = self._messages.without_value(record)
+                    self.records[error.index] = self._messages.without_value(record)
             else:
                 now = time.time()
-                METRICS.waited([now - r.timestamp / 1000 for r in self._records if r.timestamp is not None])
+                METRICS.waited([now - r.timestamp / 1000 for r in self.records if r.timestamp is not None])
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self._records, self._rows, self._refused = [], {}, 0
+        self.records, self._rows, self._refused, self.appended = [], {}, 0, None
 
     def close(self) -> None:
         super().close()
-        self._chain.close()
+        self.chain.close()
 
 
 class _Sink:
@@ -237,12 +265,14 @@ class _Sink:
         identity = f"{self.group}/{split.id}"
         member = MEMBERS.get((group, partition))
         if member is not None:
+            tenure = member.tenure(partition)
             return make(
                 identity,
                 partition,
                 metadata=member.metadata,
                 committed=lambda: member.committed(partition),
-                owned=lambda: member.owns(partition),
+                owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
+                member=member,
             )
         return make(
             identity,

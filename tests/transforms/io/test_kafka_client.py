@@ -7,6 +7,7 @@ import itertools
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kafka import KafkaProducer
@@ -19,7 +20,8 @@ from tests.services.kafka_copy import Chains
 from tests.services.kafka_faults import differences, read_all
 from tests.services.proxy import FaultyProxy
 from transforms.io.kafka_client import RECORDS, Cluster, Partition
-from transforms.io.kafka_commit import Chain, PartitionLostError, forget_ends
+from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together, forget_ends
+from transforms.io.kafka_librdkafka import LibrdkafkaProducer
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
 from transforms.stop import STOP
@@ -211,17 +213,17 @@ def test_partitions_added_later_are_read(kafka, monkeypatch):
 # ---- the chain
 
 
-def chain_of(kafka, topic, group, library="kafka-python", note="", client=(), servers=None):
+def chain_of(kafka, topic, group, library="kafka-python", note="", client=(), servers=None, number=0):
     """A chain outside of a group, as a bulk job has it."""
     from kafka.structs import ConsumerGroupMetadata
 
     cluster = Cluster(servers or kafka.servers, dict(client))
     consumer = cluster.consumer(group_id=group)
-    at = lambda: consumer.committed(_tp(topic), metadata=True)  # noqa: E731
+    at = lambda: consumer.committed(_tp(topic, number), metadata=True)  # noqa: E731
     return Chain(
         cluster,
-        f"{group}/{topic}",
-        Partition(topic, 0),
+        f"{group}/{topic}/{number}",
+        Partition(topic, number),
         metadata=lambda: ConsumerGroupMetadata(group),
         committed=lambda: (at().offset, at().metadata) if at() else None,
         note=note,
@@ -229,10 +231,10 @@ def chain_of(kafka, topic, group, library="kafka-python", note="", client=(), se
     )
 
 
-def _tp(topic):
+def _tp(topic, number=0):
     from transforms.io.kafka_client import topic_partition
 
-    return topic_partition(Partition(topic, 0))
+    return topic_partition(Partition(topic, number))
 
 
 def record(topic, value):
@@ -421,19 +423,28 @@ def test_a_producer_that_cannot_be_is_refused_at_once(monkeypatch):
         make_producer("confluent-kafka", Cluster("any"), "id", None)
 
 
+REQUESTS = ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"]
+
+
 @pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
-@pytest.mark.parametrize("api", ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"])
-def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault, library):
-    """Rule 8: whatever the client makes of it, success or doubt, the output is exact."""
+@pytest.mark.parametrize(("api", "partitions"), [*((api, 2) for api in REQUESTS), ("EndTxn", 1)])
+def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault, library, partitions):
+    """Rule 8: whatever the client makes of it, success or doubt, the output is exact; also of two together."""
     source, target = topics
-    fill(kafka, source, [b"%d" % i for i in range(40)], partition=0)
+    for number in range(partitions):
+        fill(kafka, source, [b"%d" % i for i in range(40)], partition=number)
     with FaultyProxy(kafka.proxy_port, kafka.proxied_port) as proxy:
         with job(kafka.proxied_servers, name("job"), source, QUICK, library, poll_rows=10) as (member, chains):
             for step in range(4):
-                polled = wait_until(lambda: member.take(0.5, rows=10), 30, "records arrive")
+                blocks = []
+                while len(blocks) < partitions:
+                    without = [polled.partition for polled in blocks]
+                    blocks.append(
+                        wait_until(lambda w=without: member.take(0.5, rows=10, without=w), 30, "records arrive")
+                    )
                 if step == 1:
                     proxy.fault(api, fault)
-                chains.copy(member, target, polled)
+                chains.copy(member, target, *blocks)
             drain(
                 member,
                 chains,
@@ -441,8 +452,88 @@ def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, faul
                 lambda: not sum(member.lag().values()) and not member._queues.in_flight(member.assignment),
             )
         assert sum(proxy.dropped.values()) >= 1
+    assert (chains.together >= 2) == (partitions == 2)
+    count = 40 * partitions
     found = differences(kafka.servers, source, target)
-    assert found == {"in": 40, "out": 40, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
+    assert found == {"in": count, "out": count, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
+
+
+def test_a_zombie_cannot_append_together_to_what_another_member_has_now(kafka, topics, library):
+    """Its own transactional id is good, the generation is not: each partition is then refused or taken alone."""
+    source, target = topics
+    fill(kafka, source, [b"a"], partition=0)
+    fill(kafka, source, [b"b"], partition=1)
+    with job(kafka.servers, name("job"), source, library=library) as (member, chains):
+        blocks = [wait_until(lambda: member.take(0.5), 30, "records arrive")]
+        taken = blocks[0].partition
+        blocks.append(wait_until(lambda: member.take(0.5, without=[taken]), 30, "records arrive"))
+        carrier, other = (chains.chains[polled.partition] for polled in blocks)
+        old = member.metadata()
+        stale = old._replace(generation_id=old.generation_id - 1)
+        carrier._metadata = lambda: stale
+        zombie = [record(target, b"zombie")]
+        appends = [Append(c, zombie, p.start, p.stop) for c, p in zip((carrier, other), blocks, strict=True)]
+        assert not commit_together(appends)
+        carrier._metadata = member.metadata
+        chains.copy(member, target, *blocks)
+        assert chains.together == 0  # both were in doubt: each has asked the broker first
+    found = differences(kafka.servers, source, target)
+    assert found == {"in": 2, "out": 2, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
+
+
+def test_a_member_without_a_generation_commits_nothing(kafka, topics, library, monkeypatch):
+    """As after its session: brokers would take such a commit from anybody."""
+    source, target = topics
+    fill(kafka, source, [b"a"], partition=0)
+    with job(kafka.servers, name("job"), source, library=library) as (member, chains):
+        polled = wait_until(lambda: member.take(0.5), 30, "records arrive")
+        nobody = member.metadata()._replace(generation_id=-1, member_id="")
+        with monkeypatch.context() as lost:
+            lost.setattr(member._consumer, "group_metadata", lambda: nobody)
+            chains.copy(member, target, polled)
+        assert read_all(kafka.servers, target).get(0, []) == []
+        chains.copy(member, target, polled)
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a"]
+
+
+def test_partitions_that_shared_a_transaction_go_to_two_others(kafka, topics, library, monkeypatch):
+    """Who is given the first one aborts what a dead member left open, who is given the other waits for that."""
+    source, target = topics
+    group = name("job")
+    old = [chain_of(kafka, source, group, library, number=number) for number in range(2)]
+    for chain in old:
+        chain.open()
+
+    def dies(*_):
+        old[0]._owned = lambda: False  # or it would abort the transaction itself
+        raise OSError("dead")
+
+    if library == "kafka-python":
+        monkeypatch.setattr(old[0]._producer._producer, "commit_transaction", dies)
+    else:
+        send = LibrdkafkaProducer._end
+        no_end = lambda producer, *rest: send(WithoutCommit(producer, dies), *rest)  # noqa: E731
+        monkeypatch.setattr(LibrdkafkaProducer, "_end", staticmethod(no_end))
+    assert not commit_together([Append(chain, [record(target, b"never seen")], 0, 5) for chain in old])
+    monkeypatch.undo()
+    first, second = (chain_of(kafka, source, group, library, number=number) for number in range(2))
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(second.open)
+        with pytest.raises(TimeoutError):
+            waiting.result(1.5)
+        assert first.open() is None
+        assert waiting.result(30) is None
+    assert commit_together([Append(chain, [record(target, b"a")], 0, 5) for chain in (first, second)])
+    assert [r.value for r in read_all(kafka.servers, target)[0]] == [b"a", b"a"]
+    assert chain_of(kafka, source, group, library).open() == 5
+
+
+class WithoutCommit:
+    """A producer of confluent-kafka that dies before its commit."""
+
+    def __init__(self, producer, dies):
+        self.send_offsets_to_transaction = producer.send_offsets_to_transaction
+        self.commit_transaction = dies
 
 
 # ---- rebalances
