@@ -89,5 +89,5 @@ def test_sqlite_job_is_killed(tmp_path: Path, long: bool) -> None:
 
 def test_duckdb_job_is_killed(tmp_path: Path, long: bool) -> None:
     """A file that nobody else can open meanwhile; its log shows that it is written to."""
-    job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 10_000, 0.4)
+    job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 20_000, 0.4)
     job.kill_at_random(20 if long else 2, 2.0, lambda: max(file.stat().st_mtime_ns for file in tmp_path.glob("data*")))
