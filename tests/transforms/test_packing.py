@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.packing import EQUAL_TOKENS, MIN_TOKENS, PATIENCE, TOLERANCE, Pool
+from transforms.packing import EQUAL_TOKENS, MIN_TOKENS, PATIENCE, SMALL_PART, TOLERANCE, Pool
 
 lengths_of_owners = st.lists(st.lists(st.integers(1, 600), min_size=1, max_size=60), min_size=1, max_size=6)
 
@@ -54,6 +54,17 @@ def test_small_submitter_goes_before_large_one() -> None:
     pool.take(2048, 4096)
     pool.add("trickle", np.array([12], np.int32))
     assert "trickle" in {owner for owner, _ in pool.take(2048, 4096).parts}
+
+
+def test_small_submitter_does_not_wait_for_a_budget_full_of_others() -> None:
+    """Beside thousands its micro-batch is a part of the budget; where one takes all that is pending, it does."""
+    for count, padded in ((5000, 2048 // SMALL_PART), (40, 41 * 40)):
+        pool = Pool()
+        pool.add("bulk", np.full(count, 40, np.int32))
+        pool.add("trickle", np.array([40], np.int32))
+        micro = pool.take(2048, 4096)
+        assert "trickle" in {owner for owner, _ in micro.parts}
+        assert padded - 40 < micro.padded_tokens <= padded
 
 
 def test_large_submitter_is_not_starved() -> None:
