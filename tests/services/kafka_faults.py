@@ -58,7 +58,7 @@ class Worker:
         self.arguments = arguments
         self.log = log
         log.touch()
-        self.starts = 0
+        self.starts = self._size = 0
         self._stopping = False
         self._thread = threading.Thread(target=self._supervise, daemon=True)
         self.process: subprocess.Popen | None = None
@@ -66,10 +66,15 @@ class Worker:
 
     def _supervise(self) -> None:
         while not self._stopping:
+            self._size = self.log.stat().st_size
             with self.log.open("ab") as log:
                 self.process = subprocess.Popen([sys.executable, *self.arguments], stdout=log, stderr=log, cwd=ROOT)
             self.starts += 1
             self.process.wait()
+
+    def said(self) -> bytes:
+        """Its log since its last start."""
+        return self.log.read_bytes()[self._size :]
 
     def kill(self) -> None:
         if self.process:
