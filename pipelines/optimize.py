@@ -11,8 +11,6 @@ import datetime as dt
 import functools
 import hashlib
 import importlib.metadata
-import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +26,7 @@ from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from transforms.backends.auto import certificate_folder
+from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
@@ -91,7 +90,10 @@ def _certificate(
         tokenizer=files.tokenizer_hash(),
         max_length=classifier.max_length,
         long_text=classifier.long_text,
-        backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
+        backend={
+            **winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
+            "token_budget": winner.token_budget,
+        },
         file=file.name if file else None,
         file_hash=hash_file(file) if file else None,
         sample=hash_texts(sample),
@@ -101,7 +103,7 @@ def _certificate(
         drift_max=winner.drift_max,
         rows_per_s=round(winner.rows_per_s, 1),
         fp32_rows_per_s=round(fp32.rows_per_s, 1),
-        machine=f"{_cpu()}, {os.cpu_count()} cores",
+        machine=cpu_name(),
         versions=dict(_versions("torch", "transformers", "onnxruntime")),
         date=dt.datetime.now(dt.UTC).date().isoformat(),
     )
@@ -234,11 +236,3 @@ def _versions(*names: str) -> Iterator[tuple[str, str]]:
     for name in names:
         with suppress(importlib.metadata.PackageNotFoundError):
             yield name, importlib.metadata.version(name)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()

@@ -16,6 +16,7 @@ more, and if that fails too the backend is dead: all futures get a ModelError an
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,13 +31,12 @@ from transforms.backends import Backend, Encoded, load_backend
 from transforms.labels import activate
 from transforms.metrics import METRICS
 from transforms.packing import Pool
+from transforms.token_budget import TokenBudget, budget_of
 
 Array = np.ndarray
 SMALL = 64
 """Texts of a submission that is tokenised in a thread of its own, so that it never waits behind a large one. There is
 one thread for each kind: the Rust tokenizer spreads a batch over all cores by itself."""
-GROW_PASSES = 256
-"""Passes without a shortage of memory after which a budget that was halved is doubled again."""
 _DEVICES: dict[str, threading.Semaphore] = {}
 _DEVICES_LOCK = threading.Lock()
 
@@ -55,13 +55,19 @@ class _Submission:
 class Engine:
     """See the module. Thread-safe."""
 
-    def __init__(self, backend: Backend, memory_bytes: int = 0, works: tuple[Encoded, Array] | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        memory_bytes: int = 0,
+        works: tuple[Encoded, Array] | None = None,
+        budget: TokenBudget | None = None,
+    ) -> None:
         """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block. `works`: a row
-        that the backend can label; without it that is the first one it has labelled.
+        that the backend can label; without it that is the first one it has labelled. `budget`: else the backend's.
         """
         self.backend = backend
         self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
-        self.token_budget = backend.token_budget
+        self._budget = budget or TokenBudget(backend.token_budget)
         self._parallel = max(1, backend.parallel)
         self._tokenise_large = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
         self._tokenise_small = ThreadPoolExecutor(1, thread_name_prefix="tokenise-small")
@@ -69,7 +75,6 @@ class Engine:
         self._ready = threading.Condition()
         self._live: set[_Submission] = set()
         self._works = works
-        self._fitting = 0
         self._dead: ModelError | None = None
         self._closed = False
         with _DEVICES_LOCK:
@@ -79,6 +84,11 @@ class Engine:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens, padding included, that the next micro-batch may hold."""
+        return self._budget.tokens
 
     def submit(self, texts: pa.LargeStringArray) -> Future[Prediction]:
         """Scores for valid UTF-8 texts without nulls; equal texts are inferred once. Returns at once."""
@@ -167,13 +177,17 @@ class Engine:
                         self._ready.wait()
                     if stopped:
                         raise stopped
-                    micro = self._pool.take(self.token_budget, self.backend.max_rows)
+                    budget = self._budget.tokens
+                    micro = self._pool.take(budget, self.backend.max_rows)
+                    busy = len(self._pool) > 0
                 METRICS.add(
                     micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
                 )
                 parts: Any = micro.parts
                 with self._device, METRICS.busy("infer", 1 / self._parallel):
                     self._run(parts)
+                with self._ready:
+                    self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
                 for submission in self._done(parts):
                     self._finish(submission)
                     with self._ready:
@@ -206,15 +220,12 @@ class Engine:
             logits = self.backend.forward([(s.encoded, sequences) for s, sequences in parts])
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
-            with self._ready:
-                self._fitting = 0
-                if rows > 1:  # a single row that does not fit says nothing of the others
-                    self.token_budget = max(1, min(self.token_budget, rows * longest // 2))
+            if rows > 1:  # a single row that does not fit says nothing of the others
+                with self._ready:
+                    self._budget.short_of_memory(rows * longest)
             return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
         except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
             return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)
-        if self.token_budget < self.backend.token_budget:
-            self._grow()
         finite = np.isfinite(logits).all(axis=1)
         at = 0
         for submission, sequences in parts:
@@ -227,14 +238,6 @@ class Engine:
             submission, sequences = parts[0]
             self._works = (submission.encoded, sequences[:1])
         return int((~finite).sum())
-
-    def _grow(self) -> None:
-        """After a while without a shortage of memory: it may have been another program's."""
-        with self._ready:
-            self._fitting += 1
-            if self._fitting >= GROW_PASSES:
-                self._fitting = 0
-                self.token_budget = min(2 * self.token_budget, self.backend.token_budget)
 
     def _bisect(self, parts: list[tuple[_Submission, Array]], rows: int, code: DeadCode, error: Exception) -> int:
         if rows == 1:
@@ -299,7 +302,7 @@ def shared_engine(classifier: Classifier) -> Engine:
         if key not in _ENGINES:
             backend = load_backend(classifier)
             works = None if classifier.backend.type == "constant" else try_out(backend, classifier.as_)
-            _ENGINES[key] = Engine(backend, classifier.memory_bytes, works)
+            _ENGINES[key] = Engine(backend, classifier.memory_bytes, works, budget_of(backend, classifier))
         return _ENGINES[key]
 
 

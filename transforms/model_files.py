@@ -52,6 +52,11 @@ class ModelFiles:
         """SHA-256 over the tokenizer's files."""
         return _hash_files(self.path, ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "*.model"))
 
+    def cache_folder(self) -> Path:
+        """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
+        root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
+        return root / f"{self.weights_hash()}-{self.tokenizer_hash()}"
+
 
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """The checked files of a bundled name, a local folder or a Hugging Face id.

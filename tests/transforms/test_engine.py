@@ -154,7 +154,7 @@ def test_one_row_that_never_fits_leaves_the_budget(engine_of) -> None:
 
 def test_budget_grows_again(engine_of, monkeypatch) -> None:
     """The shortage of memory may have been another program's."""
-    monkeypatch.setattr("transforms.engine.GROW_PASSES", 3)
+    monkeypatch.setattr("transforms.token_budget.GROW_PASSES", 3)
     engine = engine_of(classifier(memory_tokens=1000, token_budget=100_000))
     engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
     for i in range(60):

@@ -39,7 +39,9 @@ class Encoded:
 class Backend(Protocol):
     """See the module. `device`: backends with the same one share it, `parallel` forward passes at a time.
 
-    `buckets`: ascending, the only lengths that it pads sequences to; empty if it takes any length.
+    `buckets`: ascending, the only lengths that it pads sequences to; empty if it takes any length. `speed_key`: what
+    its speed depends on besides the model, and so what a token budget holds for that was found to be the fastest; empty
+    if none is to be looked for.
     """
 
     head: Head
@@ -48,6 +50,7 @@ class Backend(Protocol):
     max_rows: int
     parallel: int
     buckets: tuple[int, ...]
+    speed_key: str
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
         """Sequences of valid UTF-8 texts without nulls. May raise on a text; the engine then finds which."""

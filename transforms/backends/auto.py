@@ -11,7 +11,6 @@ from pydantic import TypeAdapter
 from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
 from transforms import backends
 from transforms.backends.huggingface import files_of
-from transforms.backends.onnx_export import cache_folder
 from transforms.certificate import Certificate
 from transforms.metrics import METRICS
 
@@ -38,7 +37,7 @@ def certificate_folder(classifier: Classifier) -> Path:
     """Where the classifier's certificate lies: the SPEC's folder, or one of the model's cache folder."""
     if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
-    return cache_folder(files_of(classifier)) / f"{classifier.max_length or 'window'}-{classifier.long_text}"
+    return files_of(classifier).cache_folder() / f"{classifier.max_length or 'window'}-{classifier.long_text}"
 
 
 @cache

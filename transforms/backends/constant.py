@@ -34,6 +34,7 @@ class _Constant:
         self.max_rows = 1 << 16
         self.parallel = 1
         self.buckets: tuple[int, ...] = ()
+        self.speed_key = ""
         if self.spec.fail_on is not None:
             try:
                 pc.match_substring_regex(pa.array([""]), self.spec.fail_on)

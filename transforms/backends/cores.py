@@ -1,6 +1,10 @@
-"""How a CPU's cores are shared between forward passes."""
+"""How a CPU's cores are shared between forward passes, and what the machine that runs them is called."""
 
 from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
 
 CPU_PASSES = 8
 """Most forward passes at once on a CPU, with cores / passes threads each, so one core each on small machines.
@@ -15,3 +19,23 @@ def passes_and_threads(cores: int) -> tuple[int, int]:
     """Forward passes at once, and threads of each."""
     passes = max(1, min(cores, CPU_PASSES))
     return passes, max(1, cores // passes)
+
+
+def cpu_name() -> str:
+    """Of the maker, as Linux knows it, and the number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def machine_name(device: str) -> str:
+    """The CPU's name, or the names of the GPUs in `device`: names as PyTorch and ONNX Runtime give them, and commas."""
+    if not device.startswith("cuda"):
+        return cpu_name() if device == "cpu" else f"{cpu_name()}, {device}"
+    import torch
+
+    gpus = [torch.cuda.get_device_name(int(one.partition(":")[2] or 0)) for one in device.split(",")]
+    return ", ".join(gpus)

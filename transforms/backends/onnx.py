@@ -12,9 +12,9 @@ import pyarrow as pa
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
-from transforms.backends.cores import passes_and_threads
+from transforms.backends.cores import machine_name, passes_and_threads
 from transforms.backends.huggingface import describe, files_of, weights_of
-from transforms.backends.onnx_export import cache_folder, export_fp32
+from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_session import exact_options, without_denormals
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
@@ -33,12 +33,14 @@ class _Onnx:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.parallel, threads = passes_and_threads(cores)
         pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
-        self._session, self.device = _session(model_file(classifier), spec.device, pool)
+        file = model_file(classifier)
+        self._session, self.device = _session(file, spec.device, pool)
         if self.device != "cpu":
             self.parallel = 1
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self.buckets: tuple[int, ...] = ()
+        self.speed_key = "" if spec.token_budget else f"onnx {file.name} on {machine_name(self.device)}"
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
@@ -95,7 +97,7 @@ def model_file(classifier: Classifier) -> Path:
     spec = cast("OnnxBackend", classifier.backend)
     if spec.file is None:
         files = files_of(classifier)
-        return export_fp32(files, cache_folder(files))
+        return export_fp32(files, files.cache_folder())
     path = Path(spec.file).expanduser()
     if not path.is_file():
         raise ModelError(f"{classifier.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")

@@ -1,7 +1,4 @@
-"""From a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`.
-
-Owns the cache folder's layout: one folder a model, named by the hashes of weights and tokenizer.
-"""
+"""From a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -19,12 +16,6 @@ from transforms.backends.onnx_session import cpu_session
 from transforms.model_files import ModelFiles
 
 OPSET = 20
-
-
-def cache_folder(files: ModelFiles) -> Path:
-    """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
-    root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
-    return root / f"{files.weights_hash()}-{files.tokenizer_hash()}"
 
 
 def export_fp32(files: ModelFiles, folder: Path) -> Path:

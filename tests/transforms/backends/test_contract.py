@@ -48,6 +48,15 @@ def test_head_is_the_described_one(classifier: Classifier, backend: Backend) -> 
     assert backend.max_rows > 0
 
 
+def test_token_budget_that_is_given_is_not_looked_for(classifier: Classifier, backend: Backend) -> None:
+    """One that is not is, and what is found holds for the device."""
+    given = classifier.model_copy(update={"backend": classifier.backend.model_copy(update={"token_budget": 64})})
+    loaded = load_backend(given)
+    loaded.close()
+    assert (loaded.token_budget, loaded.speed_key) == (64, "")
+    assert bool(backend.speed_key) is (classifier.backend.type != "constant")
+
+
 def test_encode_gives_sequences_of_every_text(backend: Backend) -> None:
     """One or more sequences a text, in order of text, each with a length above zero; dtypes as documented."""
     encoded = backend.encode(strings(*TEXTS))

@@ -1,0 +1,130 @@
+"""How many tokens a micro-batch may hold: a number that is given, or the one that a busy engine finds to be fastest.
+
+The search compares the budget with twice as much, in turn and pass by pass, while more is pending than one micro-batch
+takes; twice as much is kept if it is faster, and compared with four times as much. What is found is kept in the model's
+cache folder, for this machine. A shortage of memory halves the budget for a while and ends the search.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+from schemas.spec import Classifier
+from transforms.backends import Backend
+from transforms.backends.huggingface import files_of
+
+log = logging.getLogger(__name__)
+
+GROW_PASSES = 256
+"""Passes without a shortage of memory after which a budget that was halved is doubled again."""
+RUN_PASSES = 12
+"""Passes in a row with the same budget, after one that sets the clock."""
+TURNS = (1, 2, 2, 1) * 2
+"""By how much the budget is multiplied in each run: as texts get shorter towards a block's end, neither is favoured."""
+WORTHWHILE = 1.05
+"""A budget twice as large is kept if it is faster by this: it has more padding, and a stream's row waits longer."""
+FILE = "token-budgets.json"
+
+
+class TokenBudget:
+    """`tokens`: what the next micro-batch may hold. Not thread-safe: the engine holds its lock.
+
+    `seek`: look for a faster one, and call `found` with it.
+    """
+
+    def __init__(self, tokens: int, *, seek: bool = False, found: Callable[[int], None] | None = None) -> None:
+        self.tokens = self._most = tokens
+        self._seeks, self._found = seek, found
+        self._fitting = 0
+        self._rates: list[float] = []
+        self._passes, self._since, self._done = 0, 0.0, 0
+
+    def passed(self, budget: int, tokens: int, at: float, *, busy: bool) -> None:
+        """A micro-batch that was taken with `budget` and held `tokens` is done at `at`, in seconds of a steady clock.
+
+        `busy`: more was pending when it was taken; what an idle engine does says nothing of speed.
+        """
+        if self.tokens < self._most and not self._seeks:
+            self._grow()
+        if not self._seeks or budget != self.tokens:
+            return
+        if not busy:
+            self._passes = 0
+            return
+        if self._passes == 0:
+            self._since, self._done = at, 0
+        else:
+            self._done += tokens
+        self._passes += 1
+        if self._passes > RUN_PASSES and at > self._since:
+            self._rates.append(self._done / (at - self._since))
+            self._passes = 0
+            self._next_run()
+
+    def short_of_memory(self, tried: int) -> None:
+        """So many tokens, padding included, were too much."""
+        self._fitting = self._passes = 0
+        if self._seeks:
+            self._settle()
+        self.tokens = max(1, min(self.tokens, tried // 2))
+
+    def _next_run(self) -> None:
+        if len(self._rates) < len(TURNS):
+            self.tokens = self._most * TURNS[len(self._rates)]
+            return
+        pairs = zip(self._rates[::2], self._rates[1::2], strict=True)
+        gain = median(b / a if n % 2 == 0 else a / b for n, (a, b) in enumerate(pairs))
+        log.info("token budget %d is %.2f times as fast as %d", 2 * self._most, gain, self._most)
+        self._rates.clear()
+        if gain < WORTHWHILE:
+            self._settle()
+        else:
+            self.tokens = self._most = 2 * self._most
+
+    def _settle(self) -> None:
+        self._seeks = False
+        self.tokens = self._most
+        if self._found:
+            self._found(self._most)
+
+    def _grow(self) -> None:
+        """After a while without a shortage of memory: it may have been another program's."""
+        self._fitting += 1
+        if self._fitting >= GROW_PASSES:
+            self._fitting = 0
+            self.tokens = min(2 * self.tokens, self._most)
+
+
+def budget_of(backend: Backend, classifier: Classifier) -> TokenBudget:
+    """The backend's own, or what was found on such a machine; if nothing was, a search that starts from its own."""
+    if not (key := backend.speed_key):
+        return TokenBudget(backend.token_budget)
+    folder = files_of(classifier).cache_folder()
+    if known := _read(folder).get(key):
+        return TokenBudget(known)
+    return TokenBudget(backend.token_budget, seek=True, found=partial(_remember, folder, key))
+
+
+def _remember(folder: Path, key: str, tokens: int) -> None:
+    """For the next process; where the folder can't be written to, that one looks again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f".{FILE}-{os.getpid()}"
+        temporary.write_text(json.dumps({**_read(folder), key: tokens}, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(folder / FILE)
+    except OSError as error:
+        log.info("%s: the token budget is not kept: %s", folder / FILE, error)
+
+
+def _read(folder: Path) -> dict[str, int]:
+    try:
+        found = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {key: n for key, n in found.items() if type(n) is int and n > 0} if isinstance(found, dict) else {}
