@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= true
+unexport PYTHONDONTWRITEBYTECODE  # a start takes 1 s where Python may keep what it compiles, else 4; tests start hundreds
 
 .PHONY: demo test lint bench crash lock clean
 .DEFAULT_GOAL := demo
