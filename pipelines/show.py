@@ -11,6 +11,7 @@ from schemas.block import TEXT, take_rows
 from schemas.errors import SpecError
 from schemas.spec import JobSpec
 from transforms.io import ReadableSink, open_sink
+from transforms.stop import STOP
 
 _LOOK_THROUGH = 100_000
 """Rows of the input among which the texts of committed rows are looked for."""
@@ -20,12 +21,13 @@ def readable_sink(spec: JobSpec) -> ReadableSink:
     """The sink, if its labels can be looked at; else SpecError."""
     sink = open_sink(spec)
     if not isinstance(sink, ReadableSink):
-        raise SpecError(f"--show can't read the labels of a {spec.sink.type} sink; run without it")
+        raise SpecError(f"--show can't read the labels of this {spec.sink.type} sink; run without it")
     return sink
 
 
 def sample_rows(spec: JobSpec, count: int) -> pa.Table:
     """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+    STOP.clear()  # a job that was asked to stop has done so
     rows = readable_sink(spec).sample(4 * count)
     column = spec.source.id
     if rows.num_rows and not spec.live and isinstance(column, str) and spec.source.text not in rows.column_names:

@@ -158,11 +158,11 @@ def test_what_is_missing(arguments: list[str], message: str) -> None:
 
 
 def test_show_is_refused_before_the_job_runs(job: BulkJob) -> None:
-    """A topic's labels can't be looked at: that is said at once, not when everything is labelled."""
-    sink = "{type: kafka, servers: 'localhost:1', topic: labels}"
+    """Avro in a topic can't be looked at: that is said at once, not when everything is labelled."""
+    sink = "{type: kafka, servers: 'localhost:1', topic: labels, mode: avro}"
     done = call("run", job.folder / "job.yaml", "--show", 3, "--set", f"sink={sink}", "--set", "dead_letters=null")
     assert done.exit_code == 2
-    assert "can't read the labels of a kafka sink" in done.stderr
+    assert "can't read the labels of this kafka sink" in done.stderr
 
 
 FLINK = "runner={type: flink, job_server: 'localhost:1', rest: 'http://localhost:1'}"

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from pipelines.job import Job
 from pipelines.run import run_job
+from pipelines.show import sample_rows
 from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
 from schemas.kafka_spec import PRODUCERS
@@ -72,6 +73,30 @@ def test_labels_in_headers_leave_the_message_as_it_was(topics, producer):
     assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
     assert record.headers[0] == ("trace", b"\x01")
     assert headers_of(record)["tag"] == b"constant"
+
+
+@pytest.mark.parametrize("mode", ["json", "headers"])
+def test_the_newest_labels_are_shown(topics, mode):
+    """Of all partitions, the newest first by their timestamps; what is no label is left out."""
+    producer = KafkaProducer(bootstrap_servers=topics.broker.servers)
+    for number in range(20):
+        value = json.dumps({"body": f"text {number}"}).encode()
+        producer.send(topics.source, value, partition=number % 2, timestamp_ms=1000 + number)
+    producer.flush(30)
+    spec = topics.spec({"payload": "json", "text": "body", "keep": ["body"]}, {"mode": mode})
+    with running(spec):
+        wait_until(lambda: topics.labelled() == 20, 60, "labels")
+    for foreign in (b"no label", b"[1]", b"{}", None):
+        producer.send(topics.target, foreign, key=b"k", partition=0, timestamp_ms=5000)
+    producer.close()
+    STOP.request()
+    rows = sample_rows(spec, 3)
+    told = {"tag": ["constant"] * 3, "tag_score": [1.0] * 3, "tag_truncated": [False] * 3}
+    shown = [f"text {number}" for number in (19, 18, 17)]
+    if mode == "json":
+        assert rows.to_pydict() == {"body": shown, **told}
+    else:
+        assert rows.to_pydict() == {"value": [json.dumps({"body": text}) for text in shown], **told}
 
 
 @pytest.mark.parametrize("producer", PRODUCERS)

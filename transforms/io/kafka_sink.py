@@ -344,6 +344,16 @@ def _cluster_id(cluster: Cluster) -> str:
         return str(admin.describe_cluster()["cluster_id"])
 
 
+class _ReadableSink(_Sink):
+    """Its values say by themselves what they are, as Avro's don't."""
+
+    def sample(self, count: int) -> pa.Table:
+        """See `transforms.io.ReadableSink`."""
+        from transforms.io.kafka_sample import newest
+
+        return newest(self.job, self.cluster, count)
+
+
 def open_sink(spec: JobSpec) -> _Sink:
     """See `transforms.io.open_sink`."""
-    return _Sink(spec)
+    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec)

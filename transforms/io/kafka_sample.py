@@ -1,0 +1,56 @@
+"""The newest labels of an output topic, for the eye: what `--show` prints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from typing import Any, cast
+
+import pyarrow as pa
+
+from schemas.kafka_spec import KafkaSink
+from schemas.spec import JobSpec
+from transforms.io.kafka_client import Cluster, offsets
+from transforms.io.kafka_source import read_partition
+
+
+def newest(job: JobSpec, cluster: Cluster, count: int) -> pa.Table:
+    """At most `count` labels, the newest first; no columns if there are none. Messages that are no labels are left out.
+
+    Of `mode: json` the values' fields, of `mode: headers` the original value as text beside labels. Raises SourceError.
+    """
+    spec = cast("KafkaSink", job.sink)
+    found: list[tuple[int, dict[str, Any]]] = []
+    with contextlib.closing(cluster.consumer()) as consumer:
+        partitions = cluster.require(consumer, (spec.topic,))
+        starts, stops = (offsets(consumer, partitions, at) for at in ("earliest", "latest"))
+    for partition in partitions:
+        start = max(starts[partition], stops[partition] - 2 * count)  # half may be the marks of transactions
+        for *_, records in read_partition(cluster, partition, start, stops[partition], job.blocks):
+            for record in records.to_pylist():
+                row = _of_headers(job, record) if spec.mode == "headers" else _of_value(job, record["value"])
+                if row:
+                    found.append((record["timestamp"], row))
+    found.sort(key=lambda pair: pair[0], reverse=True)
+    return pa.Table.from_pylist([row for _, row in found[:count]]) if found else pa.table({})
+
+
+def _of_value(job: JobSpec, value: bytes | None) -> dict[str, Any] | None:
+    try:
+        row = json.loads(value or b"null")
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and job.classify[0].as_ in row else None
+
+
+def _of_headers(job: JobSpec, record: dict[str, Any]) -> dict[str, Any] | None:
+    told = {header["key"]: header["value"] or b"" for header in record["headers"] or ()}
+    if job.classify[0].as_ not in told:
+        return None
+    labels = {
+        name: told[name].decode(errors="replace") if name == c.as_ else json.loads(told[name])
+        for c in job.classify
+        for name in c.columns
+        if name in told
+    }
+    return {"value": (record["value"] or b"").decode(errors="replace"), **labels}
