@@ -232,6 +232,9 @@ def optimize(
     out: Annotated[
         str | None, typer.Option("--out", help="Folder of the certificate; default: the SPEC's, or the cache folder.")
     ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Try torch.compile too: takes minutes, and so would each start of a job.")
+    ] = False,
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
@@ -260,7 +263,7 @@ def optimize(
         least = 0.995 if min_agreement is None else min_agreement
         if isinstance(auto := classifier.backend, AutoBackend):
             least = auto.min_agreement if min_agreement is None else min_agreement
-        result = optimize_classifier(classifier, texts, folder, least, err)
+        result = optimize_classifier(classifier, texts, folder, least, err, compiled=compiled)
         print_measured(console, *result)
         certificates[classifier.as_] = asdict(result[0])
     if report:

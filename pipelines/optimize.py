@@ -14,6 +14,7 @@ import importlib.metadata
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -45,19 +46,25 @@ WORTHWHILE = 1.03
 
 
 def optimize_classifier(
-    classifier: Classifier, sample: pa.LargeStringArray, folder: Path | None, min_agreement: float, console: Console
+    classifier: Classifier,
+    sample: pa.LargeStringArray,
+    folder: Path | None,
+    min_agreement: float,
+    console: Console,
+    *,
+    compiled: bool = False,
 ) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
     """Certificate of the winner, everything measured, and candidates that failed with their reason.
 
-    Certificate and the winner's file are written to `folder`, by default where `backend: auto` looks.
-    Raises ModelError.
+    Certificate and the winner's file are written to `folder`, by default where `backend: auto` looks. `compiled`: try
+    torch.compile as well. Raises ModelError.
     """
     files = files_of(classifier)
     folder = folder or certificate_folder(classifier)
     with console.status("measuring pytorch fp32"):
         fp32 = measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
     measured, failed = [fp32], []
-    for ladder in _ladders(classifier, sample, folder):
+    for ladder in _ladders(classifier, sample, folder, compiled):
         for name, prepare in ladder:
             with console.status(f"measuring {name}"):
                 try:
@@ -152,6 +159,7 @@ def print_measured(
         console.print(f"not tried: {name}: {reason}", highlight=False, markup=False)
     ratio = certificate.rows_per_s / certificate.fp32_rows_per_s
     backend = " ".join(str(certificate.backend[key]) for key in ("type", "precision") if key in certificate.backend)
+    backend += " compiled" if certificate.backend.get("compile") else ""
     console.print(
         f"certified: {backend}{f' ({certificate.file})' if certificate.file else ''}, {ratio:.1f} x fp32, "
         f"labels equal in {certificate.agreement:.2%} of {certificate.sample_rows:,} rows. "
@@ -170,7 +178,7 @@ def hash_texts(texts: pa.LargeStringArray) -> str:
 
 
 def _ladders(
-    classifier: Classifier, sample: pa.LargeStringArray, folder: Path
+    classifier: Classifier, sample: pa.LargeStringArray, folder: Path, compiled: bool
 ) -> Iterator[list[tuple[str, Callable[[], Candidate]]]]:
     """Names, and what makes each ready; that may raise ModelError."""
     files = files_of(classifier)
@@ -192,7 +200,13 @@ def _ladders(
         kept = ranked() if way.keep else ()
         return onnx(name, lambda: quantise(export_fp32(files, folder), way, path, ranges, kept))
 
-    yield [("pytorch bf16", lambda: Candidate("pytorch bf16", PyTorchBackend(precision="bf16")))]
+    def pytorch(name: str, **settings: Any) -> tuple[str, Callable[[], Candidate]]:
+        return name, lambda: Candidate(name, PyTorchBackend(**settings))
+
+    yield [pytorch("pytorch bf16", precision="bf16")]
+    if compiled:
+        yield [pytorch("pytorch fp32 compiled", precision="fp32", compile=True)]
+        yield [pytorch("pytorch bf16 compiled", precision="bf16", compile=True)]
     yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder)))]
     for kind, ways in (("dynamic", DYNAMIC_WAYS), ("static", STATIC_WAYS)):
         names = [(f"onnx {way.name}", way, folder / f"int8-{kind}-{n}.onnx") for n, way in enumerate(ways)]

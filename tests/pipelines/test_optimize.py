@@ -132,15 +132,33 @@ def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     asked = []
 
-    def note(classifier, texts, folder, least, _):
-        asked.append((texts.to_pylist(), str(folder or certificate_folder(classifier)), least))
+    def note(classifier, texts, folder, least, _, *, compiled):
+        asked.append((texts.to_pylist(), str(folder or certificate_folder(classifier)), least, compiled))
         raise ModelError("enough")
 
     monkeypatch.setattr(optimize, "optimize_classifier", note)
     command = ["optimize", str(tmp_path / "job.yaml"), "--sample", str(tmp_path / "sample.parquet")]
-    for more in ([], ["--out", "elsewhere", "--min-agreement", "0.99"]):
+    for more in ([], ["--out", "elsewhere", "--min-agreement", "0.99", "--compile"]):
         assert CliRunner().invoke(app, [*command, *more]).exit_code == 4
-    assert asked == [(["a", "b"], "c", 0.9), (["a", "b"], "elsewhere", 0.99)]
+    assert asked == [(["a", "b"], "c", 0.9, False), (["a", "b"], "elsewhere", 0.99, True)]
+
+
+def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
+    """And where they win, `auto` compiles."""
+    short, folder = spec(model, type="auto").model_copy(update={"max_length": 16}), model.parent
+    plain, tried = (
+        {name: make for ladder in optimize._ladders(short, TEXTS, folder, compiled) for name, make in ladder}
+        for compiled in (False, True)
+    )
+    assert {*tried} - {*plain} == {"pytorch fp32 compiled", "pytorch bf16 compiled"}
+    fp32 = measure(short, FP32, TEXTS)
+    found = dataclasses.replace(fp32, candidate=tried["pytorch fp32 compiled"]())
+    certificate = optimize._certificate(short, find_model(str(model)), found, fp32, TEXTS)
+    certificate.write(certificate_folder(short))
+    assert auto.resolve(short).backend == found.candidate.backend.model_copy(
+        update={"token_budget": found.token_budget}
+    )
+    assert auto.resolve(short).backend.compile
 
 
 def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
