@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 GROW_PASSES = 256
 """Passes without a shortage of memory after which a budget that was halved is doubled again."""
+FIRST_PASSES = 128
+"""Busy passes before the search begins: a short job is over by then, and would only have more padding from it."""
 RUN_PASSES = 12
 """Passes in a row with the same budget, after one that sets the clock."""
 TURNS = (1, 2, 2, 1) * 2
@@ -41,6 +43,7 @@ class TokenBudget:
     def __init__(self, tokens: int, *, seek: bool = False, found: Callable[[int], None] | None = None) -> None:
         self.tokens = self._most = tokens
         self._seeks, self._found = seek, found
+        self._before = FIRST_PASSES
         self._fitting = 0
         self._rates: list[float] = []
         self._passes, self._since, self._done = 0, 0.0, 0
@@ -56,6 +59,9 @@ class TokenBudget:
             return
         if not busy:
             self._passes = 0
+            return
+        if self._before:
+            self._before -= 1
             return
         if self._passes == 0:
             self._since, self._done = at, 0

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from schemas.spec import Classifier
 from transforms.backends import load_backend
 from transforms.engine import Engine
-from transforms.token_budget import FILE, GROW_PASSES, RUN_PASSES, TURNS, TokenBudget, budget_of
+from transforms.token_budget import FILE, FIRST_PASSES, GROW_PASSES, RUN_PASSES, TURNS, TokenBudget, budget_of
 
 SEARCH = len(TURNS) * (RUN_PASSES + 1)
 """Passes of one comparison."""
@@ -37,6 +37,7 @@ def test_finds_the_fastest(factor: int, drift: float) -> None:
     """Twice as much while that is faster, whichever way the texts' lengths move the speed meanwhile."""
     found: list[int] = []
     budget = TokenBudget(100, seek=True, found=found.append)
+    assert {*run(budget, lambda tokens, _: tokens, FIRST_PASSES)} == {100}, "a short job is left alone"
     run(budget, lambda tokens, now: 1e4 * min(tokens, 100 * factor) ** 0.5 * (1 + drift * now / 100), 5 * SEARCH)
     assert budget.tokens == 100 * factor
     assert found == [100 * factor]
@@ -45,7 +46,7 @@ def test_finds_the_fastest(factor: int, drift: float) -> None:
 def test_a_little_faster_is_not_worth_it() -> None:
     """More padding and longer waits for 3 %."""
     budget = TokenBudget(100, seek=True)
-    run(budget, lambda tokens, _: 1e4 * (1.03 if tokens > 100 else 1.0), 2 * SEARCH)
+    run(budget, lambda tokens, _: 1e4 * (1.03 if tokens > 100 else 1.0), FIRST_PASSES + SEARCH)
     assert budget.tokens == 100
 
 
@@ -64,7 +65,7 @@ def test_shortage_of_memory_ends_the_search() -> None:
     """What fits is found and goes for good; what was halved comes back after a while, but no further."""
     found: list[int] = []
     budget = TokenBudget(100, seek=True, found=found.append)
-    run(budget, lambda tokens, _: tokens, SEARCH + 2 * RUN_PASSES)
+    run(budget, lambda tokens, _: tokens, FIRST_PASSES + SEARCH + 2 * RUN_PASSES)
     assert budget.tokens == 400  # tried, 200 has won
     budget.short_of_memory(400)
     assert (budget.tokens, found) == (200, [200])
@@ -89,11 +90,11 @@ def spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Classifier:
 
 def test_found_budget_is_kept(spam: Classifier, tmp_path: Path) -> None:
     """For the next process with such a machine, not for another; a damaged file is looked over."""
-    run(budget_of(Measured("here"), spam), lambda tokens, _: min(tokens, 200), 3 * SEARCH)
+    run(budget_of(Measured("here"), spam), lambda tokens, _: min(tokens, 200), 4 * SEARCH)
     assert set(run(budget_of(Measured("here"), spam), lambda tokens, _: tokens, 3 * SEARCH)) == {200}
     there = budget_of(Measured("there"), spam)
     assert there.tokens == 100
-    run(there, lambda tokens, _: min(tokens, 400), 4 * SEARCH)
+    run(there, lambda tokens, _: min(tokens, 400), 5 * SEARCH)
     assert [budget_of(Measured(key), spam).tokens for key in ("here", "there", "")] == [200, 400, 100]
     (file,) = (tmp_path / "cache").glob(f"*/{FILE}")
     file.write_text("[damaged")
@@ -104,7 +105,7 @@ def test_folder_that_cannot_be_written_to(spam: Classifier, tmp_path: Path) -> N
     """The search is made anew in each process, and nothing is said to the user for it."""
     (tmp_path / "cache").write_text("a file")
     budget = budget_of(Measured("here"), spam)
-    run(budget, lambda tokens, _: min(tokens, 200), 3 * SEARCH)
+    run(budget, lambda tokens, _: min(tokens, 200), 4 * SEARCH)
     assert budget.tokens == 200
 
 
