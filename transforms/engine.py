@@ -186,8 +186,7 @@ class Engine:
                 parts: Any = micro.parts
                 with self._device, METRICS.busy("infer", 1 / self._parallel):
                     self._run(parts)
-                with self._ready:
-                    self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
+                self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
                 for submission in self._done(parts):
                     self._finish(submission)
                     with self._ready:
@@ -221,8 +220,7 @@ class Engine:
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
             if rows > 1:  # a single row that does not fit says nothing of the others
-                with self._ready:
-                    self._budget.short_of_memory(rows * longest)
+                self._budget.short_of_memory(rows * longest)
             return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
         except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
             return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)

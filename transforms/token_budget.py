@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,8 +26,11 @@ GROW_PASSES = 256
 """Passes without a shortage of memory after which a budget that was halved is doubled again."""
 FIRST_PASSES = 128
 """Busy passes before the search begins: a short job is over by then, and would only have more padding from it."""
-RUN_PASSES = 12
-"""Passes in a row with the same budget, after one that sets the clock."""
+RUN_PASSES = 24
+"""Least passes in a row with the same budget, and six for each that runs at once: among a few, those that the clock's
+begin and end cut in two would count for much. Passes of the run before are over when the clock is set."""
+MOST_TIMES = 8
+"""The search ends there."""
 TURNS = (1, 2, 2, 1) * 2
 """By how much the budget is multiplied in each run: as texts get shorter towards a block's end, neither is favoured."""
 WORTHWHILE = 1.05
@@ -35,50 +39,65 @@ FILE = "token-budgets.json"
 
 
 class TokenBudget:
-    """`tokens`: what the next micro-batch may hold. Not thread-safe: the engine holds its lock.
+    """`tokens`: what the next micro-batch may hold. Thread-safe.
 
-    `seek`: look for a faster one, and call `found` with it.
+    `seek`: look for a faster one, and call `found` with it. `parallel`: passes that run at once.
     """
 
-    def __init__(self, tokens: int, *, seek: bool = False, found: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self, tokens: int, *, seek: bool = False, found: Callable[[int], None] | None = None, parallel: int = 1
+    ) -> None:
         self.tokens = self._most = tokens
+        self._limit = MOST_TIMES * tokens
         self._seeks, self._found = seek, found
         self._before = FIRST_PASSES
+        self._skipped = 2 * parallel
+        self._run_passes = -(-max(RUN_PASSES, 6 * parallel) // parallel) * parallel
         self._fitting = 0
         self._rates: list[float] = []
         self._passes, self._since, self._done = 0, 0.0, 0
+        self._lock = threading.Lock()
 
     def passed(self, budget: int, tokens: int, at: float, *, busy: bool) -> None:
         """A micro-batch that was taken with `budget` and held `tokens` is done at `at`, in seconds of a steady clock.
 
         `busy`: more was pending when it was taken; what an idle engine does says nothing of speed.
         """
-        if self.tokens < self._most and not self._seeks:
-            self._grow()
-        if not self._seeks or budget != self.tokens:
-            return
+        with self._lock:
+            sought = self._seeks
+            if not sought and self.tokens < self._most:
+                self._grow()
+            elif sought and budget == self.tokens:
+                self._count(tokens, at, busy)
+            settled = sought and not self._seeks
+        if settled and self._found:
+            self._found(self._most)
+
+    def short_of_memory(self, tried: int) -> None:
+        """So many tokens, padding included, were too much."""
+        with self._lock:
+            settled, self._seeks = self._seeks, False
+            self._fitting = 0
+            self.tokens = max(1, min(self._most, self.tokens, tried // 2))
+        if settled and self._found:
+            self._found(self._most)
+
+    def _count(self, tokens: int, at: float, busy: bool) -> None:
         if not busy:
             self._passes = 0
             return
         if self._before:
             self._before -= 1
             return
-        if self._passes == 0:
-            self._since, self._done = at, 0
-        else:
-            self._done += tokens
         self._passes += 1
-        if self._passes > RUN_PASSES and at > self._since:
+        if self._passes <= self._skipped + 1:
+            self._since, self._done = at, 0
+            return
+        self._done += tokens
+        if self._passes > self._skipped + self._run_passes and at > self._since:
             self._rates.append(self._done / (at - self._since))
             self._passes = 0
             self._next_run()
-
-    def short_of_memory(self, tried: int) -> None:
-        """So many tokens, padding included, were too much."""
-        self._fitting = self._passes = 0
-        if self._seeks:
-            self._settle()
-        self.tokens = max(1, min(self.tokens, tried // 2))
 
     def _next_run(self) -> None:
         if len(self._rates) < len(TURNS):
@@ -88,16 +107,10 @@ class TokenBudget:
         gain = median(b / a if n % 2 == 0 else a / b for n, (a, b) in enumerate(pairs))
         log.info("token budget %d is %.2f times as fast as %d", 2 * self._most, gain, self._most)
         self._rates.clear()
-        if gain < WORTHWHILE:
-            self._settle()
-        else:
-            self.tokens = self._most = 2 * self._most
-
-    def _settle(self) -> None:
-        self._seeks = False
+        if gain >= WORTHWHILE:
+            self._most *= 2
         self.tokens = self._most
-        if self._found:
-            self._found(self._most)
+        self._seeks = gain >= WORTHWHILE and self._most < self._limit
 
     def _grow(self) -> None:
         """After a while without a shortage of memory: it may have been another program's."""
@@ -114,14 +127,15 @@ def budget_of(backend: Backend, classifier: Classifier) -> TokenBudget:
     folder = files_of(classifier).cache_folder()
     if known := _read(folder).get(key):
         return TokenBudget(known)
-    return TokenBudget(backend.token_budget, seek=True, found=partial(_remember, folder, key))
+    found = partial(_remember, folder, key)
+    return TokenBudget(backend.token_budget, seek=True, found=found, parallel=backend.parallel)
 
 
 def _remember(folder: Path, key: str, tokens: int) -> None:
     """For the next process; where the folder can't be written to, that one looks again."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{FILE}-{os.getpid()}"
+        temporary = folder / f".{FILE}-{os.getpid()}-{threading.get_ident()}"
         temporary.write_text(json.dumps({**_read(folder), key: tokens}, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / FILE)
     except OSError as error:

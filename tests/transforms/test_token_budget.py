@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from transforms.backends import load_backend
 from transforms.engine import Engine
 from transforms.token_budget import FILE, FIRST_PASSES, GROW_PASSES, RUN_PASSES, TURNS, TokenBudget, budget_of
 
-SEARCH = len(TURNS) * (RUN_PASSES + 1)
+SEARCH = len(TURNS) * (RUN_PASSES + 3)
 """Passes of one comparison."""
 
 
@@ -48,6 +50,26 @@ def test_a_little_faster_is_not_worth_it() -> None:
     budget = TokenBudget(100, seek=True)
     run(budget, lambda tokens, _: 1e4 * (1.03 if tokens > 100 else 1.0), FIRST_PASSES + SEARCH)
     assert budget.tokens == 100
+
+
+@pytest.mark.parametrize("parallel", [1, 2, 4, 8])
+@pytest.mark.parametrize(("gain", "wrong"), [(1.0, {200, 400, 800}), (1.3, {100, 400, 800})])
+def test_passes_that_run_at_once(parallel: int, gain: float, wrong: set[int]) -> None:
+    """Passes with the old budget that end among those with the new one favour neither."""
+    mistakes = 0
+    for seed in range(30):
+        chance = random.Random(seed)
+        budget = TokenBudget(100, seek=True, parallel=parallel)
+        running: list[tuple[float, int, int]] = [(chance.random(), n, budget.tokens) for n in range(parallel)]
+        heapq.heapify(running)
+        for number in range(parallel, 5000):
+            at, _, tokens = heapq.heappop(running)
+            budget.passed(tokens, tokens, at, busy=True)
+            rate = 100 * (gain if budget.tokens >= 200 else 1.0)
+            took = budget.tokens / rate * chance.gauss(1, 0.05)
+            heapq.heappush(running, (at + took, number, budget.tokens))
+        mistakes += budget.tokens in wrong
+    assert mistakes <= 1
 
 
 def test_idle_engine_tries_nothing() -> None:
@@ -80,6 +102,7 @@ class Measured:
 
     speed_key: str
     token_budget: int = 100
+    parallel: int = 1
 
 
 @pytest.fixture

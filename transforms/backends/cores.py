@@ -37,5 +37,7 @@ def machine_name(device: str) -> str:
         return cpu_name() if device == "cpu" else f"{cpu_name()}, {device}"
     import torch
 
-    gpus = [torch.cuda.get_device_name(int(one.partition(":")[2] or 0)) for one in device.split(",")]
-    return ", ".join(gpus)
+    try:
+        return ", ".join(torch.cuda.get_device_name(int(one.partition(":")[2] or 0)) for one in device.split(","))
+    except (RuntimeError, AssertionError):  # a build for CPUs beside ONNX Runtime's for GPUs
+        return f"{cpu_name()}, {device}"

@@ -40,7 +40,8 @@ class _Onnx:
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self.buckets: tuple[int, ...] = ()
-        self.speed_key = "" if spec.token_budget else f"onnx {file.name} on {machine_name(self.device)}"
+        runs = f"{self.parallel} at once on {machine_name(self.device)}"
+        self.speed_key = "" if spec.token_budget else f"onnx {file}, {runs}"
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)

@@ -52,7 +52,7 @@ class _PyTorch:
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
         given = spec.token_budget or spec.compile
-        self.speed_key = "" if given else f"pytorch {precision} on {machine_name(self.device)}"
+        self.speed_key = "" if given else f"pytorch {precision}, {self.parallel} at once on {machine_name(self.device)}"
         self.replicas: list[Replica] = []
         for device in devices:
             model = load_model(files, device, precision)
