@@ -97,10 +97,7 @@ def _certificate(
         tokenizer=files.tokenizer_hash(),
         max_length=classifier.max_length,
         long_text=classifier.long_text,
-        backend={
-            **winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
-            "token_budget": winner.token_budget,
-        },
+        backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
         file=file.name if file else None,
         file_hash=hash_file(file) if file else None,
         sample=hash_texts(sample),
