@@ -6,6 +6,8 @@ import contextlib
 import io
 import itertools
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -98,6 +100,39 @@ def test_the_newest_labels_are_shown(topics, mode):
         assert rows.to_pydict() == {"body": shown, **told}
     else:
         assert rows.to_pydict() == {"value": [json.dumps({"body": text}) for text in shown], **told}
+
+
+def test_labels_of_other_jobs_are_shown_as_they_are(topics):
+    """Of other types, in the same topic: as JSON, or as the text that a header holds."""
+    producer = KafkaProducer(bootstrap_servers=topics.broker.servers)
+    for row in ({"tag": "a", "tag_score": 0.5}, {"tag": ["b"], "tag_score": None}):
+        producer.send(topics.target, json.dumps(row).encode(), partition=0, timestamp_ms=1000)
+    headers = [("tag", b"1"), ("tag_score", b"high"), ("tag_model", b"m"), ("tag_truncated", b"")]
+    producer.send(topics.target, b"text", headers=headers, partition=0, timestamp_ms=2000)
+    producer.flush(30)
+    producer.close()
+    found = sample_rows(topics.spec(), 3).to_pydict()
+    assert found == {"tag": ['"a"', '["b"]'], "tag_score": [0.5, None]}
+    found = sample_rows(topics.spec(sink={"mode": "headers"}), 3).to_pylist()
+    assert found == [{"value": "text", "tag": "1", "tag_score": "high", "tag_model": "m", "tag_truncated": ""}]
+
+
+def test_a_bounded_run_beside_a_live_one_is_refused(topics, tmp_path):
+    """The live one commits several partitions by the transactions of one, which do not fence the other run's."""
+    settings = {"sink": {"mode": "headers"}, "backend": {"ms_per_row": 20}, "blocks": {"rows": 50}}
+    bounded = tmp_path / "bounded.yaml"
+    bounded.write_text(topics.spec({"until": "latest"}, **settings).model_dump_json())
+    topics.send([b"text %d" % i for i in range(2000)])
+    with running(topics.spec(**settings)):
+        wait_until(topics.labelled, 60, "labels")
+        command = [sys.executable, "-m", "pipelines.cli", "run", str(bounded)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        before = topics.labelled()
+        wait_until(lambda: topics.labelled() > before, 60, "labels go on")
+    assert done.returncode == SinkError.exit_code, done.stderr
+    assert "the job runs live in another process" in done.stderr
+    found = differences(topics.broker.servers, topics.source, topics.target)
+    assert found["doubled"] == found["foreign"] == 0
 
 
 @pytest.mark.parametrize("producer", PRODUCERS)

@@ -69,9 +69,11 @@ class Chain:
         note: str = "",
         adopts: bool = False,
         member: object = None,
+        members: Callable[[], list[tuple[str, str]]] = list,
     ) -> None:
         """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
-        group, chains of one may share a transaction.
+        group, chains of one may share a transaction. `members`: client and host of each of those that may commit this
+        chain's offset by another chain's transactions; without being one of them nobody may be there.
         """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
@@ -79,7 +81,7 @@ class Chain:
         self._me = uuid.uuid4().hex[:16]
         self._last_writer = ""
         self.doubts = 0
-        self._adopts = adopts
+        self._adopts, self._members = adopts, members
         self.member = member
         self._metadata, self._committed, self._owned = metadata, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
@@ -178,6 +180,7 @@ class Chain:
                 self._producer.shut()
                 raise
         try:
+            self._alone()  # a member that comes later opens this chain too, and so ends this producer
             committed = self._read_end()
         except BaseException:
             self._producer.shut()
@@ -188,6 +191,17 @@ class Chain:
             raise LedgerError(another_job(str(self.partition), note, self.note))
         self._stands_at(None if committed is None else committed[0])
         self._started = True
+
+    def _alone(self) -> None:
+        """Raises SinkError if another process reads the partitions live: the transactional ids would not tell us."""
+        with self.cluster.explained("look for the group's members", SinkError):
+            found = self._members()
+        if found:
+            client, host = found[0]
+            raise SinkError(
+                f"{self.partition}: the job runs live in another process ({client} at {host}): end it first (after a "
+                "kill its session takes a while to end), or let it do this too"
+            )
 
     def _read_end(self) -> tuple[int, str] | None:
         """The committed offset and its note; never one behind what a broker has told this process before.
@@ -279,7 +293,7 @@ class Append(NamedTuple):
 def commit_together(appends: list[Append]) -> bool:
     """Appends to several chains of one member in one transaction, by the first one's producer: whether it is certain.
 
-    If not, nothing is known: each chain is to `commit` for itself, the first one first, and asks the broker before.
+    If not, nothing is known: each chain is to `commit` for itself, and asks the broker before.
     A transaction costs the same for one partition as for many. Where the process may die is as in `Chain.commit`: who
     takes the first partition over aborts the transaction, and until then the others' committed offsets are undecided
     and waited for. All partitions of a dead member are taken over in one rebalance. A zombie is refused by its

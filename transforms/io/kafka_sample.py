@@ -32,7 +32,17 @@ def newest(job: JobSpec, cluster: Cluster, count: int) -> pa.Table:
                 if row:
                     found.append((record["timestamp"], row))
     found.sort(key=lambda pair: pair[0], reverse=True)
-    return pa.Table.from_pylist([row for _, row in found[:count]]) if found else pa.table({})
+    if not (rows := [row for _, row in found[:count]]):
+        return pa.table({})
+    return pa.table({name: _column([row.get(name) for row in rows]) for name in rows[0]})
+
+
+def _column(values: list[Any]) -> pa.Array:
+    """As text if they are of several types: other jobs may have written to the topic."""
+    try:
+        return pa.array(values)
+    except pa.ArrowException:
+        return pa.array([json.dumps(value, ensure_ascii=False) for value in values])
 
 
 def _of_value(job: JobSpec, value: bytes | None) -> dict[str, Any] | None:
@@ -48,9 +58,19 @@ def _of_headers(job: JobSpec, record: dict[str, Any]) -> dict[str, Any] | None:
     if job.classify[0].as_ not in told:
         return None
     labels = {
-        name: told[name].decode(errors="replace") if name == c.as_ else json.loads(told[name])
+        name: _said(told[name].decode(errors="replace"), text=name in (c.as_, f"{c.as_}_model"))
         for c in job.classify
         for name in c.columns
         if name in told
     }
     return {"value": (record["value"] or b"").decode(errors="replace"), **labels}
+
+
+def _said(header: str, *, text: bool) -> Any:
+    """What a header says: text as it is, everything else JSON."""
+    if text:
+        return header
+    try:
+        return json.loads(header)
+    except ValueError:
+        return header

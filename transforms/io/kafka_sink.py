@@ -58,7 +58,7 @@ class _Writer(ChainWriter):
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
         self.records: list[Record] = []
         self._rows: dict[int, tuple[Block, int]] = {}
-        self._refused = 0
+        self._refused = self.bytes = 0
         self.appended: int | None = None
         """Where the chain ends since a common transaction."""
 
@@ -70,12 +70,15 @@ class _Writer(ChainWriter):
         staged = self._messages.records(block)
         self._rows |= enumerate(staged.rows, len(self.records))
         self.records += staged.records
+        self.bytes += sum(len(record.value or b"") for record in staged.records)
         self._refused += staged.refused
 
     def fits(self, others: list[Any]) -> bool:
-        """See `transforms.io.JointWriter`: little rows of partitions that one member of the group reads."""
-        of_one_member = self.chain.member is not None and all(w.chain.member is self.chain.member for w in others)
-        return of_one_member and sum(len(w.records) for w in (self, *others)) <= self._sink.job.blocks.rows
+        """See `transforms.io.JointWriter`: a block's worth at most, of what one member of the group reads."""
+        if self.chain.member is None or any(w.chain.member is not self.chain.member for w in others):
+            return False
+        together, most = (self, *others), self._sink.job.blocks
+        return sum(len(w.records) for w in together) <= most.rows and sum(w.bytes for w in together) <= most.bytes
 
     def commit_with(self, others: list[Any]) -> None:
         """See `transforms.io.JointWriter`: one transaction."""
@@ -113,7 +116,8 @@ class _Writer(ChainWriter):
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
-        self.records, self._rows, self._refused, self.appended = [], {}, 0, None
+        self.records, self._rows, self.appended = [], {}, None
+        self._refused = self.bytes = 0
 
     def close(self) -> None:
         super().close()
@@ -234,8 +238,8 @@ class _Sink:
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
         """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
-        chain = self._chain(split)
         try:
+            chain = self._chain(split)
             position = chain.open()
             writer = _Writer(self, split, chain, split.start if position is None else position)
             if position is None and split.stop is None:
@@ -274,9 +278,13 @@ class _Sink:
                 owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
                 member=member,
             )
+        if split.stop is None:
+            raise PartitionLostError(f"{partition}: no member of group {group} reads it any more")
+        shared = group == self.group and self.live_source is not None
         return make(
             identity,
             partition,
+            members=functools.partial(self.cluster.members, group) if shared else list,
             metadata=lambda: ConsumerGroupMetadata(group),
             committed=lambda: _committed(self.cluster, group, partition),
         )

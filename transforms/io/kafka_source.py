@@ -156,7 +156,7 @@ class Feed:
         consumer = member._consumer  # noqa: SLF001
         group, known = group_of(self.source.job), self.sink.progress()
         ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
-        begun = {p for p in partitions if split_of(p, ids[p.topic]).id in known}
+        begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
         starts = self._starts(member, partitions, begun)
 
         def take_over(partition: Partition) -> int:
@@ -171,12 +171,13 @@ class Feed:
         with ThreadPoolExecutor(8, thread_name_prefix="take over") as pool:
             return dict(zip(partitions, pool.map(take_over, partitions), strict=True))
 
-    def _starts(self, member: Member, partitions: list[Partition], begun: set[Partition]) -> dict[Partition, int]:
+    def _starts(self, member: Member, partitions: list[Partition], begun: dict[Partition, int]) -> dict[Partition, int]:
         """Where partitions that have not begun begin. What `latest` means is settled once, or a death before the first
         commit would skip messages: in the group, or by a Kafka sink in its own transaction.
         """
         start = self.source.spec.start
-        starts = starting_points(member._consumer, partitions, start)  # noqa: SLF001
+        new = [p for p in partitions if start != "committed" or p not in begun]
+        starts = begun | starting_points(member._consumer, new, start)  # noqa: SLF001
         if start != "latest":
             return starts
         if later := [p for p in partitions if p not in member.there_at_first]:
