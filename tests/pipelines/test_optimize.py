@@ -159,6 +159,17 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
     assert found.candidate.backend.compile
 
 
+def test_a_token_budget_is_of_one_machine(model: Path) -> None:
+    """On another one the certified backend runs with its own."""
+    classifier, files = spec(model, type="auto"), find_model(str(model))
+    fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), TEXTS)
+    certificate = optimize._certificate(classifier, files, fp32, fp32, TEXTS)
+    for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
+        dataclasses.replace(certificate, machine=machine).write(certificate_folder(classifier))
+        auto._choose.cache_clear()
+        assert auto.resolve(classifier).backend.token_budget == budget
+
+
 def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
     """Much slower than the best, or labels that differ in more rows than may differ in the whole sample."""
     fp32 = measure(spec(model), FP32, TEXTS)

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
 from transforms import backends
+from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.certificate import Certificate
 from transforms.metrics import METRICS
@@ -55,6 +56,8 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
         )
     certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
+    if certificate.machine != cpu_name():
+        chosen["token_budget"] = None  # the fastest there may be far from it here
     if certificate.file is not None:
         chosen["file"] = str(folder / certificate.file)
     return chosen, None
