@@ -27,7 +27,7 @@ class Topics:
         self.broker = broker
         self.servers = servers or broker.servers
         self.client = client or {}
-        self.name = f"job-{os.getpid()}-{next(numbers)}"
+        self.name = f"whole-job-{os.getpid()}-{next(numbers)}"
         self.source = broker.create_topic(f"{self.name}-in", partitions)
         self.target = broker.create_topic(f"{self.name}-out", partitions)
         self.dead = broker.create_topic(f"{self.name}-out-dead", partitions)
