@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from transforms.backends.cores import cpu_model
+
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# Measured
 
@@ -22,11 +24,7 @@ Each section is written by the command that it names, with `--record`; nothing h
 def machine() -> str:
     """CPU model and cores that this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
-        model = found[1]
-    return f"{model}, {cores} cores, {platform.system()}"
+    return f"{cpu_model()}, {cores} cores, {platform.system()}"
 
 
 BUSY_BEFORE = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

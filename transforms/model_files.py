@@ -162,8 +162,16 @@ def _check_files(name: str, path: Path) -> None:
 
 
 def _hash_files(path: Path, patterns: tuple[str, ...]) -> str:
+    files = sorted({found for pattern in patterns for found in path.glob(pattern) if found.is_file()})
+    stats = [(file, file.stat()) for file in files]
+    return _digest(tuple((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats))
+
+
+@cache
+def _digest(files: tuple[tuple[Path, int, int, int], ...]) -> str:
+    """Read once as long as sizes and times of the files are the same: weights may be gigabytes."""
     digest = hashlib.sha256()
-    for file in sorted({found for pattern in patterns for found in path.glob(pattern) if found.is_file()}):
+    for file, *_ in files:
         digest.update(file.name.encode())
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())

@@ -1,8 +1,8 @@
 """How many tokens a micro-batch may hold: a number that is given, or the one that a busy engine finds to be fastest.
 
-The search compares the budget with twice as much, in turn and pass by pass, while more is pending than one micro-batch
-takes; twice as much is kept if it is faster, and compared with four times as much. What is found is kept in the model's
-cache folder, for this machine. A shortage of memory halves the budget for a while and ends the search.
+The search compares the budget with twice as much, some passes of each in turn, while more is pending than one
+micro-batch takes; twice as much is kept if it is faster, and compared with four times as much. What is found is kept in
+the model's cache folder, for this machine. A shortage of memory halves the budget for a while and ends the search.
 """
 
 from __future__ import annotations

@@ -21,18 +21,28 @@ def passes_and_threads(cores: int) -> tuple[int, int]:
     return passes, max(1, cores // passes)
 
 
-def cpu_name() -> str:
-    """Of the maker, as Linux knows it, and the number of cores."""
+def cpu_model() -> str:
+    """The maker's name for it, as Linux knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+        return platform.processor() or platform.machine()
 
 
-def machine_name(device: str) -> str:
-    """The CPU's name, or the names of the GPUs in `device`: names as PyTorch and ONNX Runtime give them, and commas."""
+def cpu_name() -> str:
+    """The CPU's model and the number of cores."""
+    return f"{cpu_model()}, {os.cpu_count()} cores"
+
+
+def passes_on(device: str, passes: int) -> str:
+    """So many passes at once on this machine's CPU, or on its GPUs; `device`: as PyTorch and ONNX Runtime name it, GPUs
+    with commas between.
+    """
+    return f"{passes} at once on {_device_name(device)}"
+
+
+def _device_name(device: str) -> str:
     if not device.startswith("cuda"):
         return cpu_name() if device == "cpu" else f"{cpu_name()}, {device}"
     import torch

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
-from transforms.backends.cores import machine_name, passes_and_threads
+from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_session import exact_options, without_denormals
@@ -40,8 +40,7 @@ class _Onnx:
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self.buckets: tuple[int, ...] = ()
-        runs = f"{self.parallel} at once on {machine_name(self.device)}"
-        self.speed_key = "" if spec.token_budget else f"onnx {file}, {runs}"
+        self.speed_key = "" if spec.token_budget else f"onnx {file}, {passes_on(self.device, self.parallel)}"
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, PyTorchBackend
 from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_buckets, warm_up
-from transforms.backends.cores import machine_name, passes_and_threads
+from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.replica import OverlappedReplica, Replica
 from transforms.model_files import ModelFiles
@@ -52,7 +52,7 @@ class _PyTorch:
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
         given = spec.token_budget or spec.compile
-        self.speed_key = "" if given else f"pytorch {precision}, {self.parallel} at once on {machine_name(self.device)}"
+        self.speed_key = "" if given else f"pytorch {precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
         for device in devices:
             model = load_model(files, device, precision)

@@ -22,6 +22,8 @@ from schemas.errors import SourceError, TagstreamError
 from transforms.watchdog import deadline
 
 CONNECT_SECONDS = 8.0
+DECIDED_MS = 90_000
+"""How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
 HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 RECORDS = pa.schema(
     [

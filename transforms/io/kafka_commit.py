@@ -19,7 +19,7 @@ from kafka import errors
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError
-from transforms.io.kafka_client import Cluster, Partition
+from transforms.io.kafka_client import DECIDED_MS, Cluster, Partition
 from transforms.io.kafka_producer import Position, Record, RecordTooLargeError, make_producer
 from transforms.stop import STOP
 from transforms.watchdog import deadline
@@ -36,7 +36,7 @@ HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, er
 AGAIN = (errors.ProducerFencedError, errors.RequestTimedOutError)
 """Why a producer may not start that starts the next time."""
 ATTEMPTS = 8
-DECIDED_SECONDS = 100.0
+DECIDED_SECONDS = DECIDED_MS / 1000 + 10
 FORGETFUL_SECONDS = 45.0
 ENDS: dict[tuple[str, str], int] = {}
 """By servers and transactional id: the furthest end of a chain that a broker has told this process of."""
@@ -69,11 +69,11 @@ class Chain:
         note: str = "",
         adopts: bool = False,
         member: object = None,
-        members: Callable[[], list[tuple[str, str]]] = list,
+        rivals: Callable[[], list[tuple[str, str]]] = list,
     ) -> None:
         """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
-        group, chains of one may share a transaction. `members`: client and host of each of those that may commit this
-        chain's offset by another chain's transactions; without being one of them nobody may be there.
+        group, chains of one may share a transaction. `rivals`: client and host of each process that may commit this
+        chain's offset by another chain's transactions, which this chain's transactional id does not fence; none may be.
         """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
@@ -81,7 +81,7 @@ class Chain:
         self._me = uuid.uuid4().hex[:16]
         self._last_writer = ""
         self.doubts = 0
-        self._adopts, self._members = adopts, members
+        self._adopts, self._rivals = adopts, rivals
         self.member = member
         self._metadata, self._committed, self._owned = metadata, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
@@ -136,7 +136,7 @@ class Chain:
                         return  # the doubtful transaction had taken place
                     raise ChainMovedError(self.position)
                 try:
-                    self._producer.transact(records, [self._at(stop)], lambda: generation)  # noqa: B023
+                    self._producer.transact(records, [self._at(stop)], generation)
                 except NOT_OURS as error:
                     self._discard()
                     raise PartitionLostError(f"{self.partition}: {error}") from error
@@ -195,7 +195,7 @@ class Chain:
     def _alone(self) -> None:
         """Raises SinkError if another process reads the partitions live: the transactional ids would not tell us."""
         with self.cluster.explained("look for the group's members", SinkError):
-            found = self._members()
+            found = self._rivals()
         if found:
             client, host = found[0]
             raise SinkError(
@@ -312,7 +312,7 @@ def commit_together(appends: list[Append]) -> bool:
         records = [record for append in appends for record in append.records]
         positions = [append.chain._at(append.stop) for append in appends]  # noqa: SLF001
         try:
-            carrier._producer.transact(records, positions, lambda: generation)  # noqa: SLF001
+            carrier._producer.transact(records, positions, generation)  # noqa: SLF001
         except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
             carrier.doubts += 1
             log.warning("%s: doubt about a transaction for %d partitions: %r", carrier.id, len(appends), error)

@@ -27,7 +27,6 @@ from transforms.io.kafka_producer import (
     TIMEOUTS,
     TOO_LARGE,
     DoubtError,
-    GroupMetadata,
     Position,
     Record,
     largest,
@@ -119,7 +118,7 @@ class LibrdkafkaProducer:
                 else:
                     return
 
-    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
         """Every delivery is looked at before the offsets go in, each call is under a deadline."""
         producer = self._producer
         with self._translated():
@@ -129,7 +128,7 @@ class LibrdkafkaProducer:
             if failed:
                 self._blame(failed, records)
             at = [self._library.TopicPartition(*p.partition, p.offset, p.note) for p in positions]
-            _bounded(self._end, producer, at, group_bytes(group()))
+            _bounded(self._end, producer, at, group_bytes(group))
 
     def shut(self) -> None:
         """Unsent records are dropped, and the client ends with the last reference to it: in a thread, since either may

@@ -20,7 +20,7 @@ from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from schemas.errors import SourceError, TagstreamError
-from transforms.io.kafka_client import Cluster, Partition, explain, offsets, to_records, topic_partition
+from transforms.io.kafka_client import DECIDED_MS, Cluster, Partition, explain, offsets, to_records, topic_partition
 from transforms.io.kafka_queue import Polled, SpanQueues
 from transforms.watchdog import deadline
 
@@ -30,8 +30,6 @@ POLL_MS = 100
 POLL_AGAIN_SECONDS = 0.01
 """Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds. At 300/s with
 the spam model on 2 busy cores 20 ms makes a label 6 ms later, 5 ms no earlier."""
-DECIDED_MS = 90_000
-"""How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
 LOOK_AFTER_SECONDS = 2.0
 """From a rebalance until the group's members are looked at."""
 

@@ -94,7 +94,7 @@ class Messages:
         times = batch.column("~timestamp").cast(pa.int64())
         columns = (column.to_pylist() for column in (batch.column("~key"), batch.column("~headers"), times))
         for key, pairs, time in zip(*columns, strict=True):
-            own, _, partition = self._origin(_pairs(pairs))
+            own, _, partition = self._origin(header_pairs(pairs))
             yield key, own, time, partition
 
     def _origin(self, headers: Headers) -> tuple[Headers, str | None, int | None]:
@@ -108,7 +108,7 @@ class Messages:
         records = []
         for letter in dead.to_pylist():
             row = letter.get(DEAD_ROW) or {}
-            headers, topic, partition = self._origin(_pairs(row.get("~headers")))
+            headers, topic, partition = self._origin(header_pairs(row.get("~headers")))
             told = {name: letter[name] for name in REASON if name in letter} | {
                 "topic": topic,
                 "partition": partition,
@@ -202,6 +202,6 @@ def _key(value: Any) -> bytes | None:
     return None if value is None else _text(value)
 
 
-def _pairs(headers: list[dict[str, Any]] | None) -> Headers:
+def header_pairs(headers: list[dict[str, Any]] | None) -> Headers:
     """The client sends no null header value; it becomes an empty one."""
     return [(header["key"], header["value"] or b"") for header in headers or ()]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from kafka import KafkaProducer, errors
@@ -31,7 +30,6 @@ TIMEOUTS = {  # rule 2; all but the security settings can be changed through `cl
     "max_request_size": 64 << 20,  # the topic's own limit decides
 }
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
-GroupMetadata = Callable[[], ConsumerGroupMetadata]
 """The group's generation and member id at the moment of the call."""
 
 
@@ -79,7 +77,7 @@ class TransactionalProducer(Protocol):
         `shut`. Raises SinkError for settings that are none, KafkaError.
         """
 
-    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
         """One transaction. Raises RecordTooLargeError, or anything: then it may have taken place or not."""
 
     def shut(self) -> None:
@@ -124,7 +122,7 @@ class PythonProducer:
                     raise errors.RequestTimedOutError(str(error)) from error
                 raise
 
-    def transact(self, records: list[Record], positions: list[Position], group: GroupMetadata) -> None:
+    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
         """In the order of rule 3, each call under a deadline (rule 6)."""
         producer = self._producer
         with deadline(CALL_SECONDS, f"{self.id}: begin"):
@@ -157,7 +155,7 @@ class PythonProducer:
             raise unsent
         offsets = {topic_partition(p.partition): OffsetAndMetadata(p.offset, p.note, -1) for p in positions}
         with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
-            producer.send_offsets_to_transaction(offsets, group())  # rule 1: never the bare group name
+            producer.send_offsets_to_transaction(offsets, group)  # rule 1: never the bare group name
         self._same(began, "sending offsets")
         with deadline(CALL_SECONDS, f"{self.id}: commit"):
             producer.commit_transaction()

@@ -22,7 +22,7 @@ from schemas.spec import JobSpec
 from transforms.io import Progress
 from transforms.io.kafka_blocks import RecordBlocks
 from transforms.io.kafka_client import HEADERS, Cluster, Partition, offsets
-from transforms.io.kafka_messages import NULL_VALUE, PREFIX, origin, without_reason
+from transforms.io.kafka_messages import NULL_VALUE, PREFIX, header_pairs, origin, without_reason
 from transforms.io.kafka_source import read_partition
 from transforms.payloads import Decoded
 
@@ -90,7 +90,7 @@ class DeadTopic:
 
     def _letters(self, records: pa.RecordBatch) -> tuple[pa.RecordBatch, list[dict[str, bytes]]]:
         """Messages as they were, with columns of where they are now and were first; and each letter's headers."""
-        pairs = [[(h["key"], h["value"] or b"") for h in row or ()] for row in records.column("headers").to_pylist()]
+        pairs = [header_pairs(row) for row in records.column("headers").to_pylist()]
         told = [dict(row) for row in pairs]
         if not all(f"{PREFIX}.code" in row and f"{PREFIX}.origin_position" in row for row in told):
             raise SourceError(f"topic {self.topic!r} holds messages that are no dead letters of a job; replay stops")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from schemas.kafka_spec import KafkaSink
 from schemas.spec import JobSpec
 from transforms.io.kafka_client import Cluster, offsets
+from transforms.io.kafka_messages import header_pairs
 from transforms.io.kafka_source import read_partition
 
 
@@ -54,7 +55,7 @@ def _of_value(job: JobSpec, value: bytes | None) -> dict[str, Any] | None:
 
 
 def _of_headers(job: JobSpec, record: dict[str, Any]) -> dict[str, Any] | None:
-    told = {header["key"]: header["value"] or b"" for header in record["headers"] or ()}
+    told = dict(header_pairs(record["headers"]))
     if job.classify[0].as_ not in told:
         return None
     labels = {

@@ -84,14 +84,14 @@ class _Writer(ChainWriter):
         """See `transforms.io.JointWriter`: one transaction."""
         # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
         writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
-        commits = [writer.check() for writer in writers]
-        appends = [
-            Append(writer.chain, writer.records, commit.span.start, commit.span.stop)
-            for writer, commit in zip(writers, commits, strict=True)
-        ]
-        if commit_together(appends):
-            for writer, commit in zip(writers, commits, strict=True):
-                writer.appended = commit.span.stop
+        if commit_together([writer.staged() for writer in writers]):
+            for writer in writers:
+                writer.appended = writer.position
+
+    def staged(self) -> Append:
+        """What a common transaction is to append to this chain."""
+        span = self.check().span
+        return Append(self.chain, self.records, span.start, span.stop)
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
         out, dead = commit.rows_out - self._refused, Counter(commit.dead)
@@ -284,7 +284,7 @@ class _Sink:
         return make(
             identity,
             partition,
-            members=functools.partial(self.cluster.members, group) if shared else list,
+            rivals=functools.partial(self.cluster.members, group) if shared else list,
             metadata=lambda: ConsumerGroupMetadata(group),
             committed=lambda: _committed(self.cluster, group, partition),
         )

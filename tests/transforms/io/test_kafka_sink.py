@@ -15,6 +15,8 @@ from schemas.spec import JobSpec
 from tests.services.kafka_faults import read_all
 from tests.transforms.io.sink_contract import JOB, KEPT, SPLIT, SinkContract, block
 from transforms.io import open_sink
+from transforms.io.kafka_client import Partition
+from transforms.io.kafka_source import split_of
 
 pytestmark = pytest.mark.xdist_group("kafka")
 LABELS = pa.schema([("id", pa.string()), ("tag", pa.string()), ("tag_score", pa.float32())])
@@ -83,3 +85,13 @@ class TestKafkaSink(SinkContract):
         with pytest.raises(SinkError, match="can't read nowhere: the topic does not exist"):
             self.ready(tmp_path, topic="nowhere")
         assert topic
+
+
+def test_a_live_partition_that_no_member_reads_opens_no_chain():
+    """It has gone to another member meanwhile, which the transactions of a chain that knows none would not heed."""
+    source = {"type": "kafka", "servers": "localhost:1", "topics": "in"}
+    classify = [{"as": "tag", "backend": {"type": "constant"}}]
+    spec = JobSpec.model_validate({"source": source, "classify": classify, "sink": {"type": "kafka", "topic": "out"}})
+    with pytest.raises(SinkError, match="lost while its chain was opened") as failed:
+        open_sink(spec).open(split_of(Partition("in", 0), "topic-id"))
+    assert failed.value.transient
