@@ -50,7 +50,8 @@ def test_a_rolling_restart_of_static_members_moves_no_partition(topics, tmp_path
         command = ["-m", "pipelines.cli", "run", str(tmp_path / f"{name}.yaml"), "--debug"]
         workers.append(Worker(*command, log=tmp_path / f"{name}.log"))
     try:
-        wait_until(lambda: all(w.log.read_bytes().count(b"reading job-") for w in workers), 90, "both have joined", 0.3)
+        first = f"reading {topics.source}/".encode()
+        wait_until(lambda: all(first in w.log.read_bytes() for w in workers), 90, "both have joined", 0.3)
         wait_until(lambda: len(generation(topics)) == 2, 30, "two members", 0.3)
         sent = 0
         for round_ in range(2):
