@@ -17,8 +17,8 @@ Topics = Annotated[
         lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
     ),
 ]
-Producer = Literal["kafka-python", "confluent-kafka"]
-PRODUCERS: tuple[Producer, ...] = get_args(Producer)
+Library = Literal["kafka-python", "confluent-kafka"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
 Client = Annotated[
     dict[str, Any],
     Field(
@@ -76,6 +76,10 @@ class KafkaSource(TextColumns):
     registry: Registry | None = Field(
         default=None, description="Where the schemas are whose ids precede the values; implies avro_framing: confluent."
     )
+    consumer: Library = Field(
+        default="kafka-python",
+        description="The client that reads live. confluent-kafka (extra `confluent`) takes less of the CPU.",
+    )
     client: Client = Field(default_factory=dict)
 
     @field_validator("start", "until")
@@ -127,7 +131,7 @@ class KafkaSink(Spec):
         default="same-partition", description="same-partition: as in the input; by-key: by the hash of the key."
     )
     compression: Literal["none", "gzip", "zstd"] = "none"
-    producer: Producer = Field(
+    producer: Library = Field(
         default="kafka-python",
         description="The client that writes. confluent-kafka (extra `confluent`) takes less time for a transaction; a "
         "timestamp of exactly 0 becomes the time of the write.",

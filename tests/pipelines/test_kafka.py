@@ -24,7 +24,7 @@ from pipelines.run import run_job
 from pipelines.show import sample_rows
 from pipelines.verify import verify_job
 from schemas.errors import SinkError, SourceError, SpecError
-from schemas.kafka_spec import PRODUCERS
+from schemas.kafka_spec import LIBRARIES
 from schemas.spec import JobSpec
 from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
@@ -65,12 +65,14 @@ def test_json_in_json_out(topics):
     assert (result["report"].counts.rows_in, result["report"].counts.rows_out) == (1, 1)
 
 
-@pytest.mark.parametrize("producer", PRODUCERS)
-def test_labels_in_headers_leave_the_message_as_it_was(topics, producer):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_labels_in_headers_leave_the_message_as_it_was(topics, library):
     """Value, key, timestamp and headers byte for byte."""
     value = b'{"body":   "hello", "b": "\\u00e4"}'
     topics.send([value], key=b"\x00\xff", headers=[("trace", b"\x01")], timestamp_ms=99, partition=0)
-    with running(topics.spec({"payload": "json", "text": "body"}, {"mode": "headers", "producer": producer})):
+    with running(
+        topics.spec({"payload": "json", "text": "body", "consumer": library}, {"mode": "headers", "producer": library})
+    ):
         wait_until(topics.labelled, 60, "a label")
     (record,) = topics.all(topics.target)
     assert (record.key, record.value, record.timestamp) == (b"\x00\xff", value, 99)
@@ -135,22 +137,22 @@ def test_a_bounded_run_beside_a_live_one_is_refused(topics, tmp_path):
     assert found["doubled"] == found["foreign"] == 0
 
 
-@pytest.mark.parametrize("producer", PRODUCERS)
-def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, producer):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, library):
     """With headers even a message that just fits the input may not fit the output."""
     topics = Topics(kafka)
     with kafka.admin() as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.source, {"max.message.bytes": "6000000"})])
     topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
-    with running(topics.spec(sink={"mode": "headers", "producer": producer})) as result:
+    with running(topics.spec({"consumer": library}, {"mode": "headers", "producer": library})) as result:
         wait_until(lambda: topics.labelled() == 2, 180, "two labels")
     (letter,) = topics.all(topics.dead)
     assert headers_of(letter)["tagstream.code"] == b"too_large"
     assert result["report"].counts.dead == {"too_large": 1}
 
 
-@pytest.mark.parametrize("producer", PRODUCERS)
-def test_partitions_share_transactions(kafka, producer, monkeypatch):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_partitions_share_transactions(kafka, library, monkeypatch):
     """Little of each of four; a message that the output does not take is dead alone, and the others go on sharing."""
     topics = Topics(kafka, partitions=4)
     with kafka.admin() as admin:
@@ -163,7 +165,7 @@ def test_partitions_share_transactions(kafka, producer, monkeypatch):
         return done
 
     monkeypatch.setattr("transforms.io.kafka_sink.commit_together", counted)
-    spec = topics.spec(sink={"mode": "headers", "producer": producer}, max_dead=1)
+    spec = topics.spec({"consumer": library}, {"mode": "headers", "producer": library}, max_dead=1)
     with running(spec) as result, contextlib.closing(KafkaProducer(bootstrap_servers=kafka.servers)) as sender:
 
         def send(count: int, large: int = -1) -> None:

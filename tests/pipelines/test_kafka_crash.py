@@ -13,7 +13,7 @@ from tests.services.kafka_faults import Load, Worker, committed_ends, count, dif
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.mark.timeout(3600)]
 SPEC = """
 name: crash
-source: {{type: kafka, servers: "{servers}", topics: in, keep: [partition, offset]}}
+source: {{type: kafka, servers: "{servers}", topics: in, keep: [partition, offset], consumer: {library}}}
 classify: [{{as: tag, backend: {{type: constant, ms_per_row: 0.3, fail_on: "77$"}}}}]
 sink: {sink}
 blocks: {{rows: 500}}
@@ -28,9 +28,9 @@ def job(mortal_kafka, tmp_path):
         broker.create_topic(topic, 4)
     workers = []
 
-    def start(sink):
-        spec = tmp_path / "crash.yaml"
-        spec.write_text(SPEC.format(servers=broker.servers, sink=sink))
+    def start(sink, library="kafka-python"):
+        spec = tmp_path / f"crash-{library}.yaml"
+        spec.write_text(SPEC.format(servers=broker.servers, sink=sink, library=library))
         log = tmp_path / f"worker-{len(workers)}.log"
         workers.append(Worker("-m", "pipelines.cli", "run", str(spec), "--debug", log=log))
         return workers[-1]
@@ -48,7 +48,7 @@ def end(*workers):
 
 
 def test_topic_to_topic(job, long):
-    """kill -9 of job and broker, processes that join and leave, zombies, both producers: exact, in order."""
+    """kill -9 of job and broker, processes that join and leave, zombies, both client libraries: exact, in order."""
     broker, start = job
     chance = random.Random(3)
     sink = "{type: kafka, topic: out, mode: headers}"
@@ -64,7 +64,7 @@ def test_topic_to_topic(job, long):
                 raise AssertionError(f"{error}; the group: {admin.describe_groups(['crash'])}") from None
 
     progress(300)
-    second = start(sink.replace("headers", "headers, producer: confluent-kafka"))
+    second = start(sink.replace("headers", "headers, producer: confluent-kafka"), "confluent-kafka")
     faults = ["kill", "broker", "zombie", "join"]
     if long:
         faults = ["kill"] * 20 + ["broker"] * 10 + ["join"] * 10 + ["zombie", "down"]

@@ -2,7 +2,7 @@
 
 What it has of several partitions goes into one transaction, as a job's does.
 
-`python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET PRODUCER`; SIGTERM ends it.
+`python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET LIBRARY`; SIGTERM ends it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from transforms.io.kafka_producer import Record
 class Chains:
     """An `Owner` that keeps one transactional chain for each partition."""
 
-    def __init__(self, cluster, group, producer="kafka-python"):
-        self.cluster, self.group, self.producer, self.chains = cluster, group, producer, {}
+    def __init__(self, cluster, group, library="kafka-python"):
+        self.cluster, self.group, self.library, self.chains = cluster, group, library, {}
         self.commits = 0
         self.together = 0
 
@@ -39,7 +39,7 @@ class Chains:
                 committed=lambda p=p: member.committed(p),
                 owned=lambda p=p, tenure=tenure: member.owns(p) and member.tenure(p) == tenure,
                 note=self.group,
-                library=self.producer,
+                library=self.library,
                 member=member,
             )
             starts[p] = chain.open() or 0
@@ -79,14 +79,14 @@ class Chains:
             member.rewind(partition, moved.position)
 
 
-def main(servers, group, source, target, producer):
+def main(servers, group, source, target, library):
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(threadName)s %(message)s")
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     cluster = Cluster(servers)
-    chains = Chains(cluster, group, producer)
-    member = Member(cluster, group, (source,), chains)
+    chains = Chains(cluster, group, library)
+    member = Member(cluster, group, (source,), chains, library=library)
     while not stop.is_set():
         blocks = []
         while (polled := member.take(0.0 if blocks else 0.1, 500, without=[p.partition for p in blocks])) is not None:

@@ -1,7 +1,7 @@
 """The Kafka client behind one small interface, first part: where a cluster is, what its topics hold, errors, records.
 
-The others are `kafka_member` (polls), `kafka_commit` and `kafka_producer` (commit). None of them knows what a record
-means or what a label is.
+The others are `kafka_consumer` and `kafka_member` (poll), `kafka_producer` and `kafka_commit` (commit). None of them
+knows what a record means or what a label is.
 """
 
 from __future__ import annotations
@@ -214,19 +214,38 @@ def offsets(consumer: KafkaConsumer, partitions: list[Partition], at: str | int)
 
 def to_records(partition: Partition, records: list[Any]) -> pa.RecordBatch:
     """The client's record objects as one batch of schema `RECORDS`; a null header value stays null."""
-    n = len(records)
-    if any(r.headers for r in records):
-        headers = pa.array([r.headers for r in records], HEADERS)
+    return record_batch(
+        partition,
+        [r.key for r in records],
+        [r.value for r in records],
+        [r.headers for r in records],
+        [r.timestamp for r in records],
+        [r.offset for r in records],
+    )
+
+
+def record_batch(
+    partition: Partition,
+    keys: list[bytes | None],
+    values: list[bytes | None],
+    headers: list[Any],
+    timestamps: list[int],
+    at: list[int],
+) -> pa.RecordBatch:
+    """One batch of schema `RECORDS` by its columns; `headers`: a list of pairs each, or nothing."""
+    n = len(at)
+    if any(headers):
+        listed = pa.array([pairs or [] for pairs in headers], HEADERS)
     else:
-        headers = pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], HEADERS.value_type)).cast(HEADERS)
+        listed = pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], HEADERS.value_type)).cast(HEADERS)
     return pa.RecordBatch.from_arrays(
         [
-            pa.array([r.key for r in records], pa.binary()),
-            pa.array([r.value for r in records], pa.binary()),
-            headers,
-            pa.array(np.fromiter((r.timestamp for r in records), np.int64, n)).cast(pa.timestamp("ms")),
+            pa.array(keys, pa.binary()),
+            pa.array(values, pa.binary()),
+            listed,
+            pa.array(np.array(timestamps, np.int64)).cast(pa.timestamp("ms")),
             pa.array(np.full(n, partition.number, np.int32)),
-            pa.array(np.fromiter((r.offset for r in records), np.int64, n)),
+            pa.array(np.array(at, np.int64)),
         ],
         schema=RECORDS,
     )

@@ -1,32 +1,34 @@
-"""The Kafka client, second part: a member of a consumer group.
+"""The Kafka client, third part: a member of a consumer group.
 
-A `Member` polls in a thread of its own into queues (`kafka_queue`) bounded in bytes: a slow model pauses partitions and
-never costs the membership. Positions come from its `Owner` alone, never from the client. It must not know what records
-mean.
+A `Member` polls a `GroupConsumer` in a thread of its own into queues (`kafka_queue`) bounded in bytes: a slow model
+pauses partitions and never costs the membership. Positions come from its `Owner` alone, never from the client. It must
+not know what records mean.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Container
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Protocol
 
-from kafka import errors
-from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
-from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
+import pyarrow as pa
+from kafka import KafkaConsumer, errors
+from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import SourceError, TagstreamError
-from transforms.io.kafka_client import DECIDED_MS, Cluster, Partition, explain, offsets, to_records, topic_partition
+from transforms.io.kafka_client import RECORDS, Cluster, Partition, explain
+from transforms.io.kafka_consumer import Arrived, make_group_consumer
 from transforms.io.kafka_queue import Polled, SpanQueues
 from transforms.watchdog import deadline
 
 log = logging.getLogger(__name__)
 
 POLL_MS = 100
+NOTHING = pa.RecordBatch.from_pylist([], RECORDS)
 POLL_AGAIN_SECONDS = 0.01
 """Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds. At 300/s with
 the spam model on 2 busy cores 20 ms makes a label 6 ms later, 5 ms no earlier."""
@@ -58,14 +60,21 @@ class Member:
         poll_rows: int = 2048,
         instance_id: str | None = None,
         patience: float = 240.0,
+        library: str = "kafka-python",
     ) -> None:
-        """`patience`: seconds a rebalance waits for work in flight on partitions that go away."""
+        """`patience`: seconds a rebalance waits for work in flight on partitions that go away; `library`: see
+        `make_group_consumer`.
+        """
         self.cluster, self.group, self.topics, self.owner = cluster, group, topics, owner
         self._client_id = str(cluster.client.get("client_id", f"tagstream-{group}"))
         self.strangers: list[str] = []
         """Consumers in the group that are not of this job, with their hosts: what they are given gets no label."""
         self._queue_bytes, self._poll_rows, self._patience = queue_bytes, poll_rows, patience
-        self._consumer = cluster.consumer(
+        self._consumer = make_group_consumer(
+            library,
+            cluster,
+            topics,
+            self,
             group_id=group,
             client_id=self._client_id,
             group_instance_id=instance_id,
@@ -76,13 +85,8 @@ class Member:
             retry_backoff_ms=50,
             max_poll_records=poll_rows,
         )
-        self._consumer.subscribe(list(topics), listener=_Listener(self))
-        try:  # with the metadata known before the first join, the group does not have to join twice
-            self.there_at_first = frozenset(cluster.require(self._consumer, topics))
-            """Partitions that were there when this member began; what came later is read from its beginning."""
-        except BaseException:
-            self._consumer.close(timeout_ms=1000)
-            raise
+        self.there_at_first = frozenset(self._consumer.partitions)
+        """Partitions that were there when this member began; what came later is read from its beginning."""
         self._queues = SpanQueues()
         self._ready = self._queues.ready
         self._rewinds: dict[Partition, int] = {}
@@ -177,32 +181,29 @@ class Member:
 
         Raises CommitFailedError without a generation, as after a lost membership: brokers don't check such a commit.
         """
-        metadata = self._consumer.group_metadata()
+        metadata = self._consumer.metadata()
         if metadata.generation_id < 0 or not metadata.member_id:
             raise errors.CommitFailedError(f"group {self.group}: no member at the moment")
         return metadata
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
         """The group's committed offset and its note; waits while a transaction on it is undecided."""
-        found = self._consumer.committed(topic_partition(partition), metadata=True, timeout_ms=DECIDED_MS)
-        return None if found is None else (found.offset, found.metadata)
+        return self._consumer.committed(partition)
 
     def settle_starts(self, starts: dict[Partition, int]) -> None:
         """Commits where partitions begin that nobody has read yet; not by the chains, see `Owner`."""
         if starts:
-            positions = {topic_partition(p): OffsetAndMetadata(at, "", -1) for p, at in starts.items()}
-            self._consumer.commit(positions, timeout_ms=30_000)
+            self._consumer.commit(starts)
 
-    def offsets(self, partitions: list[Partition], at: str | int) -> dict[Partition, int]:
-        """Offsets at `earliest`, at `latest` (end of what is committed) or at a time in ms since the epoch."""
-        return offsets(self._consumer, partitions, at)
+    def lookup(self) -> contextlib.AbstractContextManager[KafkaConsumer]:
+        """A consumer that knows the topics' metadata. Raises SourceError."""
+        return self._consumer.lookup()
 
     def lag(self) -> dict[Partition, int]:
         """Messages not yet handed out, for each partition of ours whose end is known; markers count as messages."""
         found = {}
         for partition in self.assignment:
-            end = self._consumer.highwater(topic_partition(partition)) if self._assigned(partition) else None
-            if end is not None:
+            if (end := self._consumer.end(partition)) is not None:
                 found[partition] = max(
                     0, end - self._queues.taken.get(partition, self._queues.next.get(partition, end))
                 )
@@ -210,20 +211,17 @@ class Member:
 
     def silence(self) -> float:
         """Seconds since the broker last answered a heartbeat; 0 before the first."""
-        metrics = self._consumer.metrics() or {}
-        value = metrics.get("consumer-coordinator-metrics", {}).get("last-heartbeat-seconds-ago", 0.0)
-        return float(value) if value == value and value < 1e6 else 0.0  # noqa: PLR0124 — NaN
+        return self._consumer.silence()
 
     # ---- the polling thread
 
     def _run(self) -> None:
         try:
             while not self._closing.is_set():
-                self._steer()
-                self._finish_joining()
                 try:
                     with deadline(self._patience + 120, f"poll of group {self.group}"):
-                        polled = self._consumer.poll(timeout_ms=POLL_MS, max_records=self._poll_rows)
+                        self._steer()
+                        polled = self._consumer.poll(POLL_MS / 1000, self._poll_rows)
                 except errors.RetriableError as error:
                     log.warning("group %s: %r; trying again", self.group, error)
                     self._closing.wait(0.2)
@@ -256,79 +254,65 @@ class Member:
     def _leave(self) -> None:
         try:
             with deadline(30, f"leave group {self.group}"):
-                self._consumer.close(timeout_ms=3000)
+                self._consumer.close()
         except Exception:
             log.exception("leaving group %s", self.group)
 
     def _steer(self) -> None:
-        """Obeys rewinds, and pauses or resumes by the queue's size."""
+        """Obeys rewinds, and pauses or resumes by the queue's size. Raises RetriableError if the client can't yet."""
+        mine = self._consumer.owned()
         with self._ready:
-            rewinds, self._rewinds = self._rewinds, {}
+            rewinds = dict(self._rewinds)
+            reports, self._reports = self._reports, {}
             full = self._queues.nbytes > (self._queue_bytes // 2 if self._paused else self._queue_bytes)
             finished = [p for p in self._finished if p in self._queues]
         for partition, position in rewinds.items():
-            if self._assigned(partition) and partition in self._queues:
-                self._consumer.seek(topic_partition(partition), position)
-                with self._ready:
+            if here := partition in mine and partition in self._queues:
+                self._consumer.seek(partition, position)
+            with self._ready:
+                if here:
                     self._queues.drop(partition)
                     self._queues.next[partition] = position
-        with self._ready:
-            reports, self._reports = self._reports, {}
-        if told := {p: at for p, at in reports.items() if self._assigned(p)}:
-            self._consumer.commit_async({topic_partition(p): OffsetAndMetadata(at, "", -1) for p, at in told.items()})
+                if self._rewinds.get(partition) == position:
+                    del self._rewinds[partition]
+        if told := {p: at for p, at in reports.items() if p in mine}:
+            self._consumer.commit_soon(told)
             self._reported.update(told)
-        mine = [topic_partition(p) for p in self.assignment if self._assigned(p)]
-        if full and mine:
-            self._consumer.pause(*mine)
-        elif self._paused and mine:
-            self._consumer.resume(*mine)
+        ready = [p for p in self.assignment if p in mine]
+        if full and ready:
+            self._consumer.pause(ready)
+        elif self._paused and ready:
+            self._consumer.resume(ready)
         self._paused = full
-        if done := [topic_partition(p) for p in finished if self._assigned(p)]:
-            self._consumer.pause(*done)
+        if done := [p for p in finished if p in mine]:
+            self._consumer.pause(done)
 
-    def _finish_joining(self) -> None:
-        """Makes the next poll go on with a join that the last one began.
-
-        A leader that joins because partitions were added notes them as assigned before the group has answered; when a
-        poll ends in between, kafka-python 3.0.12 takes the join for done, and the member has no partitions for ever.
-        """
-        coordinator = self._consumer._coordinator  # noqa: SLF001
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
-
-    def _store(self, polled: dict[Any, list[Any]]) -> None:
+    def _store(self, polled: dict[Partition, Arrived]) -> None:
         """Queues what a poll brought, and notes positions that moved over markers alone."""
         with self._ready:
-            for partition in self._queues.partitions:
-                records = polled.get(topic_partition(partition))
-                at = self._position(partition)
+            for partition, (records, stop) in polled.items():
                 start = self._queues.next.get(partition)
-                if at is None or start is None or partition in self._rewinds or partition in self._finished:
+                unwanted = partition in self._rewinds or partition in self._finished
+                if start is None or unwanted or partition not in self._queues:
                     continue
-                if records or at > start:
-                    self._queues.store(Polled(partition, start, at, to_records(partition, records or [])))
+                if records is not None or stop > start:
+                    self._queues.store(Polled(partition, start, stop, NOTHING if records is None else records))
             self._ready.notify_all()
 
-    def _position(self, partition: Partition) -> int | None:
-        state = self._consumer._subscription.assignment.get(topic_partition(partition))  # noqa: SLF001 — `position()` may block
-        return None if state is None or state.position is None else int(state.position.offset)
+    # ---- rebalances: within a poll, or in a thread of their own
 
-    def _assigned(self, partition: Partition) -> bool:
-        return topic_partition(partition) in self._consumer.assignment()
-
-    # ---- rebalances, in a thread of their own
-
-    def _gain(self, partitions: list[Partition]) -> None:
+    def gained(self, partitions: list[Partition]) -> dict[Partition, int]:
+        """See `Rebalance`."""
         self._arriving = set(partitions)
         starts = self.owner.assigned(self, partitions)
         for partition in partitions:
-            self._consumer.seek(topic_partition(partition), starts[partition])
             self._queues.open(partition, starts[partition])
         self._arriving = set()
         threading.Thread(target=self._look_around, name=f"members of {self.group}", daemon=True).start()
         log.info(
             "group %s: reading %s", self.group, ", ".join(f"{p} from {at}" for p, at in starts.items()) or "nothing"
         )
+        return starts
 
     def _look_around(self) -> None:
         """Finds strangers. Members of one job have one client id."""
@@ -343,38 +327,17 @@ class Member:
         if self.strangers:
             log.warning("group %s: also in it: %s", self.group, ", ".join(self.strangers))
 
-    def _let_go(self, partitions: list[Partition], patience: float) -> None:
+    def let_go(self, partitions: list[Partition], *, lost: bool) -> None:
         """Finishes what is in flight, then lets go; what is only queued will be read by the next owner."""
         with self._ready:
             for partition in partitions:
                 self._queues.close(partition)
                 self._rewinds.pop(partition, None)
             self._leaving.update(partitions)
-            self._ready.wait_for(lambda: self._closing.is_set() or not self._queues.in_flight(partitions), patience)
+            self._ready.wait_for(
+                lambda: self._closing.is_set() or not self._queues.in_flight(partitions),
+                0.0 if lost else self._patience,
+            )
             self._leaving.difference_update(partitions)
             self._tenures.update(partitions)
         self.owner.revoked(self, partitions)
-
-
-class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Runs the member's part of a rebalance beside the client's event loop, which goes on sending heartbeats."""
-
-    def __init__(self, member: Member) -> None:
-        self.member = member
-
-    async def on_partitions_assigned(self, assigned: Any) -> None:
-        await self._beside(self.member._gain, assigned)  # noqa: SLF001
-
-    async def on_partitions_revoked(self, revoked: Any) -> None:
-        await self._beside(self.member._let_go, revoked, self.member._patience)  # noqa: SLF001
-
-    async def on_partitions_lost(self, lost: Any) -> None:
-        await self._beside(self.member._let_go, lost, 0.0)  # noqa: SLF001
-
-    async def _beside(self, work: Any, partitions: Any, *arguments: Any) -> None:
-        names = sorted(Partition(p.topic, p.partition) for p in partitions)
-        with ThreadPoolExecutor(1, thread_name_prefix="rebalance") as pool:
-            future = pool.submit(work, names, *arguments)
-            while not future.done():
-                await self.member._consumer._net.sleep(0.005)  # noqa: SLF001
-        future.result()

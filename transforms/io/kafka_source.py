@@ -92,6 +92,7 @@ class Feed:
             self,
             poll_rows=source.job.blocks.rows,
             instance_id=spec.instance_id,
+            library=spec.consumer,
         )
 
     def next(self, timeout: float) -> Block | None:
@@ -153,11 +154,11 @@ class Feed:
         """Opens a writer for each partition; the sink's chain says where it goes on."""
         if not partitions:
             return {}
-        consumer = member._consumer  # noqa: SLF001
         group, known = group_of(self.source.job), self.sink.progress()
-        ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
-        begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
-        starts = self._starts(member, partitions, begun)
+        with member.lookup() as consumer:
+            ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
+            begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
+            starts = self._starts(member, consumer, partitions, begun)
 
         def take_over(partition: Partition) -> int:
             split = split_of(partition, ids[partition.topic], starts[partition])
@@ -171,17 +172,19 @@ class Feed:
         with ThreadPoolExecutor(8, thread_name_prefix="take over") as pool:
             return dict(zip(partitions, pool.map(take_over, partitions), strict=True))
 
-    def _starts(self, member: Member, partitions: list[Partition], begun: dict[Partition, int]) -> dict[Partition, int]:
+    def _starts(
+        self, member: Member, consumer: KafkaConsumer, partitions: list[Partition], begun: dict[Partition, int]
+    ) -> dict[Partition, int]:
         """Where partitions that have not begun begin. What `latest` means is settled once, or a death before the first
         commit would skip messages: in the group, or by a Kafka sink in its own transaction.
         """
         start = self.source.spec.start
         new = [p for p in partitions if start != "committed" or p not in begun]
-        starts = begun | starting_points(member._consumer, new, start)  # noqa: SLF001
+        starts = begun | starting_points(consumer, new, start)
         if start != "latest":
             return starts
         if later := [p for p in partitions if p not in member.there_at_first]:
-            starts |= member.offsets(later, "earliest")
+            starts |= offsets(consumer, later, "earliest")
         if self.source.job.sink.type != "kafka":
             unsettled = {}
             for partition in (p for p in partitions if p not in begun):

@@ -14,16 +14,16 @@ from kafka import KafkaProducer
 from kafka.structs import OffsetAndMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
-from schemas.kafka_spec import PRODUCERS
+from schemas.kafka_spec import LIBRARIES
 from tests.services.java import wait_until
 from tests.services.kafka_copy import Chains
 from tests.services.kafka_faults import differences, read_all
 from tests.services.proxy import FaultyProxy
 from transforms.io.kafka_client import RECORDS, Cluster, Partition
 from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together, forget_ends
-from transforms.io.kafka_librdkafka import LibrdkafkaProducer
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
+from transforms.io.librdkafka_producer import LibrdkafkaProducer
 from transforms.stop import STOP
 
 pytestmark = pytest.mark.xdist_group("kafka")
@@ -62,7 +62,7 @@ def topics(kafka):
     return kafka.create_topic(name("in"), 2), kafka.create_topic(name("out"), 2)
 
 
-@pytest.fixture(params=PRODUCERS)
+@pytest.fixture(params=LIBRARIES)
 def library(request):
     return request.param
 
@@ -71,7 +71,7 @@ def library(request):
 def job(servers, group, source, client=(), library="kafka-python", **kwargs):
     cluster = Cluster(servers, dict(client))
     chains = Chains(cluster, group, library)
-    member = Member(cluster, group, (source,), chains, **kwargs)
+    member = Member(cluster, group, (source,), chains, library=library, **kwargs)
     try:
         yield member, chains
     finally:
@@ -140,13 +140,13 @@ def test_a_missing_permission_says_so(secure_kafka, library):
 # ---- records and spans
 
 
-def test_records_keep_key_value_headers_timestamp_and_offset(kafka):
+def test_records_keep_key_value_headers_timestamp_and_offset(kafka, library):
     topic = kafka.create_topic(name("in"))
     producer = KafkaProducer(bootstrap_servers=kafka.servers)
     producer.send(topic, b"\xff\x00", key=None, headers=[("a", b"1"), ("a", b"")], timestamp_ms=1234)
     producer.send(topic, None, key=b"tombstone", timestamp_ms=1235)
     producer.close()
-    with job(kafka.servers, name("job"), topic) as (member, _):
+    with job(kafka.servers, name("job"), topic, library=library) as (member, _):
         polled = take(member)
     assert polled.records.schema == RECORDS
     rows = polled.records.to_pylist()
@@ -157,7 +157,7 @@ def test_records_keep_key_value_headers_timestamp_and_offset(kafka):
     assert (polled.start, polled.stop) == (0, 2)
 
 
-def test_spans_cover_markers_and_aborted_records_without_showing_them(kafka):
+def test_spans_cover_markers_and_aborted_records_without_showing_them(kafka, library):
     topic = kafka.create_topic(name("in"))
     producer = KafkaProducer(bootstrap_servers=kafka.servers, transactional_id=name("t"))
     producer.init_transactions()
@@ -168,7 +168,7 @@ def test_spans_cover_markers_and_aborted_records_without_showing_them(kafka):
         getattr(producer, f"{end}_transaction")()
     producer.close()
     seen, at = [], 0
-    with job(kafka.servers, name("job"), topic) as (member, _):
+    with job(kafka.servers, name("job"), topic, library=library) as (member, _):
         while at < 8:
             polled = take(member)
             assert polled.start == at
@@ -177,13 +177,13 @@ def test_spans_cover_markers_and_aborted_records_without_showing_them(kafka):
     assert (seen, at) == ([b"a", b"b"], 8)
 
 
-def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka):
+def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka, library):
     topic = kafka.create_topic(name("in"))
     values = [b"%06d" % i + b"x" * 1000 for i in range(3000)]
     fill(kafka, topic, values)
     cluster = Cluster(kafka.servers)
     chains = Chains(cluster, name("job"))
-    member = Member(cluster, chains.group, (topic,), chains, queue_bytes=200_000, poll_rows=50)
+    member = Member(cluster, chains.group, (topic,), chains, queue_bytes=200_000, poll_rows=50, library=library)
     try:
         wait_until(lambda: member._paused, 20, "the queue is full")
         assert member._queues.nbytes < 400_000
@@ -195,13 +195,14 @@ def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka):
     assert seen == values
 
 
-def test_partitions_added_later_are_read(kafka, monkeypatch):
+def test_partitions_added_later_are_read(kafka, library, monkeypatch):
     """Also when polls end inside the rebalance, as short ones do: each addition lost all partitions by chance."""
     monkeypatch.setattr("transforms.io.kafka_member.POLL_MS", 2)
     from kafka.admin import NewPartitions
 
     topic = kafka.create_topic(name("in"))
-    with job(kafka.servers, name("job"), topic, {"metadata_max_age_ms": 200}) as (member, _), kafka.admin() as admin:
+    client = {"metadata_max_age_ms": 200}
+    with job(kafka.servers, name("job"), topic, client, library) as (member, _), kafka.admin() as admin:
         for number in range(1, 21):
             wait_until(lambda n=number: len(member.assignment) == n, 20, f"partition {number}")
             admin.create_partitions({topic: NewPartitions(total_count=number + 1)})
@@ -399,7 +400,7 @@ def test_both_libraries_write_the_same(kafka):
     """Partition by the hash of the key, key, value, headers and timestamp, null or not."""
     source, group = kafka.create_topic(name("in")), name("job")
     found = []
-    for library in PRODUCERS:
+    for library in LIBRARIES:
         target = kafka.create_topic(name("out"), 7)
         numbered = [b"%d" % i for i in range(50)]
         records = [Record(target, None, n, n, [("n", n), ("", b"")], 1 + int(n)) for n in numbered]
@@ -415,12 +416,39 @@ def test_both_libraries_write_the_same(kafka):
     assert len(found[0]) == 7
 
 
-def test_a_producer_that_cannot_be_is_refused_at_once(monkeypatch):
+def test_a_client_that_cannot_be_is_refused_at_once(kafka, monkeypatch):
     with pytest.raises(SinkError, match="'socks5_proxy' is not for producer: confluent-kafka"):
         make_producer("confluent-kafka", Cluster("any", {"socks5_proxy": "x"}), "id", None)
+    with (
+        pytest.raises(SourceError, match="'selector' is not for consumer: confluent-kafka"),
+        job("any", "g", "t", {"selector": "x"}, "confluent-kafka"),
+    ):
+        pass
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     with pytest.raises(SinkError, match=r"not installed: pip install 'tagstream\[confluent\]'"):
         make_producer("confluent-kafka", Cluster("any"), "id", None)
+    with pytest.raises(SourceError, match="not installed"), job("any", "g", "t", library="confluent-kafka"):
+        pass
+
+
+def test_a_committed_offset_is_waited_for_while_a_transaction_on_it_is_undecided(kafka, topics, library):
+    source, target = topics
+    with job(kafka.servers, name("job"), source, library=library) as (member, chains):
+        where = Partition(source, 0)
+        wait_until(lambda: where in member.assignment, 30, "its partition")
+        assert member.committed(where) is None
+        chains.chains[where].commit([record(target, b"a")], 0, 1)
+        producer = KafkaProducer(bootstrap_servers=kafka.servers, transactional_id=name("t"))
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send_offsets_to_transaction({_tp(source): OffsetAndMetadata(7, "seven", -1)}, member.metadata())
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(member.committed, where)
+            with pytest.raises(TimeoutError):
+                waiting.result(1.5)
+            producer.commit_transaction()
+            assert waiting.result(30) == (7, "seven")
+        producer.close()
 
 
 REQUESTS = ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"]
@@ -489,7 +517,7 @@ def test_a_member_without_a_generation_commits_nothing(kafka, topics, library, m
         polled = wait_until(lambda: member.take(0.5), 30, "records arrive")
         nobody = member.metadata()._replace(generation_id=-1, member_id="")
         with monkeypatch.context() as lost:
-            lost.setattr(member._consumer, "group_metadata", lambda: nobody)
+            lost.setattr(member._consumer, "metadata", lambda: nobody)
             chains.copy(member, target, polled)
         assert read_all(kafka.servers, target).get(0, []) == []
         chains.copy(member, target, polled)
@@ -539,7 +567,8 @@ class WithoutCommit:
 # ---- rebalances
 
 
-def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(kafka):
+def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(kafka, library):
+    """Also members of both libraries."""
     source, target = kafka.create_topic(name("in"), 4), kafka.create_topic(name("out"), 4)
     group = name("job")
     stop = threading.Event()
@@ -555,12 +584,12 @@ def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(k
     sender = threading.Thread(target=send)
     sender.start()
     ending = threading.Event()
-    with job(kafka.servers, group, source) as (first, chains):
+    with job(kafka.servers, group, source, library=library) as (first, chains):
         worker = threading.Thread(target=drain, args=(first, chains, target, ending.is_set))
         worker.start()
         wait_until(lambda: len(first.assignment) == 4, 20, "one member has all")
-        for _ in range(2):
-            with job(kafka.servers, group, source) as (second, others):
+        for another in LIBRARIES:
+            with job(kafka.servers, group, source, library=another) as (second, others):
                 wait_until(lambda m=second: len(m.assignment) == 2 == len(first.assignment), 30, "two members share")
                 done = others.commits
                 drain(second, others, target, lambda o=others, d=done: o.commits > d + 20)
@@ -579,12 +608,12 @@ def test_members_share_the_partitions_and_hand_over_without_loss_or_repetition(k
     assert not any(found[k] for k in ("lost", "doubled", "foreign", "disordered"))
 
 
-def test_closing_ends_a_rebalance_that_waits_for_work_in_flight(kafka):
+def test_closing_ends_a_rebalance_that_waits_for_work_in_flight(kafka, library):
     """Who closes a member will settle nothing any more: the group is not to wait for its patience."""
     source = kafka.create_topic(name("in"), 2)
     fill(kafka, source, [b"%d" % i for i in range(10)])
     group = name("job")
-    with job(kafka.servers, group, source, patience=600) as (first, _):
+    with job(kafka.servers, group, source, library=library, patience=600) as (first, _):
         wait_until(lambda: first.take(0.5), 30, "records, never settled")
         with job(kafka.servers, group, source) as (second, _):
             wait_until(lambda: first.leaving, 30, "a rebalance that waits for the first")

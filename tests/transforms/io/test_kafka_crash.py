@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from schemas.kafka_spec import PRODUCERS
+from schemas.kafka_spec import LIBRARIES
 from tests.services.java import wait_until
 from tests.services.kafka_faults import Load, Worker, committed_ends, count, differences
 
@@ -18,7 +18,7 @@ def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, long):
     broker, chance = mortal_kafka, random.Random(7)
     source, target = broker.create_topic("in", 4), broker.create_topic("out", 4)
     arguments = ("-m", "tests.services.kafka_copy", broker.servers, "job", source, target)
-    workers = [Worker(*arguments, library, log=tmp_path / f"{library}.log") for library in PRODUCERS]
+    workers = [Worker(*arguments, library, log=tmp_path / f"{library}.log") for library in LIBRARIES]
     load = Load(broker.servers, source, 4, rate=300)
     faults = ["worker", "broker", "zombie", "worker"] * (10 if long else 1)
     try:

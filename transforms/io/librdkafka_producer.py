@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from typing import Any
 
-from kafka import KafkaProducer, errors
+from kafka import KafkaProducer
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import SinkError
@@ -31,41 +28,12 @@ from transforms.io.kafka_producer import (
     Record,
     largest,
 )
+from transforms.io.librdkafka import NoAnswerError, bounded, group_bytes, library, settings, translate
 from transforms.watchdog import deadline
 
-PROPERTIES = {
-    "client_id": "client.id",
-    "security_protocol": "security.protocol",
-    "sasl_mechanism": "sasl.mechanism",
-    "sasl_plain_username": "sasl.username",
-    "sasl_plain_password": "sasl.password",
-    "ssl_cafile": "ssl.ca.location",
-    "ssl_certfile": "ssl.certificate.location",
-    "ssl_keyfile": "ssl.key.location",
-    "ssl_password": "ssl.key.password",
-    "ssl_crlfile": "ssl.crl.location",
-    "ssl_ciphers": "ssl.cipher.suites",
-    "ssl_check_hostname": "ssl.endpoint.identification.algorithm",
-    "delivery_timeout_ms": "delivery.timeout.ms",
-    "request_timeout_ms": "request.timeout.ms",
-    "transaction_timeout_ms": "transaction.timeout.ms",
-    "reconnect_backoff_ms": "reconnect.backoff.ms",
-    "reconnect_backoff_max_ms": "reconnect.backoff.max.ms",
-    "retry_backoff_ms": "retry.backoff.ms",
-    "linger_ms": "linger.ms",
-    "max_request_size": "message.max.bytes",
-    "connections_max_idle_ms": "connections.max.idle.ms",
-    "metadata_max_age_ms": "topic.metadata.refresh.interval.ms",
-    "receive_buffer_bytes": "socket.receive.buffer.bytes",
-    "send_buffer_bytes": "socket.send.buffer.bytes",
-}
-"""librdkafka's names of kafka-python's client properties."""
-IGNORED = {"batch_size", "bootstrap_timeout_ms", "max_block_ms", "metrics_enabled"}
 OURS = {
-    "log_level": 0,
     "partitioner": "murmur2_random",  # as kafka-python and Java
     "delivery.report.only.error": True,
-    "socket.nagle.disable": True,
     "queue.buffering.max.messages": 10_000_000,
     "queue.buffering.max.kbytes": 2_097_151,
     "batch.size": 1_000_000,
@@ -73,14 +41,6 @@ OURS = {
 ONE_BY_ONE = {"batch.num.messages": 1}
 ANSWER_SECONDS = 8.0
 """How long the coordinators have for offsets and commit together."""
-LOCAL = {
-    "_FENCED": errors.ProducerFencedError,
-    "_AUTHENTICATION": errors.SaslAuthenticationFailedError,
-    "_TIMED_OUT": errors.KafkaTimeoutError,
-    "_TIMED_OUT_QUEUE": errors.KafkaTimeoutError,
-    "_MSG_TIMED_OUT": errors.KafkaTimeoutError,
-}
-"""kafka-python's classes for what librdkafka itself finds; any other is a KafkaConnectionError."""
 
 
 class LibrdkafkaProducer:
@@ -88,11 +48,7 @@ class LibrdkafkaProducer:
 
     def __init__(self, cluster: Cluster, transactional_id: str, compression: str | None) -> None:
         """Raises SinkError if confluent-kafka is not installed, or has no counterpart of a client property."""
-        try:
-            import confluent_kafka
-        except ImportError:
-            raise SinkError("producer: confluent-kafka is not installed: pip install 'tagstream[confluent]'") from None
-        self._library = confluent_kafka
+        self._library = library("producer", SinkError)
         self.id, self._cluster, self._compression = transactional_id, cluster, compression
         self._settings = self._made()
         self._producer: Any = None
@@ -114,7 +70,7 @@ class LibrdkafkaProducer:
                     if not failed.retriable():
                         raise
                     if time.monotonic() > ends or (told is not None and told.name() == "_AUTHENTICATION"):
-                        raise self._translate(told or failed) from error
+                        raise translate(told or failed) from error
                 else:
                     return
 
@@ -128,7 +84,10 @@ class LibrdkafkaProducer:
             if failed:
                 self._blame(failed, records)
             at = [self._library.TopicPartition(*p.partition, p.offset, p.note) for p in positions]
-            _bounded(self._end, producer, at, group_bytes(group))
+            try:
+                bounded(ANSWER_SECONDS + 1, self._end, producer, at, group_bytes(group))
+            except NoAnswerError as error:  # its thread keeps the client, which the next of its id fences
+                raise DoubtError(str(error)) from None
 
     def shut(self) -> None:
         """Unsent records are dropped, and the client ends with the last reference to it: in a thread, since either may
@@ -172,7 +131,7 @@ class LibrdkafkaProducer:
 
     def _blame(self, failed: dict[int, Any], records: list[Record]) -> None:
         """Raises the error, the record that is too large if there is one: the others may have failed because of it."""
-        translated = {index: self._translate(error) for index, error in failed.items()}
+        translated = {index: translate(error) for index, error in failed.items()}
         too_large = [index for index, error in translated.items() if isinstance(error, TOO_LARGE)]
         if not too_large:
             raise next(iter(translated.values()))
@@ -182,65 +141,21 @@ class LibrdkafkaProducer:
         raise largest(records, too_large)
 
     def _made(self) -> dict[str, Any]:
-        """The settings of librdkafka. Raises SinkError for a client property that has no counterpart there."""
-        ours = {name: value for name, value in TIMEOUTS.items() if name not in IGNORED}
-        given = self._cluster.properties(KafkaProducer.DEFAULT_CONFIG, **ours)
-        servers = given.pop("bootstrap_servers")
-        given = {name: value for name, value in given.items() if name not in IGNORED and value is not None}
-        if unknown := sorted(given.keys() - PROPERTIES.keys()):
-            raise SinkError(f"client property {unknown[0]!r} is not for producer: confluent-kafka")
-        if (check := given.get("ssl_check_hostname")) is not None:
-            given["ssl_check_hostname"] = "https" if check else "none"
-        settings = OURS | {PROPERTIES[name]: value for name, value in given.items()}
-        return settings | {
-            "bootstrap.servers": servers,
-            "transactional.id": self.id,
-            "compression.type": self._compression or "none",
-            "socket.timeout.ms": settings["request.timeout.ms"],
-            "error_cb": functools.partial(setattr, self, "_told"),
-            "logger": logging.getLogger("kafka.librdkafka"),
-        }
+        made = settings(self._cluster, KafkaProducer.DEFAULT_CONFIG, "producer", SinkError, **TIMEOUTS)
+        return (
+            OURS
+            | made
+            | {
+                "transactional.id": self.id,
+                "compression.type": self._compression or "none",
+                "socket.timeout.ms": made["request.timeout.ms"],
+                "error_cb": functools.partial(setattr, self, "_told"),
+            }
+        )
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
         try:
             yield
         except self._library.KafkaException as error:
-            raise self._translate(error.args[0]) from error
-
-    def _translate(self, error: Any) -> errors.KafkaError:
-        """kafka-python's error: positive codes are the protocol's, negative ones librdkafka's own."""
-        if error.code() > 0:
-            kind = errors.for_code(error.code())
-        else:
-            kind = LOCAL.get(error.name(), errors.KafkaConnectionError)
-        return kind(error.str())
-
-
-def _bounded(call: Callable[..., None], *arguments: Any) -> None:
-    """The call in a thread of its own: when its connection breaks, librdkafka's may never return, whatever time-out it
-    has. Raises what it raises, or DoubtError; then the thread keeps the client, which the next of its id fences.
-    """
-    done: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            call(*arguments)
-        except BaseException as error:  # noqa: BLE001 — raised by the waiting thread
-            done.set_exception(error)
-        else:
-            done.set_result(None)
-
-    threading.Thread(target=run, name="librdkafka", daemon=True).start()
-    try:
-        done.result(ANSWER_SECONDS + 1)
-    except TimeoutError:
-        raise DoubtError("librdkafka does not return") from None
-
-
-def group_bytes(group: ConsumerGroupMetadata) -> bytes:
-    """What librdkafka's consumer_group_metadata gives: a magic, the generation, then strings that end with a zero."""
-    instance = group.group_instance_id
-    generation: bytes = group.generation_id.to_bytes(4, sys.byteorder, signed=True)
-    strings = f"{group.group_id}\0{group.member_id}\0" + ("\1" if instance is None else f"\0{instance}\0")
-    return b"CGMDv2:" + generation + strings.encode()
+            raise translate(error.args[0]) from error
