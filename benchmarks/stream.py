@@ -5,7 +5,7 @@ generator, consumer and job share the machine. Saturation is what the job does w
 `tagstream run` does with the same texts in a Parquet file. The job uses what `tagstream optimize` certifies for this
 machine. The peers get the same broker, texts, model (fp32) and rates:
 
-- tagstream_confluent: the job itself, its sink with `producer: confluent-kafka`
+- tagstream_confluent: the job itself, with `consumer: confluent-kafka` and `producer: confluent-kafka`
 - kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
 - quix: Quix Streams around `transformers.pipeline`, its exactly-once switched on
 
@@ -37,7 +37,7 @@ from transforms.model_files import find_model
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
     "tagstream": "tagstream",
-    "tagstream_confluent": "tagstream, producer: confluent-kafka",
+    "tagstream_confluent": "tagstream, both clients confluent-kafka",
     "kafka_loop": "kafka-python loop, at least once",
     "quix": "Quix Streams, exactly once",
 }
@@ -61,6 +61,7 @@ SAMPLE = ROOT / "examples" / "sms.parquet"
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
     spec, command = SPEC.replace("{classify}", classify), [PYTHON, "-m", "pipelines.cli", "run"]
     confluent = spec.replace("mode: headers", "mode: headers, producer: confluent-kafka")
+    confluent = confluent.replace("topics: {source}", "topics: {source}, consumer: confluent-kafka")
     found = [Contestant("tagstream", command, spec), Contestant("tagstream_confluent", command, confluent)]
     if options.peers and options.ms_per_row is None:
         model = str(find_model(options.model).path)

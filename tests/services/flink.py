@@ -202,7 +202,7 @@ class FlinkCluster:
 
 
 def _get(port: int) -> str:
-    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10).read().decode()
+    return urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60).read().decode()
 
 
 def _open(port: int) -> bool:
