@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from queue import SimpleQueue
 from typing import Any
 
 from kafka import errors
@@ -66,10 +67,6 @@ LOCAL = {
 BEHIND_THE_MAGIC = b"CGMDv2:"
 
 
-class NoAnswerError(Exception):
-    """A call of librdkafka's has not returned in time. Internal."""
-
-
 def library(what: str, kind: type[TagstreamError]) -> Any:
     """The module confluent_kafka. Raises `kind`, with how to install it, if it is not there."""
     try:
@@ -108,25 +105,32 @@ def translate(error: Any) -> errors.KafkaError:
     return kind(error.str())
 
 
-def bounded(seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-    """The call in a thread of its own: when its connection breaks, librdkafka's may never return, whatever time-out it
-    has. Raises what it raises, or NoAnswerError; then the thread keeps the client.
+class Caller:
+    """Calls one after another in a thread of its own: when its connection breaks, one of librdkafka's may never return,
+    whatever time-out it has; then its thread keeps the client.
     """
-    done: Future[None] = Future()
 
-    def run() -> None:
-        try:
-            call(*arguments)
-        except BaseException as error:  # noqa: BLE001 — raised by the waiting thread
-            done.set_exception(error)
-        else:
-            done.set_result(None)
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]] | None] = SimpleQueue()
+        threading.Thread(target=self._run, name="librdkafka", daemon=True).start()
 
-    threading.Thread(target=run, name="librdkafka", daemon=True).start()
-    try:
-        done.result(seconds)
-    except TimeoutError:
-        raise NoAnswerError("librdkafka does not return") from None
+    def call(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """What it gives or raises."""
+        future: Future[Any] = Future()
+        self._calls.put((future, call, arguments))
+        return future
+
+    def close(self) -> None:
+        """No call comes any more; those that were made are."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (made := self._calls.get()) is not None:
+            future, call, arguments = made
+            try:
+                future.set_result(call(*arguments))
+            except BaseException as error:  # noqa: BLE001 — raised by the waiting thread
+                future.set_exception(error)
 
 
 def group_bytes(group: ConsumerGroupMetadata) -> bytes:

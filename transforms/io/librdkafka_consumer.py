@@ -16,7 +16,7 @@ from kafka.structs import ConsumerGroupMetadata
 from schemas.errors import SourceError
 from transforms.io.kafka_client import Cluster, Partition, explain, record_batch
 from transforms.io.kafka_consumer import Arrived, Rebalance, committed
-from transforms.io.librdkafka import NoAnswerError, bounded, group_of_bytes, library, settings, translate
+from transforms.io.librdkafka import Caller, group_of_bytes, library, settings, translate
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,12 @@ class LibrdkafkaConsumer:
 
     def close(self) -> None:
         """See GroupConsumer. A client that does not end is left alone: its session ends then."""
+        caller = Caller()
+        closing = caller.call(self._consumer.close)
+        caller.close()
         try:
-            with contextlib.suppress(NoAnswerError):
-                bounded(CLOSE_SECONDS, self._consumer.close)
+            with contextlib.suppress(TimeoutError):
+                closing.result(CLOSE_SECONDS)
         finally:
             self._lookup.close(timeout_ms=1000)
 

@@ -28,12 +28,11 @@ from transforms.io.kafka_producer import (
     Record,
     largest,
 )
-from transforms.io.librdkafka import NoAnswerError, bounded, group_bytes, library, settings, translate
+from transforms.io.librdkafka import Caller, group_bytes, library, settings, translate
 from transforms.watchdog import deadline
 
 OURS = {
     "partitioner": "murmur2_random",  # as kafka-python and Java
-    "delivery.report.only.error": True,
     "queue.buffering.max.messages": 10_000_000,
     "queue.buffering.max.kbytes": 2_097_151,
     "batch.size": 1_000_000,
@@ -60,6 +59,7 @@ class LibrdkafkaProducer:
         with deadline(OPEN_SECONDS, f"{self.id}: init_transactions"), self._translated():
             self._told = None
             self._producer = self._library.Producer(self._settings)
+            self._caller = Caller()
             ends = time.monotonic() + 2 * CONNECT_SECONDS
             while True:  # librdkafka goes on trying, and tells on the side what fails
                 try:
@@ -84,10 +84,11 @@ class LibrdkafkaProducer:
             if failed:
                 self._blame(failed, records)
             at = [self._library.TopicPartition(*p.partition, p.offset, p.note) for p in positions]
+            ended = self._caller.call(self._end, producer, at, group_bytes(group))
             try:
-                bounded(ANSWER_SECONDS + 1, self._end, producer, at, group_bytes(group))
-            except NoAnswerError as error:  # its thread keeps the client, which the next of its id fences
-                raise DoubtError(str(error)) from None
+                ended.result(ANSWER_SECONDS + 1)
+            except TimeoutError:  # its thread keeps the client, which the next of its id fences
+                raise DoubtError("librdkafka does not return") from None
 
     def shut(self) -> None:
         """Unsent records are dropped, and the client ends with the last reference to it: in a thread, since either may
@@ -95,14 +96,16 @@ class LibrdkafkaProducer:
         """
         producer, self._producer = self._producer, None
         if producer is not None:
+            self._caller.close()
             threading.Thread(target=producer.purge, daemon=True).start()
 
     def _send(self, producer: Any, records: list[Record]) -> dict[int, Any]:
         """Sends all and waits; the KafkaError of each that was not delivered, by index."""
         failed: dict[int, Any] = {}
 
-        def report(index: int, error: Any, _: Any) -> None:
-            failed[index] = error
+        def report(index: int, error: Any, _: Any) -> None:  # of each: a flush looks every 10 ms if it isn't told
+            if error is not None:
+                failed[index] = error
 
         for index, r in enumerate(records):
             arguments = {"partition": -1 if r.number is None else r.number, "timestamp": r.timestamp or 0}
