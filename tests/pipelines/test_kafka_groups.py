@@ -15,6 +15,7 @@ from rich.console import Console
 from pipelines.live import LiveLine
 from pipelines.run import run_job
 from schemas.errors import LedgerError, SinkError, SourceError
+from schemas.kafka_spec import LIBRARIES
 from tests.pipelines.kafka_jobs import Topics, running, yaml_of
 from tests.services.java import wait_until
 from tests.services.kafka_faults import Worker, count, differences
@@ -45,8 +46,9 @@ def test_a_rolling_restart_of_static_members_moves_no_partition(topics, tmp_path
     """One process ends and comes back under its name; the other reads on without a rebalance, nothing is lost."""
     topics.client = {"session_timeout_ms": 30_000}
     workers = []
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.yaml").write_text(yaml_of(topics.spec({"instance_id": name}, {"mode": "headers"})))
+    for name, library in zip(("a", "b"), LIBRARIES, strict=True):
+        spec = topics.spec({"instance_id": name, "consumer": library}, {"mode": "headers", "producer": library})
+        (tmp_path / f"{name}.yaml").write_text(yaml_of(spec))
         command = ["-m", "pipelines.cli", "run", str(tmp_path / f"{name}.yaml"), "--debug"]
         workers.append(Worker(*command, log=tmp_path / f"{name}.log"))
     try:
@@ -90,10 +92,11 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
     )
     with contextlib.closing(foreign):
         wait_until(lambda: foreign.poll(100) or foreign.assignment(), 30, "the foreigner has joined")
-        polling = threading.Thread(target=lambda: [foreign.poll(100) for _ in range(100)])
+        polling = threading.Thread(target=lambda: [foreign.poll(100) for _ in range(200)])
         polling.start()
-        with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
-            run_job(topics.spec(), Console(file=io.StringIO()), max_seconds=30)
+        for library in LIBRARIES:
+            with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
+                run_job(topics.spec({"consumer": library}), Console(file=io.StringIO()), max_seconds=30)
         polling.join()
 
 

@@ -8,6 +8,7 @@ import random
 import pytest
 from kafka import KafkaProducer
 
+from schemas.kafka_spec import LIBRARIES
 from tests.pipelines.kafka_jobs import Topics, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count
@@ -86,11 +87,12 @@ def test_a_slow_model_costs_no_membership(topics, long):
     assert (counts.rows_in, counts.sequences, counts.lost_races) == (rows, rows, 0), "no work was repeated"
 
 
-def test_who_joins_while_the_model_thinks_waits_and_repeats_nothing(topics, long):
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_who_joins_while_the_model_thinks_waits_and_repeats_nothing(topics, library, long):
     """A rebalance waits for the batch in flight; the one who joins gets its partition afterwards."""
     rows, ms = (4, 46_000) if long else (8, 1100)
     topics.send([b"slow %d" % i for i in range(rows)], partition=0)
-    with running(topics.spec(backend={"ms_per_row": ms})) as result:
+    with running(topics.spec({"consumer": library}, backend={"ms_per_row": ms})) as result:
         wait_until(lambda: FEEDS.all() and FEEDS.all()[0].status().splits == 2, 60, "partitions")
         (feed,) = FEEDS.all()
         wait_until(lambda: any(map(feed.member.in_flight, feed.member.assignment)), 60, "a batch in flight")

@@ -147,4 +147,4 @@ def group_of_bytes(data: bytes) -> ConsumerGroupMetadata:
     assert data[:at] == BEHIND_THE_MAGIC, "a magic that this version of librdkafka does not write"
     group, member, rest = data[at + 4 :].decode().split("\0", 2)
     generation = int.from_bytes(data[at : at + 4], sys.byteorder, signed=True)
-    return ConsumerGroupMetadata(group, generation, member, rest[:-1] if rest != "\1" else None)
+    return ConsumerGroupMetadata(group, generation, member, None if rest == "\1" else rest[1:-1])

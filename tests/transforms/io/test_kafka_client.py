@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from kafka import KafkaProducer
-from kafka.structs import OffsetAndMetadata
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
 from schemas.kafka_spec import LIBRARIES
@@ -23,6 +23,7 @@ from transforms.io.kafka_client import RECORDS, Cluster, Partition
 from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together, forget_ends
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
+from transforms.io.librdkafka import group_bytes, group_of_bytes
 from transforms.stop import STOP
 
 pytestmark = pytest.mark.xdist_group("kafka")
@@ -215,8 +216,6 @@ def test_partitions_added_later_are_read(kafka, library, monkeypatch):
 
 def chain_of(kafka, topic, group, library="kafka-python", note="", client=(), servers=None, number=0):
     """A chain outside of a group, as a bulk job has it."""
-    from kafka.structs import ConsumerGroupMetadata
-
     cluster = Cluster(servers or kafka.servers, dict(client))
     consumer = cluster.consumer(group_id=group)
     at = lambda: consumer.committed(_tp(topic, number), metadata=True)  # noqa: E731
@@ -428,6 +427,20 @@ def test_a_client_that_cannot_be_is_refused_at_once(kafka, monkeypatch):
         make_producer("confluent-kafka", Cluster("any"), "id", None)
     with pytest.raises(SourceError, match="not installed"), job("any", "g", "t", library="confluent-kafka"):
         pass
+
+
+@pytest.mark.parametrize("instance", [None, "a", "0"])
+def test_the_groups_identity_is_read_and_written_as_librdkafka_does(instance):
+    import confluent_kafka
+
+    static = {} if instance is None else {"group.instance.id": instance}
+    consumer = confluent_kafka.Consumer({"bootstrap.servers": "127.0.0.1:1", "group.id": "g", "log_level": 0} | static)
+    written = consumer.consumer_group_metadata()
+    consumer.close()
+    assert group_of_bytes(written) == ConsumerGroupMetadata("g", -1, "", instance)
+    for group in (ConsumerGroupMetadata("g", -1, "", instance), ConsumerGroupMetadata("é x", 7, "m-1", instance)):
+        assert group_of_bytes(group_bytes(group)) == group
+    assert group_bytes(group_of_bytes(written)) == written
 
 
 def test_a_committed_offset_is_waited_for_while_a_transaction_on_it_is_undecided(kafka, topics, library):
