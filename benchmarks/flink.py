@@ -160,7 +160,7 @@ def wait_for_slots(cluster: FlinkCluster) -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "cluster").mkdir()
     (folder / "kafka").mkdir()
-    cluster, broker = FlinkCluster(folder / "cluster"), KafkaBroker(folder / "kafka")
+    cluster, broker = FlinkCluster(folder / "cluster", lasting=True), KafkaBroker(folder / "kafka", lasting=True)
     try:
         broker.start()
         cluster.start()

@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="memory over a million messages")
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
     options = parser.parse_args()
-    broker = KafkaBroker()
+    broker = KafkaBroker(lasting=True)
     with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
         try:
             broker.start()

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pipelines.flink import Flink
 from schemas.errors import RunnerError
-from tests.services.java import ROOT, free_ports, jars, wait_until
+from tests.services.java import ROOT, free_ports, jars, java, wait_until
 
 OPENS = [
     f"--add-opens=java.base/{package}=ALL-UNNAMED"
@@ -38,9 +38,10 @@ MEMORY = {
 
 
 class FlinkCluster:
-    """`processes` by name: jobmanager, taskmanager1 …, jobserver, workers."""
+    """`processes` by name: jobmanager, taskmanager1 …, jobserver, workers. `lasting`: see `java`."""
 
-    def __init__(self, folder: Path, task_managers: int = 2, slots: int = 1) -> None:
+    def __init__(self, folder: Path, task_managers: int = 2, slots: int = 1, *, lasting: bool = False) -> None:
+        self.lasting = lasting
         self.folder, self.libs, self.task_managers, self.slots = folder, jars("flink"), task_managers, slots
         self.rest_port, self.rpc_port, self.worker_port, self.metrics_port, *self.job_ports = free_ports(7)
         (self.flink_metrics_port,) = free_ports(1)
@@ -146,28 +147,21 @@ class FlinkCluster:
         if name == "workers":
             ports = [f"--port={self.worker_port}", f"--metrics-port={self.metrics_port}"]
             return [sys.executable, "-m", "pipelines.cli", "workers", *ports]
-        java = ["java", *OPENS, "-cp", f"{self.libs}/*"]
-        conf = ["--configDir", str(self.folder / "conf")]
         entry = "org.apache.flink.runtime"
+        conf = ["--configDir", str(self.folder / "conf")]
         if name == "jobmanager":
-            return [*java, "-Xmx512m", f"{entry}.entrypoint.StandaloneSessionClusterEntrypoint", *conf]
-        if name.startswith("taskmanager"):
+            arguments = [f"{entry}.entrypoint.StandaloneSessionClusterEntrypoint", *conf]
+        elif name.startswith("taskmanager"):
             main = f"{entry}.taskexecutor.TaskManagerRunner"
-            return [
-                *java,
-                "-Xmx512m",
-                "-XX:MaxMetaspaceSize=256m",
-                main,
-                *conf,
-                "-D",
-                f"taskmanager.resource-id={name}",
-            ]
-        return [
-            *java, "-Xmx512m", "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
-            f"--job-port={self.job_ports[0]}", f"--artifact-port={self.job_ports[1]}",
-            f"--expansion-port={self.job_ports[2]}",
-            f"--flink-master=127.0.0.1:{self.rest_port}", f"--artifacts-dir={self.folder / 'artifacts'}",
-        ]  # fmt: skip
+            arguments = ["-XX:MaxMetaspaceSize=256m", main, *conf, "-D", f"taskmanager.resource-id={name}"]
+        else:
+            arguments = [
+                "org.apache.beam.runners.flink.FlinkJobServerDriver", "--job-host=127.0.0.1",
+                f"--job-port={self.job_ports[0]}", f"--artifact-port={self.job_ports[1]}",
+                f"--expansion-port={self.job_ports[2]}",
+                f"--flink-master=127.0.0.1:{self.rest_port}", f"--artifacts-dir={self.folder / 'artifacts'}",
+            ]  # fmt: skip
+        return java(self.libs, *OPENS, "-Xmx512m", *arguments, lasting=self.lasting)
 
     def _configure(self) -> None:
         (self.folder / "conf").mkdir(parents=True, exist_ok=True)

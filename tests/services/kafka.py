@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.services.certificates import Authority
-from tests.services.java import ROOT, free_ports, jars, tail, wait_until
+from tests.services.java import ROOT, free_ports, jars, java, tail, wait_until
 
 USERS = {"admin": "admin-secret", "tagger": "tagger-secret", "stranger": "stranger-secret"}
 LOG4J = """
@@ -32,10 +32,10 @@ appender.out.layout.pattern = %d %p %c{1} %m%n
 
 
 class KafkaBroker:
-    """One broker with its own data folder and ports; both survive `restart`."""
+    """One broker with its own data folder and ports; both survive `restart`. `lasting`: see `java`."""
 
-    def __init__(self, folder: Path | None = None, *, secure: bool = False) -> None:
-        self.libs = jars("kafka")
+    def __init__(self, folder: Path | None = None, *, secure: bool = False, lasting: bool = False) -> None:
+        self.libs, self.lasting = jars("kafka"), lasting
         self.folder = Path(folder or tempfile.mkdtemp(prefix="kafka-"))
         self.log = self.folder / "server.log"
         self.port, self._controller, self.proxied_port, self.proxy_port = free_ports(4)
@@ -142,12 +142,8 @@ class KafkaBroker:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _java(self, *arguments: str) -> list[str]:
-        fast = [
-            "-XX:+UseSerialGC",
-            "-XX:TieredStopAtLevel=1",
-            f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties",
-        ]
-        return ["java", *fast, "-cp", f"{self.libs}/*", *arguments]
+        log = f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties"
+        return java(self.libs, log, *arguments, lasting=self.lasting)
 
     def _answers(self) -> bool:
         from kafka.admin import KafkaAdminClient
@@ -266,7 +262,7 @@ def main() -> None:
     from kafka import KafkaProducer
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    broker = KafkaBroker()
+    broker = KafkaBroker(lasting=True)
     broker.port, broker.servers = 9092, "127.0.0.1:9092"
     try:
         broker.start()
