@@ -174,6 +174,11 @@ def explain(error: BaseException, servers: str, what: str) -> str:
                 f"can't {what}: the consumer group is in use by another program, which shares partitions otherwise; "
                 "give the job a group of its own (source.group)"
             )
+        case errors.FencedInstanceIdError():
+            return (
+                f"can't {what}: another process has come under the same name and has the partitions now; give each "
+                "process a name of its own (source.instance_id)"
+            )
         case errors.AuthorizationError():
             return f"can't {what}: no permission on {servers} ({detail})"
         case errors.KafkaConnectionError() if "certificate" in detail.lower():

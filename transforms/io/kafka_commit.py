@@ -1,4 +1,4 @@
-"""The Kafka client, third part: one atomic append to the chain of one input partition.
+"""The Kafka client, fifth part: one atomic append to the chain of one input partition.
 
 A `Chain` is a transactional producer (`kafka_producer`) whose transactional id is fixed by job and input partition. Its
 `commit` writes output records and the input position in one transaction, and never reports success without proof.

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
-from kafka import KafkaConsumer
+from kafka import KafkaConsumer, errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
@@ -99,6 +99,8 @@ class PythonConsumer:
     def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
         self._cluster, self._topics = cluster, topics
         self._consumer = cluster.consumer(**ours)
+        self._fenced: errors.FencedInstanceIdError | None = None
+        self._watch_heartbeats()
         self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, rebalance))
         try:  # with the metadata known before the first join, the group does not have to join twice
             self.partitions = cluster.require(self._consumer, topics)
@@ -114,6 +116,8 @@ class PythonConsumer:
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
         """See GroupConsumer."""
         self._finish_joining()
+        if self._fenced is not None:
+            raise self._fenced
         polled = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=rows)
         found = {}
         for partition in self.owned():
@@ -172,6 +176,22 @@ class PythonConsumer:
     def _position(self, partition: Partition) -> int | None:
         state = self._consumer._subscription.assignment.get(topic_partition(partition))  # noqa: SLF001 — `position()` may block
         return None if state is None or state.position is None else int(state.position.offset)
+
+    def _watch_heartbeats(self) -> None:
+        """Notes that another process has the name of this static member: kafka-python 3.0.12 ends its heartbeats then,
+        and does not say so.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        send = coordinator._send_heartbeat_request  # noqa: SLF001
+
+        async def watched() -> Any:
+            try:
+                return await send()
+            except errors.FencedInstanceIdError as error:
+                self._fenced = error
+                raise
+
+        coordinator._send_heartbeat_request = watched  # noqa: SLF001
 
     def _finish_joining(self) -> None:
         """Makes the next poll go on with a join that the last one began.

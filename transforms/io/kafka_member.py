@@ -37,7 +37,7 @@ LOOK_AFTER_SECONDS = 2.0
 
 
 class Owner(Protocol):
-    """Whoever keeps the chains. Both methods run in a thread of their own while the rebalance waits for them."""
+    """Whoever keeps the chains. The rebalance waits for both methods; the thread is the client's."""
 
     def assigned(self, member: Member, partitions: list[Partition]) -> dict[Partition, int]:
         """Takes the partitions' chains over (rule 9) and says where each is to be read from."""
@@ -259,7 +259,7 @@ class Member:
             log.exception("leaving group %s", self.group)
 
     def _steer(self) -> None:
-        """Obeys rewinds, and pauses or resumes by the queue's size. Raises RetriableError if the client can't yet."""
+        """Obeys rewinds, and pauses or resumes by the queue's size."""
         mine = self._consumer.owned()
         with self._ready:
             rewinds = dict(self._rewinds)
@@ -268,7 +268,11 @@ class Member:
             finished = [p for p in self._finished if p in self._queues]
         for partition, position in rewinds.items():
             if here := partition in mine and partition in self._queues:
-                self._consumer.seek(partition, position)
+                try:
+                    self._consumer.seek(partition, position)
+                except errors.RetriableError as error:
+                    log.info("group %s: %r; trying again", self.group, error)
+                    continue  # what is polled meanwhile is dropped
             with self._ready:
                 if here:
                     self._queues.drop(partition)

@@ -105,6 +105,11 @@ def translate(error: Any) -> errors.KafkaError:
     return kind(error.str())
 
 
+def refused(error: Any) -> bool:
+    """Whether the broker refuses the credentials: a connection that breaks in the handshake is reported as that too."""
+    return error.name() == "_AUTHENTICATION" and "handshake failed: Local:" not in error.str()
+
+
 class Caller:
     """Calls one after another in a thread of its own: when its connection breaks, one of librdkafka's may never return,
     whatever time-out it has; then its thread keeps the client.
@@ -115,7 +120,7 @@ class Caller:
         threading.Thread(target=self._run, name="librdkafka", daemon=True).start()
 
     def call(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """What it gives or raises."""
+        """Of what it gives or raises."""
         future: Future[Any] = Future()
         self._calls.put((future, call, arguments))
         return future

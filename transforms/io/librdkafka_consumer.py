@@ -16,7 +16,7 @@ from kafka.structs import ConsumerGroupMetadata
 from schemas.errors import SourceError
 from transforms.io.kafka_client import Cluster, Partition, explain, record_batch
 from transforms.io.kafka_consumer import Arrived, Rebalance, committed
-from transforms.io.librdkafka import Caller, group_of_bytes, library, settings, translate
+from transforms.io.librdkafka import LOCAL, Caller, group_of_bytes, library, refused, settings, translate
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ OURS = {
     "auto.offset.reset": "error",
     "isolation.level": "read_committed",
     "allow.auto.create.topics": False,
+    "check.crcs": True,
     "partition.assignment.strategy": "range,roundrobin",  # kafka-python's: members of both may share a group
     "enable.partition.eof": True,  # tells the position behind transaction markers
     "queued.max.messages.kbytes": 16_384,
@@ -35,14 +36,18 @@ OURS = {
 }
 DEFAULTS = {"metadata_max_age_ms": 10_000, "reconnect_backoff_max_ms": 1_000}
 """As `Cluster.consumer` has them."""
-PASSING = {"_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD", "_MAX_POLL_EXCEEDED", "_STATE"}
-"""What librdkafka tells of and goes on after."""
+PASSING = {
+    "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD", "_MAX_POLL_EXCEEDED", "_STATE",
+    "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC",
+}  # fmt: skip
+"""What librdkafka tells of and goes on after, without a message less."""
 CLOSE_SECONDS = 3.0
 
 
 class LibrdkafkaConsumer:
     """See GroupConsumer. confluent-kafka lets one thread call at a time, and who polls starves others: so the thread
-    that polls calls everything, and a consumer of kafka-python's outside of the group answers what others ask.
+    that polls calls everything (`close` comes last), and a consumer of kafka-python's outside of the group answers
+    what others ask.
     """
 
     def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
@@ -50,43 +55,56 @@ class LibrdkafkaConsumer:
         self._library = library("consumer", SourceError)
         self._cluster, self._topics, self._rebalance, self._group = cluster, topics, rebalance, ours["group_id"]
         made = settings(cluster, KafkaConsumer.DEFAULT_CONFIG, "consumer", SourceError, **(DEFAULTS | ours))
-        self._lookup = cluster.consumer(group_id=self._group)  # says what is wrong with the connection, too
-        try:
-            self.partitions = cluster.require(self._lookup, topics)
-        except BaseException:
-            self._lookup.close(timeout_ms=1000)
-            raise
+        if (timeout := made.pop("request.timeout.ms", None)) is not None:
+            made["socket.timeout.ms"] = timeout
         self._mine: set[Partition] = set()
         self._identity = self._nobody()
         self._ends: dict[Partition, int] = {}
         self._heard = 0.0
         self._failed: Any = None
-        self._consumer = self._library.Consumer(
-            OURS | made | {"stats_cb": self._note_statistics, "error_cb": self._note_error}
-        )
-        self._consumer.subscribe(
-            list(topics),
-            on_assign=self._on_assign,
-            on_revoke=functools.partial(self._on_gone, lost=False),
-            on_lost=functools.partial(self._on_gone, lost=True),
-        )
+        self._rebalancing = False
+        self._lookup = cluster.consumer(group_id=self._group)  # says what is wrong with the connection, too
+        try:
+            self.partitions = cluster.require(self._lookup, topics)
+            self._consumer = self._library.Consumer(
+                OURS | made | {"stats_cb": self._note_statistics, "error_cb": self._note_error}
+            )
+            self._consumer.subscribe(
+                list(topics),
+                on_assign=self._on_assign,
+                on_revoke=functools.partial(self._on_gone, lost=False),
+                on_lost=functools.partial(self._on_gone, lost=True),
+            )
+        except self._library.KafkaException as error:
+            self._lookup.close(timeout_ms=1000)
+            raise SourceError(explain(translate(error.args[0]), cluster.servers, "start a consumer")) from error
+        except BaseException:
+            self._lookup.close(timeout_ms=1000)
+            raise
 
     @contextlib.contextmanager
     def lookup(self) -> Iterator[KafkaConsumer]:
         """See GroupConsumer."""
-        self._cluster.require(self._lookup, self._topics)
+        with contextlib.suppress(SourceError):  # a topic that was deleted is no reason to give the others up
+            self._cluster.require(self._lookup, self._topics)
         yield self._lookup
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
-        """See GroupConsumer. Waits for the first message only. No error after which polls go on: it would have cost the
-        messages that came with it.
+        """See GroupConsumer. Waits for the first message only. Polls can't go on after an error that it raises, one of
+        a rebalance included: they would do without the messages or partitions that it has cost.
         """
-        try:
+        with self._ending():
             first = self._consumer.poll(seconds)
-            messages = [] if first is None else [first, *self._consumer.consume(max(1, rows - 1), 0)]
-        except self._library.KafkaException as error:
-            what = f"read {', '.join(self._topics)}"
-            raise SourceError(explain(translate(error.args[0]), self._cluster.servers, what)) from error
+            if first is None:
+                messages = []
+            else:
+                mine = self._mine
+                messages = self._consumer.consume(max(1, rows - 1), 0)
+                if self._mine is mine:  # else a rebalance lies between: the first is read again if it is still ours
+                    messages.insert(0, first)
+            return self._arrived(messages)
+
+    def _arrived(self, messages: list[Any]) -> dict[Partition, Arrived]:
         by_partition: dict[tuple[str, int], list[Any]] = {}
         ends: dict[tuple[str, int], int] = {}
         for message in messages:
@@ -105,7 +123,7 @@ class LibrdkafkaConsumer:
             low_and_high = self._consumer.get_watermark_offsets(*self._named([partition]), cached=True)
             self._ends[partition] = max(stop, low_and_high[1] if low_and_high else 0)
         if self._failed is not None:
-            raise translate(self._failed)
+            raise errors.SaslAuthenticationFailedError(self._failed.str())
         return found
 
     def seek(self, partition: Partition, position: int) -> None:
@@ -119,11 +137,13 @@ class LibrdkafkaConsumer:
 
     def pause(self, partitions: list[Partition]) -> None:
         """See GroupConsumer."""
-        self._consumer.pause(self._named(partitions))
+        with self._ending():
+            self._consumer.pause(self._named(partitions))
 
     def resume(self, partitions: list[Partition]) -> None:
         """See GroupConsumer."""
-        self._consumer.resume(self._named(partitions))
+        with self._ending():
+            self._consumer.resume(self._named(partitions))
 
     def owned(self) -> set[Partition]:
         """See GroupConsumer."""
@@ -145,15 +165,16 @@ class LibrdkafkaConsumer:
 
     def commit_soon(self, positions: dict[Partition, int]) -> None:
         """See GroupConsumer."""
-        self._consumer.commit(offsets=self._offsets(positions), asynchronous=True)
+        with contextlib.suppress(self._library.KafkaException):
+            self._consumer.commit(offsets=self._offsets(positions), asynchronous=True)
 
     def end(self, partition: Partition) -> int | None:
         """See GroupConsumer."""
         return self._ends.get(partition)
 
     def silence(self) -> float:
-        """See GroupConsumer; within two seconds."""
-        return max(0.0, time.monotonic() - self._heard) if self._heard else 0.0
+        """See GroupConsumer; within two seconds, and not during rebalances."""
+        return time.monotonic() - self._heard if self._heard and not self._rebalancing else 0.0
 
     def close(self) -> None:
         """See GroupConsumer. A client that does not end is left alone: its session ends then."""
@@ -169,32 +190,53 @@ class LibrdkafkaConsumer:
     def _nobody(self) -> ConsumerGroupMetadata:
         return ConsumerGroupMetadata(self._group, -1, "", None)
 
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Wraps what may be tried again, as kafka-python does with errors in a rebalance: not by this client."""
+        try:
+            yield
+        except self._library.KafkaException as error:
+            raise errors.KafkaError("in librdkafka") from translate(error.args[0])
+        except errors.RetriableError as error:
+            raise errors.KafkaError("in a rebalance") from error
+
+    @contextlib.contextmanager
+    def _in_a_rebalance(self) -> Iterator[None]:
+        self._rebalancing = True
+        try:
+            yield
+        finally:
+            self._heard, self._rebalancing = time.monotonic(), False
+
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
-        named = _partitions(partitions)
-        self._identity = group_of_bytes(consumer.consumer_group_metadata())
-        starts = self._rebalance.gained(named)
-        self._mine = set(named)
-        consumer.assign(self._offsets(starts))
+        with self._in_a_rebalance():
+            named = _partitions(partitions)
+            self._identity = group_of_bytes(consumer.consumer_group_metadata())
+            starts = self._rebalance.gained(named)
+            self._mine = set(named)
+            consumer.assign(self._offsets(starts))
 
     def _on_gone(self, consumer: Any, partitions: list[Any], *, lost: bool) -> None:
-        self._rebalance.let_go(_partitions(partitions), lost=lost)
-        self._mine, self._identity, self._ends = set(), self._nobody(), {}
-        consumer.unassign()
+        with self._in_a_rebalance():
+            self._rebalance.let_go(_partitions(partitions), lost=lost)
+            self._mine, self._identity, self._ends = set(), self._nobody(), {}
+            consumer.unassign()
 
     def _judge(self, error: Any) -> None:
-        """Raises kafka-python's error unless librdkafka goes on by itself."""
-        translated = translate(error)
-        if error.fatal() or not (error.name() in PASSING or isinstance(translated, errors.RetriableError)):
+        """Raises kafka-python's error unless librdkafka goes on by itself without losing a message."""
+        name = error.name()
+        if name == "_FATAL":  # with a group of the classic protocol there is no other
+            raise errors.FencedInstanceIdError(error.str())
+        if error.code() < 0 and name not in PASSING:
+            raise LOCAL.get(name, errors.KafkaError)(error.str())
+        if error.code() > 0 and not isinstance(translated := translate(error), errors.RetriableError):
             raise translated
         log.info("group %s: %s", self._group, error.str())
 
     def _note_error(self, error: Any) -> None:
-        if error.name() == "_AUTHENTICATION":
+        if refused(error):
             self._failed = error
-        elif error.name() == "_FATAL":
-            log.error("group %s: %s", self._group, error.str())
-        else:
-            log.info("group %s: %s", self._group, error.str())
+        log.info("group %s: %s", self._group, error.str())
 
     def _note_statistics(self, statistics: str) -> None:
         brokers = json.loads(statistics)["brokers"].values()

@@ -1,7 +1,7 @@
 """A transactional producer by librdkafka (confluent-kafka, extra `confluent`), of which a transaction takes less time.
 
-Group and positions stay kafka-python's; the broker only wants the member id and generation, which librdkafka takes as
-the bytes that its own consumer would give.
+Whoever reads, the broker only wants the member id and generation, which librdkafka takes as the bytes that its own
+consumer gives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transforms.io.kafka_producer import (
     Record,
     largest,
 )
-from transforms.io.librdkafka import Caller, group_bytes, library, settings, translate
+from transforms.io.librdkafka import Caller, group_bytes, library, refused, settings, translate
 from transforms.watchdog import deadline
 
 OURS = {
@@ -69,7 +69,7 @@ class LibrdkafkaProducer:
                     failed, told = error.args[0], self._told
                     if not failed.retriable():
                         raise
-                    if time.monotonic() > ends or (told is not None and told.name() == "_AUTHENTICATION"):
+                    if time.monotonic() > ends or (told is not None and refused(told)):
                         raise translate(told or failed) from error
                 else:
                     return

@@ -10,7 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from kafka import KafkaProducer
+from kafka import KafkaProducer, errors
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
 from schemas.errors import ChainMovedError, LedgerError, SinkError, SourceError
@@ -196,19 +196,19 @@ def test_the_queue_is_bounded_and_everything_still_arrives_in_order(kafka, libra
 
 
 def test_partitions_added_later_are_read(kafka, library, monkeypatch):
-    """Also when polls end inside the rebalance, as short ones do: each addition lost all partitions by chance."""
+    """Also when polls end inside the rebalance, as short ones do: each lost all partitions by chance."""
     monkeypatch.setattr("transforms.io.kafka_member.POLL_MS", 2)
     from kafka.admin import NewPartitions
 
     topic = kafka.create_topic(name("in"))
-    client = {"metadata_max_age_ms": 200}
+    client, last = {"metadata_max_age_ms": 200}, 20 if library == "kafka-python" else 3
     with job(kafka.servers, name("job"), topic, client, library) as (member, _), kafka.admin() as admin:
-        for number in range(1, 21):
+        for number in range(1, last + 1):
             wait_until(lambda n=number: len(member.assignment) == n, 20, f"partition {number}")
             admin.create_partitions({topic: NewPartitions(total_count=number + 1)})
-        wait_until(lambda: len(member.assignment) == 21, 20, "the last partition")
-        fill(kafka, topic, [b"new"], partition=20)
-        assert take(member).partition == Partition(topic, 20)
+        wait_until(lambda: len(member.assignment) == last + 1, 20, "the last partition")
+        fill(kafka, topic, [b"new"], partition=last)
+        assert take(member).partition == Partition(topic, last)
 
 
 # ---- the chain
@@ -627,3 +627,43 @@ def test_closing_ends_a_rebalance_that_waits_for_work_in_flight(kafka, library):
             wait_until(lambda: first.leaving, 30, "a rebalance that waits for the first")
             first.close(20)
             wait_until(lambda: len(second.assignment) == 2, 30, "the second has all")
+
+
+def test_an_error_while_partitions_are_taken_over_ends_the_member(kafka, library):
+    """Also one that may be tried again: whoever runs the member starts another. Its partitions are not left unread."""
+    source = kafka.create_topic(name("in"))
+    cluster = Cluster(kafka.servers)
+    chains = Chains(cluster, name("job"))
+    chains.assigned = lambda *_: (_ for _ in ()).throw(errors.KafkaTimeoutError("no leader"))
+    member = Member(cluster, chains.group, (source,), chains, library=library)
+    try:
+        with pytest.raises(SourceError, match=r"does not answer in time .*no leader") as raised:
+            wait_until(lambda: member.take(0.5), 30, "an error")
+        assert raised.value.transient
+    finally:
+        member.close()
+
+
+def test_messages_that_were_deleted_before_they_were_read_are_told_of(kafka, library):
+    source = kafka.create_topic(name("in"))
+    fill(kafka, source, [b"%d" % i for i in range(10)])
+    with kafka.admin() as admin:
+        admin.delete_records({_tp(source): 5})
+    message = r"deleted messages before they were read.*raise the topic's retention"
+    with (
+        job(kafka.servers, name("job"), source, library=library) as (member, _),
+        pytest.raises(SourceError, match=message),
+    ):
+        wait_until(lambda: member.take(0.5), 30, "an error")
+
+
+def test_a_static_member_whose_name_another_takes_is_told_so(kafka, library):
+    """It ends: the partitions are the other's, and no chain is taken back from it."""
+    source = kafka.create_topic(name("in"))
+    group = name("job")
+    with job(kafka.servers, group, source, library=library, instance_id="a") as (first, _):
+        wait_until(lambda: first.assignment, 30, "its partition")
+        with job(kafka.servers, group, source, library=library, instance_id="a") as (second, _):
+            with pytest.raises(SourceError, match=r"another process has come under the same name.*source\.instance_id"):
+                wait_until(lambda: first.take(0.5), 40, "an error")
+            wait_until(lambda: second.assignment, 30, "its partition")
