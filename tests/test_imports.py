@@ -54,7 +54,7 @@ def test_imports_go_one_way(package: str) -> None:
         ("torch", "transforms/backends/"),
         ("onnxruntime", "transforms/backends/"),
         ("kafka", "transforms/io/kafka"),
-        ("confluent_kafka", ("transforms/io/schema_registry.py", "transforms.io.librdkafka_producer.py")),
+        ("confluent_kafka", ("transforms/io/schema_registry.py", "transforms/io/kafka_librdkafka.py")),
         ("pyiceberg", "transforms/io/iceberg"),
         ("deltalake", "transforms/io/delta"),
         ("duckdb", "transforms/io/duckdb"),

@@ -1,4 +1,4 @@
-"""The Kafka client, second part: a consumer in a group, by kafka-python. `librdkafka_consumer` has the lighter one.
+"""The Kafka client, second part: a consumer in a group, by kafka-python. `kafka_librdkafka_consumer` is lighter.
 
 Positions are set from outside, at each assignment; the client's own committed offsets are never where it goes on.
 """
@@ -88,7 +88,7 @@ def make_group_consumer(
     """By `library`, kafka-python or confluent-kafka; `ours` by kafka-python's names. Raises SourceError."""
     if library == "kafka-python":
         return PythonConsumer(cluster, topics, rebalance, **ours)
-    from transforms.io.librdkafka_consumer import LibrdkafkaConsumer
+    from transforms.io.kafka_librdkafka_consumer import LibrdkafkaConsumer
 
     return LibrdkafkaConsumer(cluster, topics, rebalance, **ours)
 

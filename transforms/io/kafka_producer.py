@@ -1,4 +1,4 @@
-"""The Kafka client, fourth part: a transactional producer, by kafka-python. `librdkafka_producer` has the faster one.
+"""The Kafka client, fourth part: a transactional producer, by kafka-python. `kafka_librdkafka_producer` is faster.
 
 The rules in the comments were found by killing brokers and workers: used as its documentation shows, kafka-python
 3.0.12 loses records (an expired batch fails only its future, a sequence gap makes it take a new epoch inside a commit
@@ -90,7 +90,7 @@ def make_producer(
     """By `library`, kafka-python or confluent-kafka; not started. Raises SinkError if it is not there, or can't be."""
     if library == "kafka-python":
         return PythonProducer(cluster, transactional_id, compression)
-    from transforms.io.librdkafka_producer import LibrdkafkaProducer
+    from transforms.io.kafka_librdkafka_producer import LibrdkafkaProducer
 
     return LibrdkafkaProducer(cluster, transactional_id, compression)
 

@@ -21,9 +21,9 @@ from tests.services.kafka_faults import differences, read_all
 from tests.services.proxy import FaultyProxy
 from transforms.io.kafka_client import RECORDS, Cluster, Partition
 from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together, forget_ends
+from transforms.io.kafka_librdkafka import group_bytes, group_of_bytes
 from transforms.io.kafka_member import Member
 from transforms.io.kafka_producer import Record, RecordTooLargeError, make_producer
-from transforms.io.librdkafka import group_bytes, group_of_bytes
 from transforms.stop import STOP
 
 pytestmark = pytest.mark.xdist_group("kafka")

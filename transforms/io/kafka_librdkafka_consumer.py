@@ -16,7 +16,7 @@ from kafka.structs import ConsumerGroupMetadata
 from schemas.errors import SourceError
 from transforms.io.kafka_client import Cluster, Partition, explain, record_batch
 from transforms.io.kafka_consumer import Arrived, Rebalance, committed
-from transforms.io.librdkafka import LOCAL, Caller, group_of_bytes, library, refused, settings, translate
+from transforms.io.kafka_librdkafka import LOCAL, Caller, group_of_bytes, library, refused, settings, translate
 
 log = logging.getLogger(__name__)
 

@@ -18,6 +18,7 @@ from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import SinkError
 from transforms.io.kafka_client import CONNECT_SECONDS, Cluster
+from transforms.io.kafka_librdkafka import Caller, group_bytes, library, refused, settings, translate
 from transforms.io.kafka_producer import (
     CALL_SECONDS,
     OPEN_SECONDS,
@@ -28,7 +29,6 @@ from transforms.io.kafka_producer import (
     Record,
     largest,
 )
-from transforms.io.librdkafka import Caller, group_bytes, library, refused, settings, translate
 from transforms.watchdog import deadline
 
 OURS = {
