@@ -23,7 +23,7 @@ class Chains:
     """An `Owner` that keeps one transactional chain for each partition."""
 
     def __init__(self, cluster, group, library="kafka-python"):
-        self.cluster, self.group, self.library, self.chains = cluster, group, library, {}
+        self.cluster, self.group, self.client_library, self.chains = cluster, group, library, {}
         self.commits = 0
         self.together = 0
 
@@ -39,7 +39,7 @@ class Chains:
                 committed=lambda p=p: member.committed(p),
                 owned=lambda p=p, tenure=tenure: member.owns(p) and member.tenure(p) == tenure,
                 note=self.group,
-                library=self.library,
+                library=self.client_library,
                 member=member,
             )
             starts[p] = chain.open() or 0
