@@ -161,7 +161,7 @@ class FlinkCluster:
                 f"--expansion-port={self.job_ports[2]}",
                 f"--flink-master=127.0.0.1:{self.rest_port}", f"--artifacts-dir={self.folder / 'artifacts'}",
             ]  # fmt: skip
-        return java(self.libs, *OPENS, "-Xmx512m", *arguments, lasting=self.lasting)
+        return java(*OPENS, "-cp", f"{self.libs}/*", "-Xmx512m", *arguments, lasting=self.lasting)
 
     def _configure(self) -> None:
         (self.folder / "conf").mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
 
 
-def java(libs: Path, *arguments: str, lasting: bool = False) -> list[str]:
+def java(*arguments: str, lasting: bool = False) -> list[str]:
     """A command line. A JVM that does not last, as in tests, compiles quickly and never well."""
     short = [] if lasting else ["-XX:TieredStopAtLevel=1"]
-    return ["java", "-XX:+UseSerialGC", *short, "-cp", f"{libs}/*", *arguments]
+    return ["java", "-XX:+UseSerialGC", *short, *arguments]
 
 
 def jars(name: str) -> Path:

@@ -143,7 +143,7 @@ class KafkaBroker:
 
     def _java(self, *arguments: str) -> list[str]:
         log = f"-Dlog4j2.configurationFile={self.folder}/log4j2.properties"
-        return java(self.libs, log, *arguments, lasting=self.lasting)
+        return java(log, "-cp", f"{self.libs}/*", *arguments, lasting=self.lasting)
 
     def _answers(self) -> bool:
         from kafka.admin import KafkaAdminClient

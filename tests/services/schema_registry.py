@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services.java import free_ports, jars, tail, wait_until
+from tests.services.java import free_ports, jars, java, tail, wait_until
 
 
 class RegistryServer:
@@ -26,11 +26,10 @@ class RegistryServer:
         self.process: subprocess.Popen | None = None
 
     def start(self, deadline: float = 120.0) -> RegistryServer:
-        java = ["java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         settings = ["-Dquarkus.http.host=127.0.0.1", f"-Dquarkus.http.port={self.port}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*java, *settings, "-jar", str(_program())], stdout=log, stderr=log, start_new_session=True
+                java("-Xmx384m", *settings, "-jar", str(_program())), stdout=log, stderr=log, start_new_session=True
             )
         try:
             wait_until(self._answers, deadline, "the schema registry answers", 0.2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ CONNECT_SECONDS = 8.0
 DECIDED_MS = 90_000
 """How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
 HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
+REFRESH = {"reconnect_backoff_max_ms": 1000, "metadata_max_age_ms": 10_000}
+"""Of consumers: how long it takes at most to notice a broker that is back, and partitions that were added."""
 RECORDS = pa.schema(
     [
         ("key", pa.binary()),
@@ -89,11 +91,9 @@ class Cluster:
             "isolation_level": "read_committed",
             "auto_offset_reset": "none",
             "allow_auto_create_topics": False,
-            "reconnect_backoff_max_ms": 1000,
-            "metadata_max_age_ms": 10_000,  # partitions added later are noticed within this time
             "metrics_enabled": True,
         }
-        arguments = self.properties(KafkaConsumer.DEFAULT_CONFIG, **(safe | ours))
+        arguments = self.properties(KafkaConsumer.DEFAULT_CONFIG, **(safe | REFRESH | ours))
         with self.explained("connect", SourceError), deadline(60, f"connect to {self.servers}"):
             return KafkaConsumer(**arguments)
 
@@ -200,6 +200,17 @@ def explain(error: BaseException, servers: str, what: str) -> str:
 def topic_partition(partition: Partition) -> TopicPartition:
     """The client's own name of a partition."""
     return TopicPartition(partition.topic, partition.number)
+
+
+def named(partitions: Iterable[Any]) -> list[Partition]:
+    """Our names of partitions for those of either client, sorted."""
+    return sorted(Partition(p.topic, p.partition) for p in partitions)
+
+
+def committed(consumer: KafkaConsumer, partition: Partition, timeout_ms: int = DECIDED_MS) -> tuple[int, str] | None:
+    """The committed offset of the consumer's group and its note; waits while a transaction on it is undecided."""
+    found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=timeout_ms)
+    return None if found is None else (found.offset, found.metadata)
 
 
 def offsets(consumer: KafkaConsumer, partitions: list[Partition], at: str | int) -> dict[Partition, int]:

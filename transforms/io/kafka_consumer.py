@@ -5,8 +5,7 @@ Positions are set from outside, at each assignment; the client's own committed o
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol
 
@@ -15,7 +14,7 @@ from kafka import KafkaConsumer, errors
 from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
 from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 
-from transforms.io.kafka_client import DECIDED_MS, Cluster, Partition, to_records, topic_partition
+from transforms.io.kafka_client import Cluster, Partition, committed, named, to_records, topic_partition
 
 
 class Arrived(NamedTuple):
@@ -44,7 +43,7 @@ class GroupConsumer(Protocol):
     partitions: list[Partition]
     """Those of the topics when it began."""
 
-    def lookup(self) -> contextlib.AbstractContextManager[KafkaConsumer]:
+    def lookup(self) -> KafkaConsumer:
         """One that knows the topics' metadata and the group, for `offsets` and the like. Raises SourceError."""
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
@@ -97,7 +96,6 @@ class PythonConsumer:
     """kafka-python's."""
 
     def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
-        self._cluster, self._topics = cluster, topics
         self._consumer = cluster.consumer(**ours)
         self._fenced: errors.FencedInstanceIdError | None = None
         self._watch_heartbeats()
@@ -108,10 +106,9 @@ class PythonConsumer:
             self._consumer.close(timeout_ms=1000)
             raise
 
-    @contextlib.contextmanager
-    def lookup(self) -> Iterator[KafkaConsumer]:
+    def lookup(self) -> KafkaConsumer:
         """See GroupConsumer."""
-        yield self._consumer
+        return self._consumer
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
         """See GroupConsumer."""
@@ -140,7 +137,7 @@ class PythonConsumer:
 
     def owned(self) -> set[Partition]:
         """See GroupConsumer."""
-        return {Partition(p.topic, p.partition) for p in self._consumer.assignment()}
+        return set(named(self._consumer.assignment()))
 
     def metadata(self) -> ConsumerGroupMetadata:
         """See GroupConsumer."""
@@ -160,7 +157,8 @@ class PythonConsumer:
 
     def end(self, partition: Partition) -> int | None:
         """See GroupConsumer."""
-        found = self._consumer.highwater(topic_partition(partition)) if partition in self.owned() else None
+        name = topic_partition(partition)
+        found = self._consumer.highwater(name) if name in self._consumer.assignment() else None
         return None if found is None else int(found)
 
     def silence(self) -> float:
@@ -211,13 +209,13 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         self._consumer, self._rebalance = consumer, rebalance
 
     async def on_partitions_assigned(self, assigned: Any) -> None:
-        await self._beside(self._gained, _named(assigned))
+        await self._beside(self._gained, named(assigned))
 
     async def on_partitions_revoked(self, revoked: Any) -> None:
-        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=False), _named(revoked))
+        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=False), named(revoked))
 
     async def on_partitions_lost(self, lost: Any) -> None:
-        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=True), _named(lost))
+        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=True), named(lost))
 
     def _gained(self, partitions: list[Partition]) -> None:
         for partition, at in self._rebalance.gained(partitions).items():
@@ -229,16 +227,6 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
             while not future.done():
                 await self._consumer._net.sleep(0.005)  # noqa: SLF001
         return future.result()
-
-
-def committed(consumer: KafkaConsumer, partition: Partition) -> tuple[int, str] | None:
-    """See GroupConsumer.committed."""
-    found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=DECIDED_MS)
-    return None if found is None else (found.offset, found.metadata)
-
-
-def _named(partitions: Any) -> list[Partition]:
-    return sorted(Partition(p.topic, p.partition) for p in partitions)
 
 
 def _offsets(positions: dict[Partition, int]) -> dict[Any, OffsetAndMetadata]:

@@ -14,8 +14,8 @@ from kafka import KafkaConsumer, errors
 from kafka.structs import ConsumerGroupMetadata
 
 from schemas.errors import SourceError
-from transforms.io.kafka_client import Cluster, Partition, explain, record_batch
-from transforms.io.kafka_consumer import Arrived, Rebalance, committed
+from transforms.io.kafka_client import REFRESH, Cluster, Partition, committed, explain, named, record_batch
+from transforms.io.kafka_consumer import Arrived, Rebalance
 from transforms.io.kafka_librdkafka import LOCAL, Caller, group_of_bytes, library, refused, settings, translate
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,6 @@ OURS = {
     "fetch.error.backoff.ms": 100,
     "statistics.interval.ms": 2000,
 }
-DEFAULTS = {"metadata_max_age_ms": 10_000, "reconnect_backoff_max_ms": 1_000}
-"""As `Cluster.consumer` has them."""
 PASSING = {
     "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD", "_MAX_POLL_EXCEEDED", "_STATE",
     "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC",
@@ -54,7 +52,7 @@ class LibrdkafkaConsumer:
         """Raises SourceError if confluent-kafka is not installed, or has no counterpart of a client property."""
         self._library = library("consumer", SourceError)
         self._cluster, self._topics, self._rebalance, self._group = cluster, topics, rebalance, ours["group_id"]
-        made = settings(cluster, KafkaConsumer.DEFAULT_CONFIG, "consumer", SourceError, **(DEFAULTS | ours))
+        made = settings(cluster, KafkaConsumer.DEFAULT_CONFIG, "consumer", SourceError, **(REFRESH | ours))
         if (timeout := made.pop("request.timeout.ms", None)) is not None:
             made["socket.timeout.ms"] = timeout
         self._mine: set[Partition] = set()
@@ -75,19 +73,17 @@ class LibrdkafkaConsumer:
                 on_revoke=functools.partial(self._on_gone, lost=False),
                 on_lost=functools.partial(self._on_gone, lost=True),
             )
-        except self._library.KafkaException as error:
+        except BaseException as error:
             self._lookup.close(timeout_ms=1000)
+            if not isinstance(error, self._library.KafkaException):
+                raise
             raise SourceError(explain(translate(error.args[0]), cluster.servers, "start a consumer")) from error
-        except BaseException:
-            self._lookup.close(timeout_ms=1000)
-            raise
 
-    @contextlib.contextmanager
-    def lookup(self) -> Iterator[KafkaConsumer]:
+    def lookup(self) -> KafkaConsumer:
         """See GroupConsumer."""
         with contextlib.suppress(SourceError):  # a topic that was deleted is no reason to give the others up
             self._cluster.require(self._lookup, self._topics)
-        yield self._lookup
+        return self._lookup
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
         """See GroupConsumer. Waits for the first message only. Polls can't go on after an error that it raises, one of
@@ -210,15 +206,15 @@ class LibrdkafkaConsumer:
 
     def _on_assign(self, consumer: Any, partitions: list[Any]) -> None:
         with self._in_a_rebalance():
-            named = _partitions(partitions)
+            gained = named(partitions)
             self._identity = group_of_bytes(consumer.consumer_group_metadata())
-            starts = self._rebalance.gained(named)
-            self._mine = set(named)
+            starts = self._rebalance.gained(gained)
+            self._mine = set(gained)
             consumer.assign(self._offsets(starts))
 
     def _on_gone(self, consumer: Any, partitions: list[Any], *, lost: bool) -> None:
         with self._in_a_rebalance():
-            self._rebalance.let_go(_partitions(partitions), lost=lost)
+            self._rebalance.let_go(named(partitions), lost=lost)
             self._mine, self._identity, self._ends = set(), self._nobody(), {}
             consumer.unassign()
 
@@ -249,10 +245,6 @@ class LibrdkafkaConsumer:
 
     def _offsets(self, positions: dict[Partition, int]) -> list[Any]:
         return [self._library.TopicPartition(*partition, at) for partition, at in positions.items()]
-
-
-def _partitions(partitions: list[Any]) -> list[Partition]:
-    return sorted(Partition(p.topic, p.partition) for p in partitions)
 
 
 def _records(partition: Partition, messages: list[Any]) -> Any:

@@ -7,7 +7,6 @@ not know what records mean.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import threading
 import time
@@ -195,7 +194,7 @@ class Member:
         if starts:
             self._consumer.commit(starts)
 
-    def lookup(self) -> contextlib.AbstractContextManager[KafkaConsumer]:
+    def lookup(self) -> KafkaConsumer:
         """A consumer that knows the topics' metadata. Raises SourceError."""
         return self._consumer.lookup()
 

@@ -27,7 +27,7 @@ from transforms.avro import AvroRows
 from transforms.io import Commit, Progress
 from transforms.io.chain import ChainWriter
 from transforms.io.kafka_blocks import MESSAGE
-from transforms.io.kafka_client import Cluster, Partition, topic_partition
+from transforms.io.kafka_client import Cluster, Partition, committed
 from transforms.io.kafka_commit import (
     Append,
     Chain,
@@ -339,12 +339,11 @@ def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int,
     consumer: KafkaConsumer
     with contextlib.closing(cluster.consumer(group_id=group)) as consumer:
         try:
-            found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=30_000)
+            return committed(consumer, partition, 30_000)
         except errors.KafkaError as error:
             failed = SinkError(f"can't read the committed offset of group {group}: {error}")
             failed.transient = isinstance(error, errors.RetriableError)
             raise failed from error
-    return None if found is None else (found.offset, found.metadata)
 
 
 def _cluster_id(cluster: Cluster) -> str:

@@ -155,10 +155,10 @@ class Feed:
         if not partitions:
             return {}
         group, known = group_of(self.source.job), self.sink.progress()
-        with member.lookup() as consumer:
-            ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
-            begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
-            starts = self._starts(member, consumer, partitions, begun)
+        consumer = member.lookup()
+        ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
+        begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
+        starts = self._starts(member, consumer, partitions, begun)
 
         def take_over(partition: Partition) -> int:
             split = split_of(partition, ids[partition.topic], starts[partition])
