@@ -44,8 +44,8 @@ class FlinkCluster:
         self.lasting = lasting
         self.folder, self.libs, self.task_managers, self.slots = folder, jars("flink"), task_managers, slots
         self.rest_port, self.rpc_port, self.worker_port, self.metrics_port, *self.job_ports = free_ports(7)
-        (self.flink_metrics_port,) = free_ports(1)
-        """The first that is free from here on is the JobManager's, the next ones are the TaskManagers'."""
+        self.exporters: dict[str, int] = {}
+        """Port of Flink's own metrics by process."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.flink = Flink(f"http://127.0.0.1:{self.rest_port}")
 
@@ -101,8 +101,7 @@ class FlinkCluster:
 
     def exported(self) -> set[str]:
         """Names of the metrics that Flink itself serves."""
-        ports = range(self.flink_metrics_port, self.flink_metrics_port + 20)
-        texts = [_get(port) for port in ports if _open(port)]
+        texts = [_get(port) for name, port in self.exporters.items() if name in self.processes]
         return {sample.name for text in texts for f in text_string_to_metric_families(text) for sample in f.samples}
 
     @contextlib.contextmanager
@@ -148,7 +147,10 @@ class FlinkCluster:
             ports = [f"--port={self.worker_port}", f"--metrics-port={self.metrics_port}"]
             return [sys.executable, "-m", "pipelines.cli", "workers", *ports]
         entry = "org.apache.flink.runtime"
-        conf = ["--configDir", str(self.folder / "conf")]
+        if name != "jobserver":
+            (self.exporters[name],) = free_ports(1)
+            own = f"metrics.reporter.prom.port={self.exporters[name]}"
+            conf = ["--configDir", str(self.folder / "conf"), "-D", own]
         if name == "jobmanager":
             arguments = [f"{entry}.entrypoint.StandaloneSessionClusterEntrypoint", *conf]
         elif name.startswith("taskmanager"):
@@ -185,7 +187,6 @@ class FlinkCluster:
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 5000,
             "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
-            "metrics.reporter.prom.port": f"{self.flink_metrics_port}-{self.flink_metrics_port + 20}",
             "io.tmp.dirs": str(self.folder / "tmp"),
             "blob.storage.directory": str(self.folder / "blobs"),
         }
