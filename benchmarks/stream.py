@@ -2,8 +2,10 @@
 
 Latency is from a message's timestamp to the moment when a read_committed consumer holds its label. Broker, load
 generator, consumer and job share the machine. Saturation is what the job does with a backlog, beside what
-`tagstream run` does with the same texts in a Parquet file. The job uses what `tagstream optimize` certifies for this
-machine. The peers get the same broker, texts, model (fp32) and rates:
+`tagstream run` does with the same texts in a Parquet file: both in turn for some rounds, with a broker that has worked
+one backlog off before; speeds are medians over the rounds, the share is the median of the ratios within a round. The
+job uses what `tagstream optimize` certifies for this machine. The peers get the same broker, texts, model (fp32) and
+rates, and one backlog of 3,000:
 
 - tagstream_confluent: the job itself, with `consumer: confluent-kafka` and `producer: confluent-kafka`
 - kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
@@ -12,7 +14,8 @@ machine. The peers get the same broker, texts, model (fp32) and rates:
 A peer that can't keep up with a rate has no latency there, only a queue: its figures are then null, and `behind` says
 how many messages it had not labelled half a minute after the last was sent.
 
-    python -m benchmarks.stream [--json FILE] [--model MODEL] [--rates N …] [--no-peers] [--soak MINUTES] [--record]
+    python -m benchmarks.stream [--json FILE] [--model MODEL] [--rates N …] [--backlog N] [--rounds N] [--no-peers]
+                                [--soak MINUTES] [--record]
 """
 
 from __future__ import annotations
@@ -20,7 +23,9 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections import defaultdict
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -53,6 +58,7 @@ source: {{type: parquet, path: {folder}/bulk.parquet}}
 classify: [{classify}]
 sink: {{type: parquet, path: {folder}/bulk}}
 """
+PEERS_BACKLOG = 3000
 WARM_SECONDS = 3
 PATIENCE = 30.0
 SAMPLE = ROOT / "examples" / "sms.parquet"
@@ -99,10 +105,10 @@ def latency(
 
 
 def backlog_rate(
-    broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], count: int
+    broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], count: int, name: str
 ) -> dict[str, Any]:
     """Messages a second through a backlog, from the first tenth of the output, which hides the start, to the last."""
-    with Run(broker, folder, contestant, "backlog") as run:
+    with Run(broker, folder, contestant, f"backlog-{name}") as run:
         send(run.servers, run.source, texts, None, count)
         run.start()
         if not run.wait_for(count, 900):
@@ -119,6 +125,50 @@ def bulk_rate(folder: Path, classify: str, texts: list[str], count: int) -> floa
     pq.write_table(pa.table({"text": [f"{texts[i % len(texts)]} {i}" for i in range(count)]}), folder / "bulk.parquet")
     (folder / "bulk.yaml").write_text(BULK.format(folder=folder, classify=classify))
     return tagstream(folder / "bulk.yaml", folder / "bulk.json")[1]["rows_per_s"]
+
+
+def saturation(
+    broker: KafkaBroker,
+    folder: Path,
+    racing: list[Contestant],
+    texts: list[str],
+    classify: str,
+    count: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """`backlog` by contestant, and for each of ours the share of the bulk rate."""
+    ours = [contestant for contestant in racing if contestant.name.startswith("tagstream")]
+    backlog_rate(broker, folder, ours[0], texts, count, "first")
+    runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+    bulk = []
+    for number in range(rounds):
+        for contestant in ours:
+            runs[contestant.name].append(backlog_rate(broker, folder, contestant, texts, count, str(number)))
+            print(contestant.name, runs[contestant.name][-1], flush=True)
+        bulk.append(bulk_rate(folder, classify, texts, count))
+        print("bulk", bulk[-1], flush=True)
+    for contestant in racing:
+        if contestant not in ours:
+            few = min(count, PEERS_BACKLOG)
+            runs[contestant.name].append(backlog_rate(broker, folder, contestant, texts, few, "0"))
+            print(contestant.name, runs[contestant.name][-1], flush=True)
+    return {
+        "rounds": rounds,
+        "bulk_per_s": round(median(bulk), 1),
+        "shares": {
+            c.name: round(median(run["per_s"] / rate for run, rate in zip(runs[c.name], bulk, strict=True)), 3)
+            for c in ours
+        },
+        "backlog": {
+            name: {
+                "per_s": round(median(run["per_s"] for run in found), 1),
+                "messages": found[0]["messages"],
+                "lost": sum(run["lost"] for run in found),
+                "duplicated": sum(run["duplicated"] for run in found),
+            }
+            for name, found in runs.items()
+        },
+    }
 
 
 def soak(broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], minutes: float) -> dict[str, Any]:
@@ -152,10 +202,10 @@ def table(found: dict[str, Any]) -> list[str]:
     lines.append("")
     for name, part in found["backlog"].items():
         lines.append(f"- {TITLES[name]}: {part['per_s']:,} messages/s through a backlog of {part['messages']:,}")
-    if found["saturation_share"]:
-        lines.append(
-            f"- the same texts in bulk: {found['bulk_per_s']:,} rows/s; saturation {found['saturation_share']:.1%}"
-        )
+    if found["shares"]:
+        shares = ", ".join(f"{share:.1%} ({TITLES[name]})" for name, share in found["shares"].items())
+        lines.append(f"- the same texts in bulk: {found['bulk_per_s']:,} rows/s; saturation {shares}")
+        lines.append(f"- rounds of ours and bulk: {found['rounds']}")
     if soaked := found.get("soak"):
         lines.append(
             f"- {soaked['minutes']:g} minutes at saturation, {soaked['labelled']:,} messages, lag at the end "
@@ -177,18 +227,14 @@ def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> d
         "certified": certified,
         "latency": [],
         "backlog": {},
+        "shares": {},
         "saturation_share": None,
     }
     rates = list(options.rates)
     if options.backlog:
-        for contestant in racing:
-            ours = contestant.name.startswith("tagstream")
-            count = options.backlog if ours else min(options.backlog, 3000)
-            found["backlog"][contestant.name] = backlog_rate(broker, folder, contestant, texts, count)
-            print(contestant.name, found["backlog"][contestant.name], flush=True)
+        found |= saturation(broker, folder, racing, texts, classify, options.backlog, options.rounds)
+        found["saturation_share"] = found["shares"]["tagstream"]
         live = found["backlog"]["tagstream"]["per_s"]
-        found["bulk_per_s"] = bulk_rate(folder, classify, texts, options.backlog)
-        found["saturation_share"] = round(live / found["bulk_per_s"], 3)
         rates.append(round(live / 2))
     for rate in rates:
         for contestant in racing:
@@ -215,6 +261,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="length of each latency run")
     parser.add_argument("--rates", type=float, nargs="*", default=[100.0, 300.0], help="beside half of saturation")
     parser.add_argument("--backlog", type=int, default=20_000, help="messages of the saturation run; 0 leaves it out")
+    parser.add_argument("--rounds", type=int, default=3, help="of the saturation run and bulk")
     parser.add_argument("--no-peers", dest="peers", action="store_false")
     parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES", help="memory over a million messages")
     parser.add_argument("--record", action="store_true", help="write benchmarks/RESULTS.md")
