@@ -41,19 +41,23 @@ class Prediction:
 
 
 class Recalled:
-    """Answers to some texts as far as they are remembered. `missing`: int64 indices of the texts to ask the model."""
+    """Answers to some texts as far as they are remembered. `missing`: int64 indices of the texts to ask for."""
 
     def __init__(self, prediction: Prediction, digests: list[bytes], missing: Array) -> None:
         self.prediction, self.digests, self.missing = prediction, digests, missing
 
     def completed(self, asked: Prediction) -> Prediction:
         """With the model's answers to the missing texts."""
+        self.learn(self.missing, asked)
+        return self.prediction
+
+    def learn(self, texts: Array, answers: Prediction) -> None:
+        """Answers to the texts at these indices."""
         whole = self.prediction
-        whole.scores[self.missing] = asked.scores
-        whole.tokens[self.missing] = asked.tokens
-        whole.truncated[self.missing] = asked.truncated
-        whole.errors.update({int(self.missing[at]): error for at, error in asked.errors.items()})
-        return whole
+        whole.scores[texts] = answers.scores
+        whole.tokens[texts] = answers.tokens
+        whole.truncated[texts] = answers.truncated
+        whole.errors.update({int(texts[at]): error for at, error in answers.errors.items()})
 
 
 class AnswerMemory:

@@ -17,39 +17,29 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections import defaultdict
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 
-from schemas.errors import DeadCode, ModelError, OutOfMemoryError
+from schemas.errors import DeadCode, ModelError
 from schemas.spec import Classifier
 from transforms.answers import AnswerMemory, Prediction, Recalled
 from transforms.backends import Backend, Encoded, load_backend
+from transforms.device import Device
 from transforms.labels import activate
 from transforms.metrics import METRICS
 from transforms.packing import Pool
+from transforms.passes import Passes, Submission, one_line
 from transforms.token_budget import TokenBudget, budget_of
 
 Array = np.ndarray
 SMALL = 64
 """Texts of a submission that is tokenised in a thread of its own, so that it never waits behind a large one. There is
 one thread for each kind: the Rust tokenizer spreads a batch over all cores by itself."""
-_DEVICES: dict[str, threading.Semaphore] = {}
-_DEVICES_LOCK = threading.Lock()
-
-
-@dataclass(eq=False)
-class _Submission:
-    future: Future[Prediction]
-    inverse: Array
-    recalled: Recalled | None = None
-    encoded: Encoded = None  # type: ignore[assignment]
-    logits: Array = None  # type: ignore[assignment]
-    left: int = 0
-    errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
 
 
 class Engine:
@@ -73,12 +63,13 @@ class Engine:
         self._tokenise_small = ThreadPoolExecutor(1, thread_name_prefix="tokenise-small")
         self._pool = Pool(backend.buckets)
         self._ready = threading.Condition()
-        self._live: set[_Submission] = set()
-        self._works = works
+        self._live: set[Submission] = set()
+        self._asked: dict[bytes, tuple[Submission, int]] = {}
+        """Who has a text inferred that nobody remembers yet, by the text's digest: the submission, its index there."""
+        self._passes = Passes(backend, self._budget, works)
         self._dead: ModelError | None = None
         self._closed = False
-        with _DEVICES_LOCK:
-            self._device = _DEVICES.setdefault(backend.device, threading.Semaphore(self._parallel))
+        self._device = Device.join(backend.device, self._parallel)
         self._threads = [
             threading.Thread(target=self._loop, name=f"infer-{n}", daemon=True) for n in range(self._parallel)
         ]
@@ -110,60 +101,91 @@ class Engine:
             thread.join()
         for tokenisers in (self._tokenise_small, self._tokenise_large):
             tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
+        self._device.leave(self.backend.device, self._parallel)
         self.backend.close()
 
     def _stopped(self) -> ModelError | None:
         return self._dead or (ModelError("the engine is closed") if self._closed else None)
 
     def _tokenise(self, texts: pa.LargeStringArray, future: Future[Prediction]) -> None:
+        unique = texts.dictionary_encode()
+        submission = Submission(future, unique.indices.to_numpy(zero_copy_only=False))
+        METRICS.add(duplicates=len(texts) - len(unique.dictionary))
         try:
             if stopped := self._stopped():
                 raise stopped
-            unique = texts.dictionary_encode()
-            submission = _Submission(future, unique.indices.to_numpy(zero_copy_only=False))
-            METRICS.add(duplicates=len(texts) - len(unique.dictionary))
             with METRICS.busy("tokenise"):
                 unknown = self._recall(unique.dictionary, submission)
                 submission.encoded = self._encode(unknown, submission)
             encoded = submission.encoded
             submission.errors.update(encoded.errors)
-            submission.left = len(encoded.lengths)
-            submission.logits = np.zeros((submission.left, len(self.backend.head.names)), np.float32)
-            if not submission.left:
-                self._finish(submission)
-                return
+            submission.logits = np.zeros((len(encoded.lengths), len(self.backend.head.names)), np.float32)
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
                 self._live.add(submission)
+                submission.left += len(encoded.lengths)
                 self._pool.add(submission, encoded.lengths)
                 self._ready.notify_all()
+            self._came(submission, 1)
         except BaseException as error:  # noqa: BLE001  a worker thread: the submitter re-raises it
-            future.set_exception(error)
+            self._give_up(submission, error)
 
-    def _recall(self, texts: pa.LargeStringArray, submission: _Submission) -> pa.LargeStringArray:
-        """The texts whose answers are not remembered."""
+    def _recall(self, texts: pa.LargeStringArray, submission: Submission) -> pa.LargeStringArray:
+        """The texts that the model is to be asked for: not remembered, and not asked for by another submission.
+
+        A small submission doesn't wait for a large one, whose results come together.
+        """
         if self.memory is None:
             return texts
-        submission.recalled = self.memory.recall(texts)
-        missing = submission.recalled.missing
-        METRICS.add(remembered=len(texts) - len(missing))
-        return texts.take(pa.array(missing))
+        recalled = submission.recalled = self.memory.recall(texts)
+        others: defaultdict[Submission, list[tuple[int, int]]] = defaultdict(list)
+        mine: list[int] = []
+        with self._ready:
+            for index in recalled.missing.tolist():
+                other, at = self._asked.setdefault(recalled.digests[index], (submission, len(mine)))
+                if other is submission or len(texts) <= SMALL < len(other.inverse):
+                    mine.append(index)
+                else:
+                    others[other].append((at, index))
+            for other, pairs in others.items():
+                there, here = np.array(pairs, np.int64).T
+                other.askers.append((submission, there, here))
+            submission.left += len(others)
+        recalled.missing = np.array(mine, np.int64)
+        METRICS.add(remembered=len(texts) - len(mine))
+        return texts.take(pa.array(recalled.missing))
 
-    def _encode(self, texts: pa.LargeStringArray, submission: _Submission) -> Encoded:
+    def _askers(self, submission: Submission) -> list[tuple[Submission, Array, Array]]:
+        """Those that have asked for texts of this one, which nobody does any more."""
+        with self._ready:
+            for digest in submission.recalled.digests if submission.recalled else ():
+                if self._asked.get(digest, (None, 0))[0] is submission:
+                    del self._asked[digest]
+            return submission.askers
+
+    def _give_up(self, submission: Submission, error: BaseException) -> None:
+        with self._ready:
+            self._live.discard(submission)
+        with suppress(InvalidStateError):
+            submission.future.set_exception(error)
+        for asker, _, _ in self._askers(submission):
+            self._give_up(asker, error)
+
+    def _encode(self, texts: pa.LargeStringArray, submission: Submission) -> Encoded:
         """All texts at once; if that fails without those that fail alone, which are left out as errors."""
         try:
             return self.backend.encode(texts)
         except Exception as error:  # noqa: BLE001
             if len(texts) == 1:
-                submission.errors[0] = (DeadCode.TOKENISATION_FAILED, _one_line(error))
+                submission.errors[0] = (DeadCode.TOKENISATION_FAILED, one_line(error))
                 return self.backend.encode(pa.array([""], pa.large_string()))
         bad: dict[int, str] = {}
         for i in range(len(texts)):
             try:
                 self.backend.encode(texts.slice(i, 1))
             except Exception as error:  # noqa: BLE001
-                bad[i] = _one_line(error)
+                bad[i] = one_line(error)
         submission.errors.update({i: (DeadCode.TOKENISATION_FAILED, message) for i, message in bad.items()})
         return self.backend.encode(
             pa.array(["" if i in bad else texts[i].as_py() for i in range(len(texts))], texts.type)
@@ -173,92 +195,39 @@ class Engine:
         try:
             while True:
                 with self._ready:
-                    while not (stopped := self._stopped()) and not len(self._pool):
-                        self._ready.wait()
-                    if stopped:
-                        raise stopped
-                    budget = self._budget.tokens
-                    micro = self._pool.take(budget, self.backend.max_rows)
-                    busy = len(self._pool) > 0
-                METRICS.add(
-                    micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
-                )
-                parts: Any = micro.parts
-                with self._device, METRICS.busy("infer", 1 / self._parallel):
-                    self._run(parts)
-                self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
-                for submission in self._done(parts):
-                    self._finish(submission)
+                    self._ready.wait_for(lambda: self._stopped() or len(self._pool))
+                with self._device.taken():  # what comes while another engine has the device is in the micro-batch too
                     with self._ready:
-                        self._live.discard(submission)
+                        if stopped := self._stopped():
+                            raise stopped
+                        if not len(self._pool):
+                            continue
+                        budget = self._budget.tokens
+                        micro = self._pool.take(budget, self.backend.max_rows)
+                        busy = len(self._pool) > 0
+                    METRICS.add(
+                        micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
+                    )
+                    parts: Any = micro.parts
+                    with METRICS.busy("infer", 1 / self._parallel):
+                        self._passes.run(parts)
+                self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
+                for submission, sequences in parts:
+                    self._came(submission, len(sequences))
         except BaseException as error:  # noqa: BLE001  nobody else runs the model: whoever waits must hear of it
-            self._die(error if isinstance(error, ModelError) else ModelError(f"inference stopped: {_one_line(error)}"))
+            self._die(error if isinstance(error, ModelError) else ModelError(f"inference stopped: {one_line(error)}"))
 
-    def _done(self, parts: list[tuple[_Submission, Array]]) -> list[_Submission]:
-        """Submissions that have all their logits with these."""
+    def _came(self, submission: Submission, count: int) -> None:
+        """So much of what is left of it is there."""
         with self._ready:
-            for submission, sequences in parts:
-                submission.left -= len(sequences)
-            return [s for s, _ in parts if not s.left and s in self._live]
+            submission.left -= count
+            done = not submission.left and submission in self._live
+        if done:
+            self._finish(submission)
+            with self._ready:
+                self._live.discard(submission)
 
-    def _run(self, parts: list[tuple[_Submission, Array]]) -> None:
-        """One forward pass, or as many as it takes to know what to say of every sequence."""
-        rows = sum(len(sequences) for _, sequences in parts)
-        failed = self._attempt(parts, rows)
-        if failed == rows and self._works is not None:
-            try:
-                self.backend.forward([self._works])
-            except Exception as error:
-                raise ModelError(
-                    f"the model stopped working: a row that it labelled before fails now: {_one_line(error)}"
-                ) from error
-
-    def _attempt(self, parts: list[tuple[_Submission, Array]], rows: int) -> int:
-        """Number of sequences that failed."""
-        try:
-            logits = self.backend.forward([(s.encoded, sequences) for s, sequences in parts])
-        except (OutOfMemoryError, MemoryError) as error:
-            longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
-            if rows > 1:  # a single row that does not fit says nothing of the others
-                self._budget.short_of_memory(rows * longest)
-            return self._bisect(parts, rows, DeadCode.OUT_OF_MEMORY, error)
-        except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
-            return self._bisect(parts, rows, DeadCode.INFERENCE_FAILED, error)
-        finite = np.isfinite(logits).all(axis=1)
-        at = 0
-        for submission, sequences in parts:
-            mine = slice(at, at + len(sequences))
-            submission.logits[sequences] = logits[mine]
-            for sequence in sequences[~finite[mine]]:
-                self._fail(submission, int(sequence), DeadCode.INFERENCE_FAILED, "the model's logits are not finite")
-            at = mine.stop
-        if self._works is None and finite[0]:
-            submission, sequences = parts[0]
-            self._works = (submission.encoded, sequences[:1])
-        return int((~finite).sum())
-
-    def _bisect(self, parts: list[tuple[_Submission, Array]], rows: int, code: DeadCode, error: Exception) -> int:
-        if rows == 1:
-            submission, sequences = parts[0]
-            self._fail(submission, int(sequences[0]), code, _one_line(error))
-            return 1
-        left: list[tuple[_Submission, Array]] = []
-        right: list[tuple[_Submission, Array]] = []
-        room = rows // 2
-        for submission, sequences in parts:
-            take = min(room, len(sequences))
-            room -= take
-            if take:
-                left.append((submission, sequences[:take]))
-            if take < len(sequences):
-                right.append((submission, sequences[take:]))
-        return self._attempt(left, rows // 2) + self._attempt(right, rows - rows // 2)
-
-    @staticmethod
-    def _fail(submission: _Submission, sequence: int, code: DeadCode, message: str) -> None:
-        submission.errors.setdefault(int(submission.encoded.text[sequence]), (code, message))
-
-    def _finish(self, submission: _Submission) -> None:
+    def _finish(self, submission: Submission) -> None:
         encoded, inverse = submission.encoded, submission.inverse
         logits, texts = submission.logits, len(encoded.tokens)
         if len(encoded.text) != texts:  # windows, or texts without sequences: the mean over each text's sequences
@@ -270,23 +239,22 @@ class Engine:
         answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
         if self.memory is not None and submission.recalled is not None:
             self.memory.remember(submission.recalled, answers)
+            for asker, there, here in self._askers(submission):
+                cast("Recalled", asker.recalled).learn(here, answers.take(there))
+                self._came(asker, 1)
             answers = submission.recalled.completed(answers)
         answers = answers.take(inverse)
         METRICS.add(truncated=int(answers.truncated.sum()))
-        submission.future.set_result(answers)
+        with suppress(InvalidStateError):  # the backend has died meanwhile
+            submission.future.set_result(answers)
 
     def _die(self, error: ModelError) -> None:
         with self._ready:
             self._dead = self._dead or error
-            while self._live:
-                if not (future := self._live.pop().future).done():
-                    future.set_exception(error)
+            live, self._live = self._live, set()
             self._ready.notify_all()
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:500]
+        for submission in live:
+            self._give_up(submission, error)
 
 
 _ENGINES: dict[str, Engine] = {}
@@ -312,7 +280,7 @@ def try_out(backend: Backend, name: str) -> tuple[Encoded, Array]:
         logits = backend.forward([works])
     except Exception as error:
         backend.close()
-        raise ModelError(f"{name}: the model is loaded, but can't label a first text: {_one_line(error)}") from error
+        raise ModelError(f"{name}: the model is loaded, but can't label a first text: {one_line(error)}") from error
     if not np.isfinite(logits).all():
         backend.close()
         raise ModelError(f"{name}: the model's logits are not finite, even for a plain text; are its weights whole?")

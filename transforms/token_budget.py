@@ -79,7 +79,7 @@ class TokenBudget:
             settled, self._seeks = self._seeks, False
             self._fitting = 0
             self.tokens = max(1, min(self._most, self.tokens, tried // 2))
-        if settled and self._found:
+        if settled and self._found and tried > self._most:  # else what was the best is too much
             self._found(self._most)
 
     def _count(self, tokens: int, at: float, busy: bool) -> None:

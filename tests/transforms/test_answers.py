@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.errors import DeadCode
+from schemas.errors import DeadCode, ModelError
 from schemas.spec import Classifier
 from tests.models import make_model
+from tests.services.java import wait_until
+from tests.transforms.test_engine import LengthBackend
 from transforms.answers import AnswerMemory, Prediction
 from transforms.backends import load_backend
-from transforms.engine import Engine
+from transforms.engine import SMALL, Engine
 from transforms.metrics import METRICS
 
 
@@ -82,6 +84,82 @@ def test_equal_texts_of_different_blocks_are_inferred_once(engine) -> None:
     assert [len(p.scores) for p in (first, second, third)] == [4, 5, 2]
     counts = METRICS.snapshot()
     assert (counts.sequences, counts.duplicates, counts.remembered) == (5, 2, 4)
+
+
+@pytest.fixture
+def held():
+    """An engine whose backend waits until it is let go, and remembers next to nothing."""
+    backend = LengthBackend()
+    backend.free = threading.Event()
+    forward = backend.forward
+
+    def wait_first(parts) -> np.ndarray:
+        assert backend.free.wait(30)
+        logits = forward(parts)
+        backend.answered += [encoded.values[row] for encoded, rows in parts for row in rows]
+        return logits
+
+    backend.forward, backend.answered = wait_first, []
+    engine = Engine(backend, 1)
+    yield engine, backend
+    backend.free.set()
+    engine.close()
+
+
+def test_equal_texts_in_flight_are_inferred_once(held) -> None:
+    """Whoever comes while a text is with the model waits for its answer, an error too."""
+    engine, backend = held
+    backend.poison = "poison"
+    blocks = [["a", "bb", "poison"], ["bb", "ccc", "a", "bb"], ["ccc", "poison"], ["a"]]
+    futures = [engine.submit(texts(*block)) for block in blocks]
+    wait_until(lambda: engine._tokenise_small._work_queue.empty() and len(engine._asked) == 4, 10, "all are asked for")
+    backend.free.set()
+    for block, future in zip(blocks, futures, strict=True):
+        found = future.result(30)
+        assert [block[row] for row in found.errors] == [text for text in block if text == "poison"]
+        fine = [row for row in range(len(block)) if row not in found.errors]
+        assert found.scores[fine, 0].tolist() == [len(block[row]) for row in fine]
+    assert sorted(backend.answered) == sorted(["a", "bb", "ccc"])
+    assert not engine._asked
+
+
+def test_small_submission_waits_for_no_large_one(held) -> None:
+    """Its text is with the model already, but in a block whose results come together."""
+    engine, backend = held
+    large = engine.submit(texts(*("x" * n for n in range(1, SMALL + 30))))
+    wait_until(lambda: len(engine._asked) > SMALL, 10, "the large one is with the model")
+    small = engine.submit(texts("xx", "x"))
+    wait_until(lambda: len(engine._live) == 2, 10, "the small one too")
+    backend.free.set()
+    assert small.result(30).scores[:, 0].tolist() == [2, 1]
+    assert large.result(30).scores[:, 0].tolist() == list(range(1, SMALL + 30))
+    assert sorted(backend.answered)[:4] == ["x", "x", "xx", "xx"]
+
+
+def test_who_waits_for_a_backend_that_dies_hears_of_it(held) -> None:
+    engine, backend = held
+    backend.free.set()
+    engine.submit(texts("works")).result(30)
+    backend.free.clear()
+    futures = [engine.submit(texts(*block)) for block in (["a", "b"], ["b"], ["a", "works"])]
+    wait_until(lambda: len(engine._live) == 3, 10, "all are asked for")
+    backend.broken.set()
+    backend.free.set()
+    for future in futures:
+        with pytest.raises(ModelError, match="stopped working"):
+            future.result(30)
+    assert not engine._asked
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=80), max_size=12))
+def test_blocks_at_once_are_answered_as_alone(blocks: list[list[int]]) -> None:
+    engine = Engine(LengthBackend(), 3 * 213)
+    try:
+        futures = [engine.submit(texts(*("t" * n for n in block))) for block in blocks]
+        assert [future.result(30).scores[:, 0].tolist() for future in futures] == blocks
+    finally:
+        engine.close()
 
 
 def test_scores_are_those_of_a_model_that_is_asked(tmp_path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import wait
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.errors import DeadCode, ModelError
+from schemas.errors import DeadCode, ModelError, OutOfMemoryError
 from schemas.spec import Classifier
 from transforms.backends import Encoded, describe, load_backend
 from transforms.engine import Engine, try_out
@@ -143,6 +144,30 @@ def test_out_of_memory_halves_the_budget(engine_of) -> None:
     prediction = engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
     assert not prediction.errors
     assert engine.token_budget <= 1000
+
+
+def test_failed_pass_leaves_nothing_in_memory(engine_of) -> None:
+    """Its activations are gone before the halves are tried, else those would not fit either."""
+
+    class Activations:
+        """What a forward pass makes."""
+
+    alive: list[int] = []
+    made: weakref.WeakSet[Activations] = weakref.WeakSet()
+
+    class Large(LengthBackend):
+        def forward(self, parts) -> np.ndarray:
+            alive.append(len(made))
+            activations = Activations()
+            made.add(activations)
+            if sum(len(rows) for _, rows in parts) > 1:
+                raise OutOfMemoryError("too large")
+            return super().forward(parts)
+
+    prediction = engine_of(Large()).submit(texts(*"abcdefgh")).result(30)
+    assert not prediction.errors
+    assert len(alive) >= 15
+    assert set(alive) == {0}
 
 
 def test_one_row_that_never_fits_leaves_the_budget(engine_of) -> None:

@@ -96,6 +96,14 @@ def test_shortage_of_memory_ends_the_search() -> None:
     assert set(run(budget, lambda tokens, _: tokens, 2 * GROW_PASSES)[GROW_PASSES:]) == {200}
 
 
+def test_budget_that_was_too_much_is_not_kept() -> None:
+    """The next process would run out of memory at once."""
+    found: list[int] = []
+    budget = TokenBudget(100, seek=True, found=found.append)
+    budget.short_of_memory(100)
+    assert (budget.tokens, found) == (50, [])
+
+
 @dataclass
 class Measured:
     """Of a backend what its budget depends on."""

@@ -78,12 +78,14 @@ class _PyTorch:
         try:
             return self._replica().logits(inputs)[:rows]
         except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemoryError(str(error)) from error
+            shortage = str(error)
         except RuntimeError as error:
-            if "not enough memory" in str(error) or "can't allocate memory" in str(error):  # the CPU allocator's words
-                raise OutOfMemoryError(str(error)) from error
-            raise
+            shortage = str(error)
+            if "not enough memory" not in shortage and "can't allocate memory" not in shortage:  # the CPU allocator's
+                raise
+        if self.device.startswith("cuda"):
+            torch.cuda.empty_cache()  # the error is gone, and with it the activations that its frames kept
+        raise OutOfMemoryError(shortage)
 
     def _replica(self) -> Replica:
         """The calling thread's, always the same: on a device that died, a row that worked before must fail too."""
