@@ -11,6 +11,7 @@ import datetime as dt
 import functools
 import hashlib
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,20 +27,21 @@ from rich.table import Table
 from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
-from transforms.backends.auto import certificate_folder
+from transforms.backends.auto import certificate_folder, device_kind
 from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.backends.onnx_smooth import Inputs
 from transforms.certificate import Certificate, hash_file
-from transforms.model_files import ModelFiles
 from transforms.text import as_text, is_text, unfit_rows
 from transforms.tokenise import TextTokenizer
 
 READ_ROWS = 2048
 RANGE_ROWS = 256
 """Texts of the sample that ranges for smoothing and static int8 come from."""
+LEAST_ROWS = 200
+"""Of a sample: with fewer, one label that changes would be more than half a percent."""
 LEAST_TOKENS = 64
 WORTHWHILE = 1.03
 """A budget that is faster by less ends the search."""
@@ -57,14 +59,36 @@ def optimize_classifier(
     """Certificate of the winner, everything measured, and candidates that failed with their reason.
 
     Certificate and the winner's file are written to `folder`, by default where `backend: auto` looks. `compiled`: try
-    torch.compile as well. Raises ModelError.
+    torch.compile as well. Raises ModelError, and SourceError for a sample that is too small.
     """
-    files = files_of(classifier)
+    if len(sample) < LEAST_ROWS:
+        raise SourceError(
+            f"--sample: {len(sample):,} texts say too little about how many labels change; {LEAST_ROWS} at least"
+        )
     folder = folder or certificate_folder(classifier)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".candidates-")
+    except OSError as error:
+        raise ModelError(f"{folder}: the certificate can't be written there: {error.strerror}") from None
+    with scratch as candidates:
+        return _search(classifier, sample, Path(candidates), folder, min_agreement, console, compiled=compiled)
+
+
+def _search(
+    classifier: Classifier,
+    sample: pa.LargeStringArray,
+    candidates: Path,
+    folder: Path,
+    min_agreement: float,
+    console: Console,
+    *,
+    compiled: bool,
+) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
     with console.status("measuring pytorch fp32"):
         fp32 = measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
     measured, failed = [fp32], []
-    for ladder in _ladders(classifier, sample, folder, compiled):
+    for ladder in _ladders(classifier, sample, candidates, compiled):
         for name, prepare in ladder:
             with console.status(f"measuring {name}"):
                 try:
@@ -80,26 +104,36 @@ def optimize_classifier(
         best = _fastest(measured, min_agreement)
         measured += _other_budgets(classifier, best, sample, fp32, min_agreement)
     winner = _fastest(measured, min_agreement)
-    certificate = _certificate(classifier, files, winner, fp32, sample)
-    certificate.write(folder)
-    for m in measured:
-        if m.candidate.file not in (None, winner.candidate.file):
-            m.candidate.file.unlink(missing_ok=True)
+    certificate = _certificate(classifier, winner, fp32, sample)
+    before = _certified_file(folder)
+    if winner.candidate.file and certificate.file:
+        winner.candidate.file.replace(folder / certificate.file)
+    certificate.write(folder)  # what a job reads meanwhile is the one before, with its file, or this one with its own
+    if before and before != certificate.file:
+        (folder / before).unlink(missing_ok=True)
     return certificate, measured, failed
 
 
-def _certificate(
-    classifier: Classifier, files: ModelFiles, winner: Measured, fp32: Measured, sample: pa.LargeStringArray
-) -> Certificate:
-    file = winner.candidate.file
+def _certified_file(folder: Path) -> str | None:
+    with suppress(ModelError):
+        certificate = Certificate.read(folder)
+        return certificate.file if certificate else None
+    return None
+
+
+def _certificate(classifier: Classifier, winner: Measured, fp32: Measured, sample: pa.LargeStringArray) -> Certificate:
+    files, file = files_of(classifier), winner.candidate.file
+    digest = hash_file(file) if file else None
     return Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
         max_length=classifier.max_length,
         long_text=classifier.long_text,
+        thresholds=classifier.thresholds,
+        device=device_kind(winner.candidate.backend),
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
-        file=file.name if file else None,
-        file_hash=hash_file(file) if file else None,
+        file=f"{file.stem}-{digest[:8]}.onnx" if file and digest else None,
+        file_hash=digest,
         sample=hash_texts(sample),
         sample_rows=len(sample),
         agreement=winner.agreement,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -23,8 +23,8 @@ FILE = "certificate.json"
 @dataclass(frozen=True)
 class Certificate:
     """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
-    and maximum; rows_per_s: engine alone. `max_length` and `long_text`: the classifier's. `file`: the optimised model
-    beside the certificate, `file_hash`: its SHA-256.
+    and maximum; rows_per_s: engine alone. `max_length`, `long_text` and `thresholds`: the classifier's. `device`: kind
+    of it, cpu, cuda or mps. `file`: the optimised model beside the certificate, `file_hash`: its SHA-256.
     """
 
     weights: str
@@ -44,6 +44,8 @@ class Certificate:
     machine: str
     versions: dict[str, str]
     date: str
+    thresholds: dict[str, float] = field(default_factory=dict)
+    device: str = "cpu"
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,7 @@ class Certificate:
             raise ModelError(f"{folder / FILE} is for weights {self.weights}, this model has {weights}; {again}")
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
-        for name in ("max_length", "long_text"):
+        for name in ("max_length", "long_text", "thresholds"):
             if (measured := getattr(self, name)) != (asked := getattr(classifier, name)):
                 raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
         if self.agreement < min_agreement:

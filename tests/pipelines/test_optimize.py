@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from pipelines import optimize
 from pipelines.cli import app
 from pipelines.measure import LABELS_DIFFER, TOO_SLOW, TRIAL_ROWS, Candidate, Measured, _equal, _timed, measure
-from schemas.errors import ModelError
+from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from tests.models import make_model, random_texts
 from transforms.backends import auto, load_backend
@@ -70,8 +71,9 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         sizes[way] = path.stat().st_size
         found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), TEXTS, fp32)
         assert 0 < found.drift_max < 0.5, way
-        certificate = optimize._certificate(classifier, files, found, fp32, TEXTS)
+        certificate = optimize._certificate(classifier, found, fp32, TEXTS)
         assert certificate.file_hash == hash_file(path)
+        path = path.rename(folder / certificate.file)
         certificate.write(folder)
         auto._choose.cache_clear()
         chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
@@ -153,7 +155,7 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
     assert {*tried} - {*plain} == {"pytorch fp32 compiled", "pytorch bf16 compiled"}
     fp32 = measure(short, FP32, TEXTS)
     found = dataclasses.replace(fp32, candidate=tried["pytorch fp32 compiled"]())
-    certificate = optimize._certificate(short, find_model(str(model)), found, fp32, TEXTS)
+    certificate = optimize._certificate(short, found, fp32, TEXTS)
     certificate.write(certificate_folder(short))
     assert auto.resolve(short).backend == found.candidate.backend
     assert found.candidate.backend.compile
@@ -161,13 +163,54 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
 
 def test_a_token_budget_is_of_one_machine(model: Path) -> None:
     """On another one the certified backend runs with its own."""
-    classifier, files = spec(model, type="auto"), find_model(str(model))
+    classifier = spec(model, type="auto")
     fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), TEXTS)
-    certificate = optimize._certificate(classifier, files, fp32, fp32, TEXTS)
+    certificate = optimize._certificate(classifier, fp32, fp32, TEXTS)
     for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
         dataclasses.replace(certificate, machine=machine).write(certificate_folder(classifier))
         auto._choose.cache_clear()
         assert auto.resolve(classifier).backend.token_budget == budget
+
+
+def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
+    """What a GPU computes in bf16 says nothing of a CPU's bf16: fp32 then, and it is said."""
+    classifier = spec(model, type="auto")
+    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), TEXTS)
+    certificate = optimize._certificate(classifier, found, found, TEXTS)
+    certificate.write(certificate_folder(classifier))
+    assert auto.resolve(classifier).backend.precision == "bf16"
+    other = "cuda" if certificate.device == "cpu" else "cpu"
+    dataclasses.replace(certificate, device=other).write(certificate_folder(classifier))
+    auto._choose.cache_clear()
+    assert auto.resolve(classifier).backend.precision == "fp32"
+    assert any(f"measured on {other}" in note and "optimize" in note for note in METRICS.snapshot().notes)
+
+
+def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None:
+    """They decide which labels change."""
+    plain = spec(model, type="auto", certificate=str(tmp_path / "c"))
+    strict = plain.model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+    fp32 = measure(spec(model), FP32, TEXTS)
+    optimize._certificate(plain, fp32, fp32, TEXTS).write(tmp_path / "c")
+    assert auto.resolve(plain).backend.precision == "fp32"
+    with pytest.raises(ModelError, match=r"measured with thresholds \{\}, the SPEC has \{'LABEL_1': 0.9\}"):
+        auto.resolve(strict)
+    assert certificate_folder(spec(model, type="auto")) != certificate_folder(
+        spec(model, type="auto").model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+    )
+
+
+def test_a_sample_that_says_too_little(model: Path) -> None:
+    with pytest.raises(SourceError, match=r"199 texts say too little.* 200 at least"):
+        optimize.optimize_classifier(spec(model), TEXTS[:199], None, 0.99, Console(quiet=True))
+    assert not certificate_folder(spec(model)).exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, model: Path) -> None:
+    """Said before anything is measured."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"file/certificates: the certificate can't be written there"):
+        optimize.optimize_classifier(spec(model), TEXTS, tmp_path / "file/certificates", 0.99, Console(quiet=True))
 
 
 def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
@@ -204,6 +247,7 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
     def fake(classifier, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
         rate, agreement, stopped = results[candidate.name.split(",")[0]]
         asked.append((candidate.name, best and best.candidate.name))
+        assert (folder / "before.onnx").exists(), "jobs use it meanwhile"
         return Measured(candidate, np.zeros((3, 2)), rate, rate, 1024, agreement, stopped=stopped)
 
     def ready(name: str) -> Candidate:
@@ -211,13 +255,18 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         path.write_text(name)
         return Candidate(name, OnnxBackend(file=str(path)), path)
 
+    before = dataclasses.replace(
+        optimize._certificate(spec(model), measure(spec(model), FP32, TEXTS), measure(spec(model), FP32, TEXTS), TEXTS),
+        file="before.onnx",
+    )
+    folder = tmp_path / "c"
+    before.write(folder)
+    (folder / "before.onnx").write_text("before")
     asked: list[tuple[str, str | None]] = []
     ladders = [[(name, lambda name=name: ready(name)) for name in results if name[0] == kind] for kind in "abc"]
     monkeypatch.setattr(optimize, "measure", fake)
     monkeypatch.setattr(optimize, "_ladders", lambda *_: ladders)
-    certificate, measured, failed = optimize.optimize_classifier(
-        spec(model), TEXTS, tmp_path, 0.99, Console(quiet=True)
-    )
+    certificate, measured, failed = optimize.optimize_classifier(spec(model), TEXTS, folder, 0.99, Console(quiet=True))
     assert not failed
     assert asked[:6] == [
         ("pytorch fp32", None),
@@ -227,9 +276,9 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         ("b1", "a3"),
         ("c1", "a3"),
     ]
-    assert certificate.file == "a3.onnx"
+    assert certificate.file == f"a3-{hashlib.sha256(b'a3').hexdigest()[:8]}.onnx"
     assert [m.candidate.name for m in measured][:6] == [name for name, _ in asked[:6]]
-    assert [path.name for path in tmp_path.glob("*.onnx")] == ["a3.onnx"]
+    assert sorted(path.name for path in folder.iterdir()) == [certificate.file, "certificate.json"]
     console = Console(record=True, width=140, file=io.StringIO())
     optimize.print_measured(console, certificate, measured, failed)
     printed = console.export_text()

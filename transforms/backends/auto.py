@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
+from schemas.spec import AutoBackend, Backend, Classifier, OnnxBackend, PyTorchBackend
 from transforms import backends
 from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
-from transforms.certificate import Certificate
+from transforms.certificate import FILE, Certificate
 from transforms.metrics import METRICS
 
 
@@ -38,7 +41,25 @@ def certificate_folder(classifier: Classifier) -> Path:
     """Where the classifier's certificate lies: the SPEC's folder, or one of the model's cache folder."""
     if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
-    return files_of(classifier).cache_folder() / f"{classifier.max_length or 'window'}-{classifier.long_text}"
+    name = f"{classifier.max_length or 'window'}-{classifier.long_text}"
+    if classifier.thresholds:  # they decide where labels change
+        name += f"-{hashlib.sha256(json.dumps(classifier.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
+    return files_of(classifier).cache_folder() / name
+
+
+def device_kind(backend: PyTorchBackend | OnnxBackend) -> str:
+    """Kind of the device that it would run on here: cpu, cuda or mps."""
+    if isinstance(backend, PyTorchBackend):
+        from transforms.backends.pytorch import choose_devices
+
+        return choose_devices(backend.device)[0].partition(":")[0]
+    if backend.device != "auto":
+        return backend.device.partition(":")[0]
+    with suppress(ImportError):
+        import onnxruntime as ort
+
+        return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+    return "cpu"
 
 
 @cache
@@ -47,15 +68,17 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
     spec = cast("AutoBackend", classifier.backend)
     files = files_of(classifier)
     folder = certificate_folder(classifier)
+    fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
     certificate = Certificate.read(folder)
     if certificate is None:
-        fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
-        return (
-            fp32,
-            f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {files.name}` may make it faster",
-        )
+        notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {files.name}` may make it faster"
+        return fp32, notice
     certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
+    here = device_kind(TypeAdapter(PyTorchBackend | OnnxBackend).validate_python(chosen))
+    if certificate.device != here:
+        notice = f"{files.name}: {folder / FILE} was measured on {certificate.device}, and here it would run on {here}"
+        return fp32, f"{notice}, so fp32 it is; `tagstream optimize` on this machine may make it faster"
     if certificate.machine != cpu_name():
         chosen["token_budget"] = None  # the fastest there may be far from it here
     if certificate.file is not None:
