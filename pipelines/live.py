@@ -11,7 +11,7 @@ from pipelines.cluster import run_live_remote
 from pipelines.job import Job
 from pipelines.local import execute
 from pipelines.progress import StatusLine, print_notes
-from pipelines.report import Report, bottleneck
+from pipelines.report import Report, verdict
 from schemas.errors import TagstreamError
 from transforms.engine import shared_engine
 from transforms.live import FEEDS
@@ -101,8 +101,8 @@ class LiveLine(StatusLine):
         if (latency := METRICS.latency(0.5, 0.99)) is not None:
             parts.append(f"latency p50 {latency[0] * 1000:,.0f} ms, p99 {latency[1] * 1000:,.0f} ms")
         parts.append(f"dead letters {now.dead_rows:,}")
-        if (busiest := bottleneck(now)) is not None:
-            parts.append(f"busiest: {busiest}")
         if METRICS.last_commit is not None:
             parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
+        if (busiest := verdict(now)) is not None:
+            parts.append(f"busiest: {busiest}")
         return " · ".join(worries + parts)

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.report import ADVICE, Report, bottleneck, dead_lines
+from pipelines.report import Report, dead_lines, verdict
 from transforms.metrics import METRICS
 
 PLAIN_EVERY = 10.0
@@ -82,8 +82,9 @@ class ProgressLine(StatusLine):
             f"padding {now.padding:.1%}",
             f"dead letters {now.dead_rows:,}",
             f"{_duration(left / speed)} left",
-            f"busiest: {bottleneck(now)}",
         ]
+        if (bound := verdict(now)) is not None:
+            parts.append(f"bounded by {bound}")
         return " · ".join(parts)
 
 
@@ -126,8 +127,8 @@ def print_report(console: Console, report: Report) -> None:
             f"; {counts.tokens:,} tokens, {counts.padding:.1%} padding; models loaded in {report.load_seconds:.1f} s"
         )
     table.add_row("speed", speed)
-    if (stage := bottleneck(counts)) is not None:
-        table.add_row("bounded by", ADVICE[stage])
+    if (bound := verdict(counts)) is not None:
+        table.add_row("bounded by", bound)
     table.add_row("output", report.output)
     table.add_row("fingerprint", report.fingerprint)
     console.print(table)

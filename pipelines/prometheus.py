@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from pipelines.report import bottleneck
+from pipelines.report import ADVICE, bottleneck
 from schemas.errors import SpecError
 from transforms.live import FEEDS
 from transforms.metrics import METRICS, STAGES
@@ -47,10 +47,11 @@ class JobCollector(Collector):
         for stage in STAGES:
             busy.add_metric([stage], now.busy[stage])
         yield busy
-        bound = GaugeMetricFamily("tagstream_bottleneck", "1: the stage that was busy longest", labels=["stage"])
+        labels, text = ["stage", "advice"], "1: the stage that was busy longest; what to change if it is too slow"
+        bound = GaugeMetricFamily("tagstream_bottleneck", text, labels=labels)
         longest = bottleneck(now)
         for stage in STAGES:
-            bound.add_metric([stage], float(stage == longest))
+            bound.add_metric([stage, ADVICE[stage]], float(stage == longest))
         yield bound
         yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
         yield from self._live()

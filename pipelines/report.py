@@ -60,7 +60,8 @@ class Report:
                 "dropped",
                 "tokens",
             )
-            unknown = dict.fromkeys((*names, "tokens_per_s", "padding", "micro_batches", "busy_seconds", "bottleneck"))
+            computed = ("tokens_per_s", "padding", "micro_batches", "busy_seconds", "bottleneck", "advice")
+            unknown = dict.fromkeys((*names, *computed))
         return {
             "job": self.job,
             "state": self.state,
@@ -87,6 +88,7 @@ class Report:
             "micro_batches": counts.micro_batches,
             "busy_seconds": {stage: round(counts.busy[stage], 3) for stage in STAGES},
             "bottleneck": bottleneck(counts),
+            "advice": verdict(counts),
             **unknown,
         }
 
@@ -105,6 +107,12 @@ def bottleneck(counts: Snapshot) -> str | None:
         return None
     stage, _ = Counter(counts.busy).most_common(1)[0]
     return stage
+
+
+def verdict(counts: Snapshot) -> str | None:
+    """What bounds the job, and what to change; None before anything was done."""
+    stage = bottleneck(counts)
+    return None if stage is None else ADVICE[stage]
 
 
 def dead_lines(dead: Counter[str]) -> list[tuple[str, int, str]]:

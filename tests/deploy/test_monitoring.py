@@ -91,6 +91,8 @@ def test_the_bottleneck_is_the_stage_that_was_busy_longest() -> None:
     samples = [sample for family in JobCollector().collect() for sample in family.samples]
     marked = {s.labels["stage"]: s.value for s in samples if s.name == "tagstream_bottleneck"}
     assert marked == {stage: float(stage == "infer") for stage in STAGES}
+    (advice,) = (s.labels["advice"] for s in samples if s.name == "tagstream_bottleneck" and s.value)
+    assert "tagstream optimize" in advice
     METRICS.reset()
 
 
