@@ -5,7 +5,8 @@
 - mixed: one submitter keeps some blocks pending, as a bulk job does, while rows trickle in from another. The trickle's
   times are given in milliseconds and in micro-batches, by the median time of a forward pass meanwhile.
 
-Texts are those of examples/sms.parquet; every row is another text, so that nothing is answered by an equal one.
+Texts are those of examples/sms.parquet; every row is another text, so that nothing is answered by an equal one. The
+engine is the one that a job has; with `--backend auto` it has what `tagstream optimize` certifies for this machine.
 
     python -m benchmarks.engine [--json FILE] [--model MODEL] [--backend pytorch|onnx|auto] [--rows N] [--record]
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import tempfile
 import threading
 import time
 from collections import deque
@@ -25,15 +27,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import ROOT
+from benchmarks.children import ROOT, certify
 from benchmarks.results import save, versions
 from schemas.spec import Classifier
-from transforms.backends import load_backend
-from transforms.engine import Engine
+from transforms.engine import Engine, close_engines, shared_engine
 
 BLOCK_ROWS, BLOCKS = 512, 4
 TRICKLE_SECONDS = 0.02
 WARM_UP = 20
+SAMPLE = ROOT / "examples" / "sms.parquet"
 
 
 class Passes:
@@ -53,7 +55,7 @@ class Passes:
 
 @functools.cache
 def _messages() -> list[str]:
-    found: list[str] = pq.read_table(ROOT / "examples" / "sms.parquet").column("text").to_pylist()
+    found: list[str] = pq.read_table(SAMPLE).column("text").to_pylist()
     return found
 
 
@@ -110,18 +112,21 @@ def mixed(engine: Engine, passes: Passes, rows: int) -> tuple[np.ndarray, float,
     return np.array(waited) * 1000, float(np.median([end - start for start, end in spans])) * 1000, rate
 
 
-def measure(model: str, backend: str, rows: int) -> dict[str, Any]:
-    classifier = Classifier.model_validate({"model": model, "as": "label", "backend": {"type": backend}})
-    engine = Engine(load_backend(classifier))
-    try:
-        passes = Passes(engine)
-        added = idle(engine, passes, rows)
-        waited, micro_batch, rate = mixed(engine, passes, rows)
-    finally:
-        engine.close()
+def measure(model: str, kind: str, rows: int) -> dict[str, Any]:
+    backend, what = {"type": kind}, kind
+    with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
+        if kind == "auto":
+            backend, what = certify(model, SAMPLE, Path(folder))
+        engine = shared_engine(Classifier.model_validate({"model": model, "as": "label", "backend": backend}))
+        try:
+            passes = Passes(engine)
+            added = idle(engine, passes, rows)
+            waited, micro_batch, rate = mixed(engine, passes, rows)
+        finally:
+            close_engines()
     return {
         "model": model,
-        "backend": backend,
+        "backend": what,
         "rows": rows,
         "added_p50_ms": round(float(np.percentile(added, 50)), 2),
         "added_p99_ms": round(float(np.percentile(added, 99)), 2),

@@ -31,6 +31,7 @@ TITLES = {
     "in_flight": "blocks in flight (of 256 rows)",
     "block_rows": "rows a block",
 }
+FP32 = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
 ENGINE = [PYTHON, "-m", "benchmarks.peers.engine_alone"]
 
 
@@ -50,7 +51,7 @@ def made(folder: Path, what: str, rows: int, *more: str) -> str:
 
 def alone(model: str, source: str, rows: int, prefix: tuple[str, ...] = ()) -> float:
     """Rows/s of the engine."""
-    return rows / run([*prefix, *ENGINE, model, source]).said["seconds"]
+    return rows / run([*prefix, *ENGINE, model, source, json.dumps(FP32)]).said["seconds"]
 
 
 def whole(folder: Path, model: str, source: str, blocks: dict[str, int]) -> float:
@@ -58,7 +59,7 @@ def whole(folder: Path, model: str, source: str, blocks: dict[str, int]) -> floa
     spec = {
         "name": "shapes",
         "source": {"type": "parquet", "path": source},
-        "classify": [{"model": model, "as": "label", "backend": {"type": "pytorch", "precision": "fp32"}}],
+        "classify": [{"model": model, "as": "label", "backend": FP32}],
         "sink": {"type": "parquet", "path": str(folder / "out")},
         "blocks": blocks,
     }

@@ -2,7 +2,9 @@
 
 `seconds`: from the first submit to the last answer. What the pipeline loses against it is its overhead.
 
-    python -m benchmarks.peers.engine_alone MODEL INPUT.parquet
+    python -m benchmarks.peers.engine_alone MODEL INPUT.parquet BACKEND
+
+BACKEND: as in a specification, JSON.
 """
 
 import json
@@ -12,14 +14,13 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.spec import Blocks, Classifier, PyTorchBackend
+from schemas.spec import Blocks, Classifier
 from transforms.engine import shared_engine
 
 
-def main(model, source):
+def main(model, source, backend):
     started = time.perf_counter()
-    backend = PyTorchBackend(device="cpu", precision="fp32")
-    engine = shared_engine(Classifier(model=model, backend=backend))
+    engine = shared_engine(Classifier.model_validate({"model": model, "backend": json.loads(backend)}))
     loaded = time.perf_counter()
     texts = pq.read_table(source, columns=["text"])["text"].cast(pa.large_string()).combine_chunks()
     begun = time.perf_counter()
