@@ -49,7 +49,9 @@ class PyTorchBackend(Spec):
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
         description="auto: all GPUs, else CPU; cuda: all GPUs; cuda:1: that one.",
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on GPU, fp32 on CPU.")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 may change labels; `tagstream optimize` measures how many, for backend auto."
+    )
     token_budget: int | None = Field(
         default=None, ge=1, description="Most tokens, padding included, in one micro-batch; default by device."
     )

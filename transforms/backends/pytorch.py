@@ -18,6 +18,7 @@ from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_bucket
 from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.replica import OverlappedReplica, Replica
+from transforms.metrics import METRICS
 from transforms.model_files import ModelFiles
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
@@ -42,7 +43,6 @@ class _PyTorch:
         self.head, _ = describe(classifier)
         self.device = ",".join(devices)
         on_cpu = devices[0] == "cpu"
-        precision = choose_precision(spec.precision, devices[0])
         self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
         self.max_rows = MOST_ROWS
         self._threads: int
@@ -52,10 +52,15 @@ class _PyTorch:
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
         given = spec.token_budget or spec.compile
-        self.speed_key = "" if given else f"pytorch {precision}, {passes_on(self.device, self.parallel)}"
+        self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
+        if devices[0].startswith("cuda") and spec.precision == "fp32":
+            METRICS.note(
+                f"{files.name}: fp32 on a GPU; bf16 is faster: `tagstream optimize {files.name}` measures what it does "
+                "to the labels, for backend: {type: auto}"
+            )
         self.replicas: list[Replica] = []
         for device in devices:
-            model = load_model(files, device, precision)
+            model = load_model(files, device, spec.precision)
             self.replicas.append(replica(CompiledModel(model) if spec.compile else model, device))
         self._turns = itertools.cycle(self.replicas)
         self._of_thread = threading.local()
@@ -108,10 +113,9 @@ def load(classifier: Classifier) -> _PyTorch:
 
 
 def identity(classifier: Classifier) -> dict[str, Any]:
-    """What needs the files and the machine: hashes of weights and tokenizer, and what the precision comes to."""
+    """What needs the files, the hashes of weights and tokenizer, and the precision."""
     spec = cast("PyTorchBackend", classifier.backend)
-    precision = choose_precision(spec.precision, choose_devices(spec.device)[0])
-    return {**weights_of(classifier), "backend": "pytorch", "precision": precision}
+    return {**weights_of(classifier), "backend": "pytorch", "precision": spec.precision}
 
 
 def choose_devices(wanted: str) -> list[str]:
@@ -124,13 +128,6 @@ def choose_devices(wanted: str) -> list[str]:
     if not found:
         raise ModelError(f"device {wanted}: PyTorch finds no such device here; device: auto takes the best there is")
     return found
-
-
-def choose_precision(wanted: str, device: str) -> str:
-    """`auto`: bf16 where a GPU computes it, else fp32."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
 
 
 def load_model(files: ModelFiles, device: str, precision: str) -> Any:
