@@ -193,6 +193,8 @@ class KafkaBroker:
             "log.retention.ms": -1,  # tests send messages of 1970, which would be deleted after half a minute
             "transaction.max.timeout.ms": 900000,
         }
+        if not self.lasting:  # a controller that writes nothing while idle: 0.1 of a core for each broker, not 0.3
+            properties["metadata.max.idle.interval.ms"] = 0
         if self.authority:
             listen |= {
                 "SECURE": (self.secure_port, self.secure_port),
