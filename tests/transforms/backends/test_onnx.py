@@ -28,6 +28,8 @@ from transforms.metrics import METRICS
 from transforms.model_files import find_model
 
 TEXTS = [*random_texts(80, seed=1, longest=30), "", "!", "free " * 200]
+SAMPLE = TEXTS * 3
+"""As many as `optimize` wants."""
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +66,7 @@ def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
 def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
     """The certificate names weights, sample, agreement; auto then runs exactly that backend, without a notice."""
     model = make_model(tmp_path / "model")
-    sample = pa.array(TEXTS, pa.large_string())
+    sample = pa.array(SAMPLE, pa.large_string())
     certificate, measured, failed = optimize_classifier(spec(model), sample, None, 0.9, Console(quiet=True))
     assert not failed
     assert {"pytorch fp32", "pytorch bf16", "onnx fp32", "onnx int8"} <= {m.candidate.name for m in measured}
@@ -74,7 +76,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
     tuned = [m for m in measured if "tokens" in m.candidate.name]
     assert tuned
     assert all(m.candidate.name.endswith(f", {m.token_budget:,} tokens") for m in tuned)
-    assert certificate.sample_rows == len(TEXTS)
+    assert certificate.sample_rows == len(SAMPLE)
     folder = auto.certificate_folder(spec(model))
     assert Certificate.read(folder) == certificate
     chosen = spec(model, type="auto", min_agreement=0.9)
@@ -195,7 +197,7 @@ def test_same_labels() -> None:
 def test_command(tmp_path: Path, cache: Path) -> None:
     """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
     model = make_model(tmp_path / "model")
-    pq.write_table(pa.table({"body": [*TEXTS, None]}), tmp_path / "sample.parquet")
+    pq.write_table(pa.table({"body": [*SAMPLE, None]}), tmp_path / "sample.parquet")
     result = CliRunner().invoke(
         app,
         ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet"), "--text", "body", "--report",
@@ -203,7 +205,7 @@ def test_command(tmp_path: Path, cache: Path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "certified:" in result.output
-    assert json.loads((tmp_path / "report.json").read_text())["model"]["sample_rows"] == len(TEXTS)
+    assert json.loads((tmp_path / "report.json").read_text())["model"]["sample_rows"] == len(SAMPLE)
     assert list(cache.glob("*/*/certificate.json"))
     wrong = CliRunner().invoke(app, ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet")])
     assert wrong.exit_code == 3
