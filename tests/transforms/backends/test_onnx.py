@@ -80,7 +80,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
     folder = auto.certificate_folder(spec(model))
     assert Certificate.read(folder) == certificate
     chosen = spec(model, type="auto", min_agreement=0.9)
-    np.testing.assert_allclose(scores(chosen), winner.scores, atol=1e-3)
+    np.testing.assert_allclose(scores(chosen), winner.scores[: len(TEXTS)], atol=1e-3)
     assert not METRICS.snapshot().notes
     assert identify(chosen)["backend"] == certificate.backend["type"]
 
