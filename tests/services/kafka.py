@@ -7,12 +7,14 @@ and SASL users, EXPIRED: TLS with a certificate of last week, OAUTH: tokens that
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from pathlib import Path
 
 import pytest
@@ -56,7 +58,7 @@ class KafkaBroker:
             properties.write_text("\n".join(f"{k}={v}" for k, v in self._properties().items()))
             (self.folder / "log4j2.properties").write_text(LOG4J)
             scram = [f"SCRAM-SHA-256=[name={user},password={word}]" for user, word in USERS.items()]
-            cluster = self.tool("kafka.tools.StorageTool", "random-uuid").strip()
+            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
             command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
             self.tool(*command, *(x for s in scram if self.secure for x in ("--add-scram", s)))
         with self.log.open("ab") as log:
