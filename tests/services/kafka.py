@@ -58,7 +58,8 @@ class KafkaBroker:
             properties.write_text("\n".join(f"{k}={v}" for k, v in self._properties().items()))
             (self.folder / "log4j2.properties").write_text(LOG4J)
             scram = [f"SCRAM-SHA-256=[name={user},password={word}]" for user, word in USERS.items()]
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            identity = b"k" + uuid.uuid4().bytes[1:]  # in Base64 it does not begin with a dash, as an option would
+            cluster = base64.urlsafe_b64encode(identity).decode().rstrip("=")
             command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
             self.tool(*command, *(x for s in scram if self.secure for x in ("--add-scram", s)))
         with self.log.open("ab") as log:
