@@ -36,6 +36,7 @@ class Measured:
     """rows_per_s: engine alone; agreement and drift against fp32, see `Certificate`; all of the first `rows` rows.
 
     `stopped`: why the rest of the sample was not run; empty if all of it was. trial_rows_per_s: of TRIAL_ROWS.
+    `device`: kind of it.
     """
 
     candidate: Candidate
@@ -43,6 +44,7 @@ class Measured:
     rows_per_s: float
     trial_rows_per_s: float
     token_budget: int
+    device: str
     agreement: float = 1.0
     drift_p99: float = 0.0
     drift_max: float = 0.0
@@ -82,12 +84,12 @@ def measure(
         elif len(rest):
             more, more_seconds = _timed(engine, rest)
             scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
-        budget = engine.token_budget
+        budget, device = engine.token_budget, engine.backend.device.partition(":")[0]
     finally:
         engine.close()
     rows_per_s = len(scores) / seconds
     if fp32 is None:
-        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget)
+        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device)
     drift = np.abs(np.nan_to_num(scores) - np.nan_to_num(fp32.scores[: len(scores)])).max(axis=1)
     return Measured(
         candidate,
@@ -95,6 +97,7 @@ def measure(
         rows_per_s,
         trial_rows_per_s,
         budget,
+        device,
         agreement=float(_equal(scores, fp32.scores, head.activation, thresholds)[: len(scores)].mean()),
         drift_p99=float(np.quantile(drift, 0.99)),
         drift_max=float(drift.max()),

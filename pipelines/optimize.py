@@ -11,7 +11,9 @@ import datetime as dt
 import functools
 import hashlib
 import importlib.metadata
+import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -26,8 +28,8 @@ from rich.table import Table
 
 from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
-from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
-from transforms.backends.auto import certificate_folder, device_kind
+from schemas.spec import AutoBackend, Classifier, OnnxBackend, PyTorchBackend
+from transforms.backends.auto import certificate_folder
 from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.backends.onnx_export import export_fp32
@@ -40,6 +42,9 @@ from transforms.tokenise import TextTokenizer
 READ_ROWS = 2048
 RANGE_ROWS = 256
 """Texts of the sample that ranges for smoothing and static int8 come from."""
+ABANDONED_SECONDS = 24 * 3600
+CACHED = {"backend": AutoBackend()}
+"""What makes a classifier's certificate lie in the cache folder; elsewhere a specification may name a file."""
 LEAST_ROWS = 200
 """Of a sample: with fewer, one label that changes would be more than half a percent."""
 LEAST_TOKENS = 64
@@ -68,6 +73,9 @@ def optimize_classifier(
     folder = folder or certificate_folder(classifier)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".candidates-*"):  # by a search that was killed
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".candidates-")
     except OSError as error:
         raise ModelError(f"{folder}: the certificate can't be written there: {error.strerror}") from None
@@ -109,7 +117,7 @@ def _search(
     if winner.candidate.file and certificate.file:
         winner.candidate.file.replace(folder / certificate.file)
     certificate.write(folder)  # what a job reads meanwhile is the one before, with its file, or this one with its own
-    if before and before != certificate.file:
+    if before and before != certificate.file and folder == certificate_folder(classifier.model_copy(update=CACHED)):
         (folder / before).unlink(missing_ok=True)
     return certificate, measured, failed
 
@@ -130,7 +138,7 @@ def _certificate(classifier: Classifier, winner: Measured, fp32: Measured, sampl
         max_length=classifier.max_length,
         long_text=classifier.long_text,
         thresholds=classifier.thresholds,
-        device=device_kind(winner.candidate.backend),
+        device=winner.device,
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
         file=f"{file.stem}-{digest[:8]}.onnx" if file and digest else None,
         file_hash=digest,

@@ -33,3 +33,11 @@ def long(request: pytest.FixtureRequest) -> bool:
 def _not_stopped() -> None:
     """A job that an earlier test has stopped may have left its request behind."""
     STOP.clear()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of a group share one service, and some of them its only slots: a group over two workers is an error."""
+    if getattr(session.config.option, "loadgroup", False):  # in a worker
+        stray = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
+        if stray:
+            raise pytest.UsageError(f"pytest-xdist does not keep groups together: {stray[0]} and {len(stray) - 1} more")

@@ -46,11 +46,6 @@ class Recalled:
     def __init__(self, prediction: Prediction, digests: list[bytes], missing: Array) -> None:
         self.prediction, self.digests, self.missing = prediction, digests, missing
 
-    def completed(self, asked: Prediction) -> Prediction:
-        """With the model's answers to the missing texts."""
-        self.learn(self.missing, asked)
-        return self.prediction
-
     def learn(self, texts: Array, answers: Prediction) -> None:
         """Answers to the texts at these indices."""
         whole = self.prediction

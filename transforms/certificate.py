@@ -45,7 +45,7 @@ class Certificate:
     versions: dict[str, str]
     date: str
     thresholds: dict[str, float] = field(default_factory=dict)
-    device: str = "cpu"
+    device: str = ""
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

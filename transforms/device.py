@@ -14,7 +14,8 @@ _LOCK = threading.Lock()
 class Device:
     """As many passes at once as the most that one of its users wants; who has waited longest is next. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._changed = threading.Condition()
         self.wanted: list[int] = []
         """Passes at once, of each user."""
@@ -25,16 +26,16 @@ class Device:
     def join(cls, name: str, passes: int) -> Device:
         """The device of this name, the same for all its users, who want so many passes at once; `leave` it."""
         with _LOCK:
-            device = _DEVICES.setdefault(name, cls())
+            device = _DEVICES.setdefault(name, cls(name))
             device.wanted.append(passes)
             return device
 
-    def leave(self, name: str, passes: int) -> None:
+    def leave(self, passes: int) -> None:
         """A user that wanted so many has gone."""
         with _LOCK:
             self.wanted.remove(passes)
             if not self.wanted:
-                del _DEVICES[name]
+                del _DEVICES[self._name]
 
     @contextmanager
     def taken(self) -> Iterator[None]:

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from schemas.errors import DeadCode, ModelError
-from schemas.spec import Classifier
+from schemas.spec import Classifier, PyTorchBackend
 from transforms.answers import AnswerMemory, Prediction, Recalled
 from transforms.backends import Backend, Encoded, load_backend
 from transforms.device import Device
@@ -101,17 +101,18 @@ class Engine:
             thread.join()
         for tokenisers in (self._tokenise_small, self._tokenise_large):
             tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
-        self._device.leave(self.backend.device, self._parallel)
+        self._device.leave(self._parallel)
         self.backend.close()
 
     def _stopped(self) -> ModelError | None:
         return self._dead or (ModelError("the engine is closed") if self._closed else None)
 
     def _tokenise(self, texts: pa.LargeStringArray, future: Future[Prediction]) -> None:
-        unique = texts.dictionary_encode()
-        submission = Submission(future, unique.indices.to_numpy(zero_copy_only=False))
-        METRICS.add(duplicates=len(texts) - len(unique.dictionary))
+        submission = Submission(future)
         try:
+            unique = texts.dictionary_encode()
+            submission.inverse = unique.indices.to_numpy(zero_copy_only=False)
+            METRICS.add(duplicates=len(texts) - len(unique.dictionary))
             if stopped := self._stopped():
                 raise stopped
             with METRICS.busy("tokenise"):
@@ -123,6 +124,8 @@ class Engine:
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
+                if future.done():  # given up with a submission that it has asked
+                    return
                 self._live.add(submission)
                 submission.left += len(encoded.lengths)
                 self._pool.add(submission, encoded.lengths)
@@ -144,7 +147,7 @@ class Engine:
         with self._ready:
             for index in recalled.missing.tolist():
                 other, at = self._asked.setdefault(recalled.digests[index], (submission, len(mine)))
-                if other is submission or len(texts) <= SMALL < len(other.inverse):
+                if other is submission or len(submission.inverse) <= SMALL < len(other.inverse):
                     mine.append(index)
                 else:
                     others[other].append((at, index))
@@ -167,8 +170,10 @@ class Engine:
     def _give_up(self, submission: Submission, error: BaseException) -> None:
         with self._ready:
             self._live.discard(submission)
-        with suppress(InvalidStateError):
+        try:
             submission.future.set_exception(error)
+        except InvalidStateError:
+            return
         for asker, _, _ in self._askers(submission):
             self._give_up(asker, error)
 
@@ -242,7 +247,8 @@ class Engine:
             for asker, there, here in self._askers(submission):
                 cast("Recalled", asker.recalled).learn(here, answers.take(there))
                 self._came(asker, 1)
-            answers = submission.recalled.completed(answers)
+            submission.recalled.learn(submission.recalled.missing, answers)
+            answers = submission.recalled.prediction
         answers = answers.take(inverse)
         METRICS.add(truncated=int(answers.truncated.sum()))
         with suppress(InvalidStateError):  # the backend has died meanwhile
@@ -268,6 +274,12 @@ def shared_engine(classifier: Classifier) -> Engine:
         if key not in _ENGINES:
             backend = load_backend(classifier)
             works = None if classifier.backend.type == "constant" else try_out(backend, classifier.as_)
+            chosen = classifier.backend
+            if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
+                METRICS.note(
+                    f"{classifier.as_}: fp32 on a GPU. bf16 is faster: with backend: {{type: auto}} `tagstream "
+                    "optimize` measures what it does to the labels"
+                )
             _ENGINES[key] = Engine(backend, classifier.memory_bytes, works, budget_of(backend, classifier))
         return _ENGINES[key]
 

@@ -22,7 +22,7 @@ class Submission:
     """
 
     future: Future[Prediction]
-    inverse: Array
+    inverse: Array = None  # type: ignore[assignment]
     recalled: Recalled | None = None
     encoded: Encoded = None  # type: ignore[assignment]
     logits: Array = None  # type: ignore[assignment]

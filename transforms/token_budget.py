@@ -50,6 +50,8 @@ class TokenBudget:
         self.tokens = self._most = tokens
         self._limit = MOST_TIMES * tokens
         self._seeks, self._found = seek, found
+        self._kept = False
+        """The best is known to whom a process after this one asks."""
         self._before = FIRST_PASSES
         self._skipped = 2 * parallel
         self._run_passes = -(-max(RUN_PASSES, 6 * parallel) // parallel) * parallel
@@ -70,6 +72,7 @@ class TokenBudget:
             elif sought and budget == self.tokens:
                 self._count(tokens, at, busy)
             settled = sought and not self._seeks
+            self._kept = self._kept or settled
         if settled and self._found:
             self._found(self._most)
 
@@ -79,8 +82,9 @@ class TokenBudget:
             settled, self._seeks = self._seeks, False
             self._fitting = 0
             self.tokens = max(1, min(self._most, self.tokens, tried // 2))
-        if settled and self._found and tried > self._most:  # else what was the best is too much
-            self._found(self._most)
+            kept, self._kept = self._kept, (settled or self._kept) and tried > self._most
+        if self._found and (self._kept or kept):  # what was the best may be too much itself: then what is left of it
+            self._found(self._most if self._kept else self.tokens)
 
     def _count(self, tokens: int, at: float, busy: bool) -> None:
         if not busy:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -248,7 +249,7 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         rate, agreement, stopped = results[candidate.name.split(",")[0]]
         asked.append((candidate.name, best and best.candidate.name))
         assert (folder / "before.onnx").exists(), "jobs use it meanwhile"
-        return Measured(candidate, np.zeros((3, 2)), rate, rate, 1024, agreement, stopped=stopped)
+        return Measured(candidate, np.zeros((3, 2)), rate, rate, 1024, "cpu", agreement, stopped=stopped)
 
     def ready(name: str) -> Candidate:
         path = tmp_path / f"{name}.onnx"
@@ -259,14 +260,17 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         optimize._certificate(spec(model), measure(spec(model), FP32, TEXTS), measure(spec(model), FP32, TEXTS), TEXTS),
         file="before.onnx",
     )
-    folder = tmp_path / "c"
+    folder = certificate_folder(spec(model))
     before.write(folder)
     (folder / "before.onnx").write_text("before")
+    killed = folder / ".candidates-of-yesterday"
+    killed.mkdir()
+    os.utime(killed, (0, 0))
     asked: list[tuple[str, str | None]] = []
     ladders = [[(name, lambda name=name: ready(name)) for name in results if name[0] == kind] for kind in "abc"]
     monkeypatch.setattr(optimize, "measure", fake)
     monkeypatch.setattr(optimize, "_ladders", lambda *_: ladders)
-    certificate, measured, failed = optimize.optimize_classifier(spec(model), TEXTS, folder, 0.99, Console(quiet=True))
+    certificate, measured, failed = optimize.optimize_classifier(spec(model), TEXTS, None, 0.99, Console(quiet=True))
     assert not failed
     assert asked[:6] == [
         ("pytorch fp32", None),

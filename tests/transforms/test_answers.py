@@ -40,7 +40,8 @@ def test_recalls_what_it_was_told_and_no_more_than_fits(blocks: list[list[str]],
         recalled = memory.recall(texts(*block))
         asked = answers([block[i] for i in recalled.missing])
         memory.remember(recalled, asked)
-        found, expected = recalled.completed(asked), answers(block)
+        recalled.learn(recalled.missing, asked)
+        found, expected = recalled.prediction, answers(block)
         np.testing.assert_array_equal(found.scores, expected.scores)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_array_equal(found.truncated, expected.truncated)
@@ -121,6 +122,37 @@ def test_equal_texts_in_flight_are_inferred_once(held) -> None:
         assert found.scores[fine, 0].tolist() == [len(block[row]) for row in fine]
     assert sorted(backend.answered) == sorted(["a", "bb", "ccc"])
     assert not engine._asked
+
+
+def test_blocks_of_few_texts_share_them(held) -> None:
+    """Rows make a block large, not its different texts."""
+    engine, backend = held
+    futures = [engine.submit(texts(*(["x", "yy", "zzz"] * SMALL))) for _ in range(3)]
+    wait_until(lambda: engine._tokenise_large._work_queue.empty() and len(engine._live) == 3, 10, "all are asked for")
+    backend.free.set()
+    for future in futures:
+        assert future.result(30).scores[:, 0].tolist() == [1, 2, 3] * SMALL
+    assert sorted(backend.answered) == ["x", "yy", "zzz"]
+
+
+def test_many_blocks_that_ask_each_other_are_given_up_at_once(held) -> None:
+    """Each asks all before it: a walk over all ways through them would not end."""
+    engine, backend = held
+    futures = [engine.submit(texts(*("t" * n for n in range(1, k + 2)))) for k in range(40)]
+    wait_until(lambda: len(engine._live) == 40, 20, "all are asked for")
+    engine._die(ModelError("gone"))
+    for future in futures:
+        with pytest.raises(ModelError, match="gone"):
+            future.result(10)
+    assert not engine._asked
+    backend.free.set()
+
+
+def test_whatever_the_tokeniser_thread_meets_is_told(held) -> None:
+    """Texts that are no array: not a future that never ends."""
+    engine, _ = held
+    with pytest.raises(AttributeError):
+        engine.submit(["a list"]).result(10)
 
 
 def test_small_submission_waits_for_no_large_one(held) -> None:

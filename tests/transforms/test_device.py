@@ -39,9 +39,9 @@ def test_who_wants_most_decides() -> None:
     second = Device.join("shared", 3)
     assert second is first
     assert most_at_once(second) == 3
-    second.leave("shared", 3)
+    second.leave(3)
     assert most_at_once(first) == 1
-    first.leave("shared", 1)
+    first.leave(1)
     assert "shared" not in _DEVICES
 
 
@@ -63,7 +63,7 @@ def test_who_waited_longest_is_next() -> None:
     with device.taken():
         order.append("once")
     worker.join(30)
-    device.leave("in turn", 1)
+    device.leave(1)
     assert order.index("once") < 10
 
 
@@ -72,4 +72,4 @@ def test_an_error_gives_it_back() -> None:
     with pytest.raises(ValueError, match="pass"), device.taken():
         raise ValueError("pass")
     assert most_at_once(device) == 1
-    device.leave("broken", 1)
+    device.leave(1)

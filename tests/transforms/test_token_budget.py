@@ -102,6 +102,11 @@ def test_budget_that_was_too_much_is_not_kept() -> None:
     budget = TokenBudget(100, seek=True, found=found.append)
     budget.short_of_memory(100)
     assert (budget.tokens, found) == (50, [])
+    found.clear()
+    budget = TokenBudget(1000, seek=True, found=found.append)
+    budget.short_of_memory(1900)  # the search has tried twice as much; nor does half of that fit
+    budget.short_of_memory(950)
+    assert (budget.tokens, found) == (475, [1000, 475])
 
 
 @dataclass

@@ -18,6 +18,9 @@ from transforms.backends.huggingface import files_of
 from transforms.certificate import FILE, Certificate
 from transforms.metrics import METRICS
 
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""Of NVIDIA's GPUs on Linux, and on Windows' Linux."""
+
 
 def load(classifier: Classifier) -> backends.Backend:
     """The backend that the certificate names. Raises ModelError for a certificate that does not hold."""
@@ -58,7 +61,8 @@ def device_kind(backend: PyTorchBackend | OnnxBackend) -> str:
     with suppress(ImportError):
         import onnxruntime as ort
 
-        return "cuda" if "CUDAExecutionProvider" in ort.get_available_providers() else "cpu"
+        built = "CUDAExecutionProvider" in ort.get_available_providers()
+        return "cuda" if built and any(Path(driver).exists() for driver in DRIVERS) else "cpu"
     return "cpu"
 
 
@@ -71,13 +75,15 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
     fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
     certificate = Certificate.read(folder)
     if certificate is None:
-        notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {files.name}` may make it faster"
+        what = "SPEC" if classifier.thresholds else files.name  # they decide how many labels change
+        notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {what}` may make it faster"
         return fp32, notice
     certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
     here = device_kind(TypeAdapter(PyTorchBackend | OnnxBackend).validate_python(chosen))
     if certificate.device != here:
-        notice = f"{files.name}: {folder / FILE} was measured on {certificate.device}, and here it would run on {here}"
+        there = certificate.device or "a device that it does not name"
+        notice = f"{files.name}: {folder / FILE} was measured on {there}, and here it would run on {here}"
         return fp32, f"{notice}, so fp32 it is; `tagstream optimize` on this machine may make it faster"
     if certificate.machine != cpu_name():
         chosen["token_budget"] = None  # the fastest there may be far from it here

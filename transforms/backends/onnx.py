@@ -40,7 +40,7 @@ class _Onnx:
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
         self.max_rows = 4096
         self.buckets: tuple[int, ...] = ()
-        self.speed_key = "" if spec.token_budget else f"onnx {file}, {passes_on(self.device, self.parallel)}"
+        self.speed_key = "" if spec.token_budget else f"onnx {file.name}, {passes_on(self.device, self.parallel)}"
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)

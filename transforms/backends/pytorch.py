@@ -18,7 +18,6 @@ from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_bucket
 from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.replica import OverlappedReplica, Replica
-from transforms.metrics import METRICS
 from transforms.model_files import ModelFiles
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
@@ -53,11 +52,6 @@ class _PyTorch:
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
         given = spec.token_budget or spec.compile
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
-        if devices[0].startswith("cuda") and spec.precision == "fp32":
-            METRICS.note(
-                f"{files.name}: fp32 on a GPU; bf16 is faster: `tagstream optimize {files.name}` measures what it does "
-                "to the labels, for backend: {type: auto}"
-            )
         self.replicas: list[Replica] = []
         for device in devices:
             model = load_model(files, device, spec.precision)
