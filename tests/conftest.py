@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -27,6 +30,14 @@ def pytest_addoption(parser):
 def long(request: pytest.FixtureRequest) -> bool:
     """`--crash-long` was given."""
     return bool(request.config.getoption("--crash-long"))
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Path:
+    """Never that of another test, as pytest's may be: topics, tables and schemas are named by it."""
+    path = tmp_path / uuid.uuid4().hex[:8]
+    path.mkdir()
+    return path
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
+import hashlib
 
 import pyarrow as pa
 import pytest
@@ -48,10 +48,10 @@ class TestKafkaSource(SourceContract):
 
     def open_source(self, folder, table, blocks, **settings):
         rows = settings.pop("split_rows")
-        if folder not in self.topics:  # which other tests may have had before
-            self.topics[folder] = self.kafka.create_topic(f"source-{uuid.uuid4()}", -(-table.num_rows // rows) or 1)
-            self.fill(self.topics[folder], table, rows)
-        topic = self.topics[folder]
+        topic = "source-" + hashlib.md5(str(folder).encode()).hexdigest()
+        if topic not in self.topics:
+            self.topics[topic] = self.kafka.create_topic(topic, -(-table.num_rows // rows) or 1)
+            self.fill(topic, table, rows)
         source = {"type": "kafka", "servers": self.kafka.servers, "topics": topic, "until": "latest"}
         return open_source(job({**source, **settings}, **blocks))
 
