@@ -124,6 +124,7 @@ def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, P
         machine="",
         versions={},
         date="2026-01-01",
+        device="cpu",
     )
     dataclasses.replace(certificate, **changes).write(folder)
     return model, folder
