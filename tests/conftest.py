@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -20,6 +21,11 @@ pytest_plugins = [
 
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")  # how long an example takes says more of the machine than of the code
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: tests of brokers and clusters wait more than they compute."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
 
 
 def pytest_addoption(parser):
