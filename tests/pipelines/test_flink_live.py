@@ -63,7 +63,7 @@ def broker(mortal_kafka, flink: FlinkCluster):
 
 def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, long: bool) -> None:
     """kill -9 of whatever takes part, under load; cancelled and submitted again without any checkpoint."""
-    faults = ["worker", "resubmit"]  # a bulk job's task manager is killed in `test_flink`
+    faults = ["worker", "task manager", "resubmit"]
     if long:
         faults = [*FAULTS, "resubmit"] * 3
         random.Random(5).shuffle(faults)
