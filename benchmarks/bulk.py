@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.children import CACHE, PYTHON, Child, certify, run, tagstream
+from benchmarks.children import CACHE, FP32, PYTHON, Child, certify, run, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
@@ -74,7 +74,6 @@ ENVIRONMENTS = {
 }
 SHARED = [same("torch"), same("pyarrow"), same("numpy")]
 AS_FOLDER = ("beam", "beam_32", "ray", "daft")
-FP32 = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
 
 
 class Race:

@@ -19,6 +19,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache" / "benchmarks"
 PYTHON = sys.executable
+SAMPLE = ROOT / "examples" / "sms.parquet"
+FP32 = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
 
 
 @dataclass(frozen=True)

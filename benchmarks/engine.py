@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import ROOT, certify
+from benchmarks.children import SAMPLE, certify
 from benchmarks.results import save, versions
 from schemas.spec import Classifier
 from transforms.engine import Engine, close_engines, shared_engine
@@ -35,7 +35,6 @@ from transforms.engine import Engine, close_engines, shared_engine
 BLOCK_ROWS, BLOCKS = 512, 4
 TRICKLE_SECONDS = 0.02
 WARM_UP = 20
-SAMPLE = ROOT / "examples" / "sms.parquet"
 
 
 class Passes:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transforms.backends.cores import cpu_model
+from transforms.backends.cores import cpu_model, usable_cores
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# Measured
@@ -23,8 +23,7 @@ Each section is written by the command that it names, with `--record`; nothing h
 
 def machine() -> str:
     """CPU model and cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cpu_model()}, {cores} cores, {platform.system()}"
+    return f"{cpu_model()}, {usable_cores()} cores, {platform.system()}"
 
 
 BUSY_BEFORE = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

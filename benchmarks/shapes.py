@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import CACHE, PYTHON, run, tagstream
+from benchmarks.children import CACHE, FP32, PYTHON, run, tagstream
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
 
@@ -31,7 +31,6 @@ TITLES = {
     "in_flight": "blocks in flight (of 256 rows)",
     "block_rows": "rows a block",
 }
-FP32 = {"type": "pytorch", "device": "cpu", "precision": "fp32"}
 ENGINE = [PYTHON, "-m", "benchmarks.peers.engine_alone"]
 
 

@@ -32,7 +32,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.children import PYTHON, ROOT, certify, tagstream
+from benchmarks.children import PYTHON, SAMPLE, certify, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
 from benchmarks.topics import Contestant, Run, send, unaccounted
@@ -61,7 +61,6 @@ sink: {{type: parquet, path: {folder}/bulk}}
 PEERS_BACKLOG = 3000
 WARM_SECONDS = 3
 PATIENCE = 30.0
-SAMPLE = ROOT / "examples" / "sms.parquet"
 
 
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
@@ -138,20 +137,23 @@ def saturation(
 ) -> dict[str, Any]:
     """`backlog` by contestant, and for each of ours the share of the bulk rate."""
     ours = [contestant for contestant in racing if contestant.name.startswith("tagstream")]
-    backlog_rate(broker, folder, ours[0], texts, count, "first")
     runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     bulk = []
-    for number in range(rounds):
+
+    def work_off(contestant: Contestant, messages: int) -> None:
+        done = runs[contestant.name]
+        done.append(backlog_rate(broker, folder, contestant, texts, messages, str(len(done))))
+        print(contestant.name, done[-1], flush=True)
+
+    backlog_rate(broker, folder, ours[0], texts, count, "first")
+    for _ in range(rounds):
         for contestant in ours:
-            runs[contestant.name].append(backlog_rate(broker, folder, contestant, texts, count, str(number)))
-            print(contestant.name, runs[contestant.name][-1], flush=True)
+            work_off(contestant, count)
         bulk.append(bulk_rate(folder, classify, texts, count))
         print("bulk", bulk[-1], flush=True)
     for contestant in racing:
         if contestant not in ours:
-            few = min(count, PEERS_BACKLOG)
-            runs[contestant.name].append(backlog_rate(broker, folder, contestant, texts, few, "0"))
-            print(contestant.name, runs[contestant.name][-1], flush=True)
+            work_off(contestant, min(count, PEERS_BACKLOG))
     return {
         "rounds": rounds,
         "bulk_per_s": round(median(bulk), 1),

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from benchmarks.children import run
+from benchmarks.children import SAMPLE, run
 from benchmarks.environments import environment
 from benchmarks.results import save, versions
 from pipelines.run import run_job
@@ -39,13 +39,12 @@ from transforms.io import open_sink, open_source
 from transforms.io.memory import put_table
 from transforms.io.sql_session import connect
 
-SMS = Path(__file__).parents[1] / "examples/sms.parquet"
 PEERS = Path(__file__).parent / "peers"
 
 
 def messages(rows: int) -> pa.Table:
     """`rows` different texts with ids."""
-    texts = pq.read_table(SMS, columns=["text"])["text"].combine_chunks().cast(pa.string())
+    texts = pq.read_table(SAMPLE, columns=["text"])["text"].combine_chunks().cast(pa.string())
     numbers = pa.array(np.arange(rows))
     repeated = texts.take(pa.array(np.arange(rows) % len(texts)))
     return pa.table({"id": numbers, "text": pc.binary_join_element_wise(repeated, numbers.cast(pa.string()), " ")})

@@ -28,7 +28,7 @@ from rich.table import Table
 
 from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
-from schemas.spec import AutoBackend, Classifier, OnnxBackend, PyTorchBackend
+from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from transforms.backends.auto import certificate_folder
 from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
@@ -43,8 +43,6 @@ READ_ROWS = 2048
 RANGE_ROWS = 256
 """Texts of the sample that ranges for smoothing and static int8 come from."""
 ABANDONED_SECONDS = 24 * 3600
-CACHED = {"backend": AutoBackend()}
-"""What makes a classifier's certificate lie in the cache folder; elsewhere a specification may name a file."""
 LEAST_ROWS = 200
 """Of a sample: with fewer, one label that changes would be more than half a percent."""
 LEAST_TOKENS = 64
@@ -117,7 +115,8 @@ def _search(
     if winner.candidate.file and certificate.file:
         winner.candidate.file.replace(folder / certificate.file)
     certificate.write(folder)  # what a job reads meanwhile is the one before, with its file, or this one with its own
-    if before and before != certificate.file and folder == certificate_folder(classifier.model_copy(update=CACHED)):
+    in_cache = folder.is_relative_to(files_of(classifier).cache_folder())  # elsewhere a specification may name the file
+    if before and before != certificate.file and in_cache:
         (folder / before).unlink(missing_ok=True)
     return certificate, measured, failed
 

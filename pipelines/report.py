@@ -59,9 +59,14 @@ class Report:
                 "commits",
                 "dropped",
                 "tokens",
+                "tokens_per_s",
+                "padding",
+                "micro_batches",
+                "busy_seconds",
+                "bottleneck",
+                "advice",
             )
-            computed = ("tokens_per_s", "padding", "micro_batches", "busy_seconds", "bottleneck", "advice")
-            unknown = dict.fromkeys((*names, *computed))
+            unknown = dict.fromkeys(names)
         return {
             "job": self.job,
             "state": self.state,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from transforms.backends.cores import usable_cores
 from transforms.stop import STOP
 
 pytest_plugins = [
@@ -25,7 +25,7 @@ settings.load_profile("suite")  # how long an example takes says more of the mac
 
 def pytest_xdist_auto_num_workers() -> int:
     """One more than cores: tests of brokers and clusters wait more than they compute."""
-    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1) + 1
+    return usable_cores() + 1
 
 
 def pytest_addoption(parser):

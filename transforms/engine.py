@@ -110,11 +110,11 @@ class Engine:
     def _tokenise(self, texts: pa.LargeStringArray, future: Future[Prediction]) -> None:
         submission = Submission(future)
         try:
+            if stopped := self._stopped():
+                raise stopped
             unique = texts.dictionary_encode()
             submission.inverse = unique.indices.to_numpy(zero_copy_only=False)
             METRICS.add(duplicates=len(texts) - len(unique.dictionary))
-            if stopped := self._stopped():
-                raise stopped
             with METRICS.busy("tokenise"):
                 unknown = self._recall(unique.dictionary, submission)
                 submission.encoded = self._encode(unknown, submission)

@@ -82,9 +82,10 @@ class TokenBudget:
             settled, self._seeks = self._seeks, False
             self._fitting = 0
             self.tokens = max(1, min(self._most, self.tokens, tried // 2))
-            kept, self._kept = self._kept, (settled or self._kept) and tried > self._most
-        if self._found and (self._kept or kept):  # what was the best may be too much itself: then what is left of it
-            self._found(self._most if self._kept else self.tokens)
+            too_much = tried <= self._most  # what was the best itself: then it is what is left of it
+            self._kept = self._kept or (settled and not too_much)
+        if self._found and self._kept:
+            self._found(self.tokens if too_much else self._most)
 
     def _count(self, tokens: int, at: float, busy: bool) -> None:
         if not busy:

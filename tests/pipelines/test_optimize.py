@@ -256,10 +256,8 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         path.write_text(name)
         return Candidate(name, OnnxBackend(file=str(path)), path)
 
-    before = dataclasses.replace(
-        optimize._certificate(spec(model), measure(spec(model), FP32, TEXTS), measure(spec(model), FP32, TEXTS), TEXTS),
-        file="before.onnx",
-    )
+    fp32 = measure(spec(model), FP32, TEXTS)
+    before = dataclasses.replace(optimize._certificate(spec(model), fp32, fp32, TEXTS), file="before.onnx")
     folder = certificate_folder(spec(model))
     before.write(folder)
     (folder / "before.onnx").write_text("before")

@@ -89,6 +89,12 @@ def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
     return head, identity
 
 
+def device_kind(classifier: Classifier) -> str:
+    """Kind of the device that a classifier's model would run on here: cpu, cuda or mps. Raises ModelError."""
+    kind: str = importlib.import_module(_REGISTRY[classifier.backend.type]).device_kind(classifier)
+    return kind
+
+
 def identify(classifier: Classifier) -> dict[str, Any]:
     """The whole identity of a classifier for the fingerprint, weights and precision included. Raises ModelError."""
     module = importlib.import_module(_REGISTRY[classifier.backend.type])

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from pydantic import TypeAdapter
 
-from schemas.spec import AutoBackend, Backend, Classifier, OnnxBackend, PyTorchBackend
+from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
 from transforms import backends
 from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.certificate import FILE, Certificate
 from transforms.metrics import METRICS
-
-DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
-"""Of NVIDIA's GPUs on Linux, and on Windows' Linux."""
 
 
 def load(classifier: Classifier) -> backends.Backend:
@@ -37,7 +33,11 @@ def resolve(classifier: Classifier) -> Classifier:
     chosen, notice = _choose(classifier.model_dump_json())
     if notice:
         METRICS.note(notice)
-    return classifier.model_copy(update={"backend": TypeAdapter(Backend).validate_python(chosen)})
+    return _with(classifier, chosen)
+
+
+def _with(classifier: Classifier, backend: dict[str, Any]) -> Classifier:
+    return classifier.model_copy(update={"backend": TypeAdapter(Backend).validate_python(backend)})
 
 
 def certificate_folder(classifier: Classifier) -> Path:
@@ -48,22 +48,6 @@ def certificate_folder(classifier: Classifier) -> Path:
     if classifier.thresholds:  # they decide where labels change
         name += f"-{hashlib.sha256(json.dumps(classifier.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
     return files_of(classifier).cache_folder() / name
-
-
-def device_kind(backend: PyTorchBackend | OnnxBackend) -> str:
-    """Kind of the device that it would run on here: cpu, cuda or mps."""
-    if isinstance(backend, PyTorchBackend):
-        from transforms.backends.pytorch import choose_devices
-
-        return choose_devices(backend.device)[0].partition(":")[0]
-    if backend.device != "auto":
-        return backend.device.partition(":")[0]
-    with suppress(ImportError):
-        import onnxruntime as ort
-
-        built = "CUDAExecutionProvider" in ort.get_available_providers()
-        return "cuda" if built and any(Path(driver).exists() for driver in DRIVERS) else "cpu"
-    return "cpu"
 
 
 @cache
@@ -80,7 +64,7 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
         return fp32, notice
     certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
-    here = device_kind(TypeAdapter(PyTorchBackend | OnnxBackend).validate_python(chosen))
+    here = backends.device_kind(_with(classifier, chosen))
     if certificate.device != here:
         there = certificate.device or "a device that it does not name"
         notice = f"{files.name}: {folder / FILE} was measured on {there}, and here it would run on {here}"

@@ -15,6 +15,11 @@ Bundled spam model in ONNX Runtime int8, rows x tokens: 80 x 25 the same, 36 x 2
 """
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def passes_and_threads(cores: int) -> tuple[int, int]:
     """Forward passes at once, and threads of each."""
     passes = max(1, min(cores, CPU_PASSES))

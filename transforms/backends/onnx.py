@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +11,7 @@ import pyarrow as pa
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
-from transforms.backends.cores import passes_and_threads, passes_on
+from transforms.backends.cores import passes_and_threads, passes_on, usable_cores
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_session import exact_options, without_denormals
@@ -23,6 +22,8 @@ CPU_TOKENS = 512
 """Tokens of a micro-batch on a CPU. Bundled spam model in int8, two passes at once, rows/s: 2,040 with 256, 2,065 with
 512, 1,950 with 1,024, 1,770 with 2,048, 1,600 with 4,096: activations outgrow a core's cache, padding grows."""
 GPU_TOKENS = 65_536
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""Of NVIDIA's GPUs on Linux, and on Windows' Linux."""
 
 
 class _Onnx:
@@ -30,8 +31,7 @@ class _Onnx:
         spec = cast("OnnxBackend", classifier.backend)
         self.head, _ = describe(classifier)
         self._tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.parallel, threads = passes_and_threads(cores)
+        self.parallel, threads = passes_and_threads(usable_cores())
         pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
         file = model_file(classifier)
         self._session, self.device = _session(file, spec.device, pool)
@@ -92,6 +92,22 @@ def identity(classifier: Classifier) -> dict[str, Any]:
     return {**weights_of(classifier), "backend": "onnx", "file": digest}
 
 
+def device_kind(classifier: Classifier) -> str:
+    """Kind of the device that it would run on here; loads no model."""
+    spec = cast("OnnxBackend", classifier.backend)
+    if spec.device != "auto":
+        return spec.device.partition(":")[0]
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return "cpu"
+    return "cuda" if _built_for_cuda(ort) and any(Path(driver).exists() for driver in DRIVERS) else "cpu"
+
+
+def _built_for_cuda(ort: Any) -> bool:
+    return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
 def model_file(classifier: Classifier) -> Path:
     """The file that the specification names, or the fp32 export in the cache, made now if need be."""
     spec = cast("OnnxBackend", classifier.backend)
@@ -109,7 +125,7 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
         import onnxruntime as ort
     except ImportError:
         raise ModelError("backend onnx needs onnxruntime: pip install 'tagstream[onnx]'") from None
-    gpu = "CUDAExecutionProvider" in ort.get_available_providers()
+    gpu = _built_for_cuda(ort)
     if device.startswith("cuda") and not gpu:
         raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or device: cpu")
     on_gpu = gpu and device != "cpu"

@@ -112,6 +112,11 @@ def identity(classifier: Classifier) -> dict[str, Any]:
     return {**weights_of(classifier), "backend": "pytorch", "precision": spec.precision}
 
 
+def device_kind(classifier: Classifier) -> str:
+    """Kind of the device that it would run on here; loads no model."""
+    return choose_devices(cast("PyTorchBackend", classifier.backend).device)[0].partition(":")[0]
+
+
 def choose_devices(wanted: str) -> list[str]:
     """`auto`: all CUDA devices, else MPS, else the CPU; `cuda`: all. Raises ModelError for a device not there."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
