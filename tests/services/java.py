@@ -14,6 +14,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
+FETCHES = 3
+"""Attempts: a repository far away may refuse once."""
 
 
 def java(*arguments: str, lasting: bool = False) -> list[str]:
@@ -38,11 +40,15 @@ def jars(name: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists() or stamp.read_bytes() != pom.read_bytes():
             shutil.rmtree(folder / "libs", ignore_errors=True)
-            command = ["mvn", "-q", "-B", "-f", str(pom), "dependency:copy-dependencies"]
-            done = subprocess.run(
-                [*command, f"-DoutputDirectory={folder / 'libs'}"], capture_output=True, text=True, check=False
-            )
-            if done.returncode:
+            command = ["mvn", "-q", "-B", "-U", "-f", str(pom), "dependency:copy-dependencies"]
+            for _ in range(FETCHES):
+                done = subprocess.run(
+                    [*command, f"-DoutputDirectory={folder / 'libs'}"], capture_output=True, text=True, check=False
+                )
+                if not done.returncode:
+                    break
+                time.sleep(5)
+            else:
                 unavailable(f"Maven can't fetch the jars of {name}: {(done.stdout + done.stderr)[-2000:]}")
             shutil.copy(pom, stamp)
     return folder / "libs"
