@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
+RANDOM = random.SystemRandom()
+"""Hypothesis seeds the other one alike in every process."""
 FETCHES = 3
 """Attempts: a repository far away may refuse once."""
 
@@ -62,15 +66,17 @@ def unavailable(reason: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
+    """Ports that were free a moment ago, all different; none of those that systems give to outgoing connections.
+
+    One of these could be taken before its process has it, or while that is killed and started again.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = RANDOM.randrange(10_000, 32_768)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            found.add(port)
+    return list(found)
 
 
 def wait_until(condition, deadline: float, what: str, pause: float = 0.02):
