@@ -5,6 +5,7 @@ after the other, every contestant a process of its own, warmed up:
 
 - tagstream: the engine alone, fed with blocks, on all GPUs unless --device says otherwise; --compile: a second time
   with `compile: true`, graphs made before the clock starts
+- end to end: `tagstream run` with the same backend, Parquet to Parquet, first row to last
 - transformers: texts sorted by length, batches of 256 padded to their longest, same model, bf16, on one device
 - tokeniser: the engine's tokenizer alone; if it does not do many more rows/s than the engine, it is what bounds
 
@@ -23,19 +24,25 @@ sheets, by the name of the device, or --peak-tflops (of one device); without eit
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import CACHE, PYTHON, run
+from benchmarks.children import CACHE, PYTHON, run, tagstream
 from benchmarks.results import save, versions
 
 ROWS = 100_000
 FIXED = 128
 INPUTS = {"lognormal": "lognormal lengths", "fixed": f"{FIXED} tokens each"}
-CONTESTANTS = {"tagstream": "tagstream", "compiled": "tagstream, compiled", "transformers": "transformers, sorted"}
+CONTESTANTS = {
+    "tagstream": "tagstream",
+    "compiled": "tagstream, compiled",
+    "end_to_end": "tagstream, end to end",
+    "transformers": "transformers, sorted",
+}
 PEAKS = (
     ("B200", 2250.0),
     ("H200", 989.0),
@@ -72,7 +79,10 @@ def race(
     for name in (*names, "tokeniser"):
         print(f"{source.stem}: {name} …", flush=True)
         more = [labels[name]] if name in labels else []
-        said[name] = run([*script, name, str(model), str(source), options.device, *more]).said
+        if name == "end_to_end":
+            said[name] = whole(model, source, options.device, *more)
+        else:
+            said[name] = run([*script, name, str(model), str(source), options.device, *more]).said
     tokens, squares = said["tagstream"]["tokens"], said["tagstream"]["squares"]
     needed = flops(said["tokeniser"]["parameters"], options.layers, options.width, tokens, squares)
     found: dict[str, dict[str, float | None]] = {}
@@ -86,13 +96,28 @@ def race(
             "padding": said[name].get("padding"),
             "devices": devices,
         }
-        if name != "transformers":
+        if name == "end_to_end":
+            found[name]["share"] = round(said["tagstream"]["seconds"] / seconds, 4)
+        elif name != "transformers":
             agreement = [PYTHON, "-m", "benchmarks.agreement", labels[name], "--", labels["transformers"]]
             found[name]["label_agreement"] = run(agreement).said["agreement"]
             found[name]["speedup"] = round(said["transformers"]["seconds"] / seconds, 3)
     rate = said["tokeniser"]["rows"] / said["tokeniser"]["seconds"]
     found["tokeniser"] = {"rows_per_s": round(rate, 1), "mean_tokens": round(tokens / said["tagstream"]["rows"], 1)}
     return found
+
+
+def whole(model: Path, source: Path, device: str, out: str) -> dict[str, Any]:
+    """`tagstream run` on one input: its seconds, rows and padding."""
+    spec, report = source.with_suffix(".yaml"), source.with_suffix(".json")
+    job = {
+        "source": {"type": "parquet", "path": str(source), "text": "text", "id": "id"},
+        "classify": [{"model": str(model), "backend": {"type": "pytorch", "device": device, "precision": "bf16"}}],
+        "sink": {"type": "parquet", "path": out.removesuffix(".parquet")},
+    }
+    spec.write_text(json.dumps(job))  # JSON is YAML
+    said = tagstream(spec, report)[1]
+    return {"seconds": said["seconds"], "rows": said["rows_out"], "padding": said["padding"]}
 
 
 def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:
@@ -115,6 +140,8 @@ def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:
             f"{ours['label_agreement']:.1%}; the tokenizer alone does {tokenised:,} rows/s, "
             f"{tokenised / ours['rows_per_s']:.1f} times the engine's"
         )
+        if job := found[kind].get("end_to_end"):
+            lines.append(f"- {title}: end to end over the engine alone: {job['share']:.1%}")
     return lines
 
 

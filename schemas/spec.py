@@ -188,7 +188,11 @@ class Blocks(Spec):
 
     rows: int = Field(default=2048, ge=1, description="Most rows in a block.")
     bytes: int = Field(default=8 << 20, ge=1, description="Most bytes in a block; a single larger row goes alone.")
-    in_flight: int = Field(default=4, ge=1, description="Blocks that are read ahead of the one to be written next.")
+    in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="Blocks that are read ahead of the one to be written next. Default: 4, with a GPU 16.",
+    )
 
 
 class JobSpec(Spec):

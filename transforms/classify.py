@@ -32,6 +32,8 @@ from transforms.stop import STOP, failing
 from transforms.text import unfit_rows
 
 Array = np.ndarray
+IN_FLIGHT, GPU_IN_FLIGHT = 4, 16
+"""A GPU's micro-batch holds about a block's tokens: with few blocks pending, texts of unlike lengths share one."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ class BlockClassifier:
     def __init__(self, spec: JobSpec, engines: list[Engine] | None = None) -> None:
         self.spec = spec
         self.engines = engines or [shared_engine(classifier) for classifier in spec.classify]
+        on_gpu = any(engine.backend.device.startswith("cuda") for engine in self.engines)
+        self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:
         """Take out rows without a valid text, hand the others to every engine. Does not wait."""
@@ -185,7 +189,7 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
 
     def _finished(self, *, drain: bool) -> Iterator[Block]:
         """Blocks in order: those that are done, and those that must be waited for to stay within `in_flight`."""
-        while self.pending and (drain or len(self.pending) > self.spec.blocks.in_flight or self.pending[0].done):
+        while self.pending and (drain or len(self.pending) > self.classifier.in_flight or self.pending[0].done):
             block = self._next()
             if block is None:
                 self.pending.clear()

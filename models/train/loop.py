@@ -1,4 +1,4 @@
-"""Learning and scoring: batches of like lengths, bfloat16 arithmetic over float32 weights."""
+"""Learning and scoring on the device that holds the model: batches of like lengths, bfloat16 over float32 weights."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 from models.train.rounding import rounded
 
+REPORT = 100  # steps between two lines
+
 Scores = npt.NDArray[np.float32]  # rows, labels
 
 
@@ -41,11 +43,12 @@ class Lessons:
 @dataclass(frozen=True)
 class Settings:
     learning_rate: float = 1e-4
-    tokens: int = 3072  # a batch, padding included
-    rows: int = 96
+    tokens: int = 8192  # a batch, padding included
+    rows: int = 128
     warmup: float = 0.06
     weight_decay: float = 0.01
     rounded: float = 0.2  # share of the steps, the last ones, that run with simulated int8 arithmetic
+    kept_as: torch.dtype = torch.float16  # of the matrices in the folder that ships; those steps know of it
     seed: int = 7
 
 
@@ -65,7 +68,8 @@ def train(
     """Run `epochs` over the lessons with a linear schedule; prints a line now and then."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
-    targets, masks = torch.tensor(lessons.targets), torch.tensor(lessons.masks)
+    device = model.device
+    targets, masks = torch.tensor(lessons.targets, device=device), torch.tensor(lessons.masks, device=device)
     plan: list[list[int]] = []
     for epoch in range(math.ceil(epochs)):
         batches = _batches(encoded, settings, rng)
@@ -82,23 +86,24 @@ def train(
         optimiser, lambda step: min((step + 1) / warm, max(0.0, (len(plan) - step) / max(1, len(plan) - warm)))
     )
     model.train()
-    started, losses = time.monotonic(), []
+    started, total = time.monotonic(), torch.zeros((), device=device)
     for step, batch in enumerate(plan, 1):
-        ids, attention = _tensors(encoded, batch)
+        ids, attention = _tensors(encoded, batch, device)
         _choose_attention(model, ids)
         late = step > len(plan) * (1 - settings.rounded)
-        with torch.autocast("cpu", torch.bfloat16), rounded(model, enabled=late):
+        with torch.autocast(device.type, torch.bfloat16), rounded(model, settings.kept_as, enabled=late):
             logits = model(input_ids=ids, attention_mask=attention).logits
-        loss = _loss(logits.float(), targets[batch], masks[batch])
+        rows = torch.tensor(batch).to(device)
+        loss = _loss(logits.float(), targets[rows], masks[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        losses.append(float(loss.detach()))
-        if step % 100 == 0 or step == len(plan):
-            spent = time.monotonic() - started
-            print(f"step {step}/{len(plan)}  loss {np.mean(losses[-100:]):.4f}  {spent:.0f} s", flush=True)
+        total += loss.detach()
+        if step % REPORT == 0:
+            print(f"step {step}/{len(plan)}  loss {total / REPORT:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+            total.zero_()
 
 
 def score(
@@ -108,11 +113,11 @@ def score(
     model.eval()
     out = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=not exact):
         for batch in _cut(order, encoded, tokens, 256):
-            ids, attention = _tensors(encoded, batch)
+            ids, attention = _tensors(encoded, batch, model.device)
             _choose_attention(model, ids)
-            out[batch] = model(input_ids=ids, attention_mask=attention).logits.float().numpy()
+            out[batch] = model(input_ids=ids, attention_mask=attention).logits.float().cpu().numpy()
     return out
 
 
@@ -124,16 +129,19 @@ def _loss(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> t
 
 def _choose_attention(model: BertForSequenceClassification, ids: torch.Tensor) -> None:
     """On a CPU the plain form is a third faster for short rows, the fused one for long rows."""
-    model.set_attn_implementation("eager" if ids.shape[1] <= 192 else "sdpa")
+    if model.device.type == "cpu":
+        model.set_attn_implementation("eager" if ids.shape[1] <= 192 else "sdpa")
 
 
-def _tensors(encoded: Sequence[Sequence[int]], batch: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _tensors(
+    encoded: Sequence[Sequence[int]], batch: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     width = max(len(encoded[i]) for i in batch)
-    ids = torch.zeros((len(batch), width), dtype=torch.long)
+    ids = np.zeros((len(batch), width), dtype=np.int64)
     for row, i in enumerate(batch):
-        ids[row, : len(encoded[i])] = torch.tensor(encoded[i])
-    attention = (ids != 0).long()
-    return ids, None if bool(attention.all()) else attention
+        ids[row, : len(encoded[i])] = encoded[i]
+    attention = None if ids.all() else torch.from_numpy((ids != 0).astype(np.int64)).to(device)
+    return torch.from_numpy(ids).to(device), attention
 
 
 def _batches(encoded: Sequence[Sequence[int]], settings: Settings, rng: random.Random) -> list[list[int]]:

@@ -23,11 +23,12 @@ class Shape:
     intermediate: int
     vocabulary: int
     positions: int
+    kept_as: torch.dtype = torch.float16  # the matrices' type in the folder that ships
 
 
 def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[torch.Tensor]:
     """For every layer, how much each feed-forward neuron adds: mean |activation| times the norm of what it writes."""
-    sums = [torch.zeros(encoder.config.intermediate_size) for _ in encoder.encoder.layer]
+    sums = [torch.zeros(encoder.config.intermediate_size, device=encoder.device) for _ in encoder.encoder.layer]
     hooks = [
         layer.intermediate.register_forward_hook(
             lambda _module, _inputs, output, total=total: total.add_(output.float().abs().mean(dim=(0, 1)))
@@ -36,7 +37,7 @@ def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[
     ]
     with torch.inference_mode():
         for one in tokenizer.encode_batch_fast(list(texts)):
-            encoder(torch.tensor([one.ids[:128]]))
+            encoder(torch.tensor([one.ids[:128]], device=encoder.device))
     for hook in hooks:
         hook.remove()
     return [
@@ -59,7 +60,7 @@ def cut(
     config.intermediate_size = shape.intermediate
     config.vocab_size = len(vocabulary)
     config.max_position_embeddings = shape.positions
-    student = BertForSequenceClassification(config)
+    student = BertForSequenceClassification(config).to(whole.device)
     with torch.no_grad():
         ours, theirs = student.bert, whole.bert
         table = theirs.embeddings.word_embeddings.weight

@@ -37,14 +37,17 @@ def find_or_teach(
     encoded: Sequence[Sequence[int]],
     lessons: Lessons,
     folder: Path | None,
-    short: float,
+    times: float,
 ) -> BertForSequenceClassification:
-    """The whole pretrained encoder, trained on the lessons or found in `folder`. `encoded`: the lessons' tokens."""
+    """The whole pretrained encoder, trained on the lessons or found in `folder`. `encoded`: the lessons' tokens.
+
+    `times`: epochs, as a multiple of the teaching's.
+    """
     if folder and (folder / "config.json").exists():
-        return BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
+        return BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(whole.device)
     print("the teacher", flush=True)
     settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
-    loop.train(whole, encoded, lessons, settings, teaching.epochs * short)
+    loop.train(whole, encoded, lessons, settings, teaching.epochs * times)
     if folder:
         whole.save_pretrained(folder)
     return whole

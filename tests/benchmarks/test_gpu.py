@@ -52,10 +52,10 @@ def test_runs_small_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert (figures["device"], figures["rows"], figures["peak_tflops"]) == ("CPU", 64, 0.5)
     assert "lognormal" not in figures
     found = figures["fixed"]
-    assert found.keys() == {"tagstream", "transformers", "tokeniser"}
+    assert found.keys() == {"tagstream", "end_to_end", "transformers", "tokeniser"}
     mean = found["tokeniser"]["mean_tokens"]
     assert 128 <= mean < 130
-    for name in ("tagstream", "transformers"):
+    for name in ("tagstream", "end_to_end", "transformers"):
         one = found[name]
         assert one["tokens_per_s"] == pytest.approx(one["rows_per_s"] * mean, rel=0.02)
         assert one["mfu"] == pytest.approx(one["tflops"] / 0.5)
@@ -65,6 +65,8 @@ def test_runs_small_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert found["tagstream"]["tflops"] * 1e12 == pytest.approx(found["tagstream"]["rows_per_s"] * a_row, rel=0.02)
     assert found["tagstream"]["label_agreement"] > 0.8, "both compute the same, but for the rounding of bf16"
     assert 0 <= found["tagstream"]["padding"] < 0.2
+    share = found["end_to_end"]["rows_per_s"] / found["tagstream"]["rows_per_s"]
+    assert found["end_to_end"]["share"] == pytest.approx(share, rel=0.02)
     assert found["tagstream"]["speedup"] == pytest.approx(
         found["tagstream"]["rows_per_s"] / found["transformers"]["rows_per_s"], rel=0.02
     )

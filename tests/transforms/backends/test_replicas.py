@@ -91,11 +91,3 @@ def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(ModelError, match="device cuda"):
         pytorch.choose_devices("cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpus_give_the_scores_of_the_cpu(folder: Path) -> None:
-    """fp32 on all GPUs, pinned memory and streams included."""
-    found = scores(Engine(load_backend(spec(folder, device="cuda", precision="fp32", token_budget=512))))
-    np.testing.assert_allclose(found, scores(Engine(load_backend(spec(folder, device="cpu")))), atol=1e-3)
