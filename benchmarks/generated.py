@@ -78,7 +78,7 @@ def _of_lengths(wanted: np.ndarray, rng: np.random.Generator) -> list[str]:
     drawn = _draw(rng, int(wanted.sum()) + MOST_TOKENS)
     ends = np.cumsum(tokens[drawn])
     made, at, done = [], 0, 0
-    for want in wanted:
+    for want in wanted.astype(np.int64):  # a float would have all ends turned into floats
         stop = int(np.searchsorted(ends, done + want)) + 1  # a word too long by a token or two at most
         made.append(" ".join(words[i] for i in drawn[at:stop]))
         at, done = stop, int(ends[stop - 1])
