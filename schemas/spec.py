@@ -57,8 +57,8 @@ class PyTorchBackend(Spec):
     )
     compile: bool = Field(
         default=False,
-        description="torch.compile: a graph for each of about ten padded lengths, all made before the first row, which "
-        "takes minutes; none is made later. Needs a C++ compiler.",
+        description="torch.compile, before the first row: on a CPU a graph for each of about ten padded lengths, which "
+        "takes minutes; on a GPU one for all lengths. Needs a C++ compiler, on a GPU a C compiler.",
     )
 
 

@@ -1,7 +1,10 @@
-"""`torch.compile` for a stream of micro-batches: one graph for each of a few lengths, all made before the first row.
+"""`torch.compile` for a stream of micro-batches: all graphs are made before the first row.
 
 A graph holds for any number of rows from 2 on; PyTorch makes one of its own for a single row, so the caller adds one.
-The attention mask is always given, for a graph without it would be another one.
+
+On a CPU there is one for each of a few lengths, of the whole model. The attention mask is always given, for a graph
+without it would be another one. On a GPU there is one of the block that the model repeats, for any length, with a mask
+and without; one thread at a time calls it.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import numpy as np
 from schemas.errors import ModelError
 from transforms.backends.replica import Replica
 
+Array = np.ndarray
 SHORTEST = 16
 WARM_UP_ROWS = 8
 MOST_ROWS = 4096
@@ -33,7 +37,7 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 class CompiledModel:
-    """A model whose batch dimension is dynamic and whose length is not: a compiled function for each length."""
+    """For a CPU: a model with any number of rows, and a compiled function for each length."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -66,14 +70,40 @@ class CompiledModel:
         return torch.compile(alone, fullgraph=True, dynamic=False)
 
 
-def warm_up(replicas: list[Replica], lengths: tuple[int, ...], threads: int, name: str) -> None:
+def compile_blocks(model: Any) -> Any:
+    """For a GPU: the model itself, its repeated blocks (or all of it, if it has none) compiled where they are."""
+    from torch.nn import ModuleList
+
+    repeated = [m for m in model.modules() if isinstance(m, ModuleList) and len(m) > 1 and len({*map(type, m)}) == 1]
+    for block in [block for blocks in repeated for block in blocks] or [model]:
+        block.compile(dynamic=True)
+    return model
+
+
+def every_length() -> list[dict[str, Array]]:
+    """Inputs that make all graphs of `compile_blocks`: those with a mask differ by whether 8 divides the length."""
+    inputs = []
+    for length in (SHORTEST, SHORTEST + 1):
+        ids = np.ones((WARM_UP_ROWS, length), np.int64)
+        inputs += [{"input_ids": ids, "attention_mask": np.where(np.arange(length) + 1 < length, ids, 0)}]
+        inputs += [{"input_ids": ids}]
+    return inputs
+
+
+def each_length(lengths: tuple[int, ...]) -> list[dict[str, Array]]:
+    """Inputs that make all graphs of `CompiledModel`."""
+    ones = [np.ones((WARM_UP_ROWS, length), np.int64) for length in lengths]
+    return [{"input_ids": ids, "attention_mask": ids} for ids in ones]
+
+
+def warm_up(replicas: list[Replica], inputs: list[dict[str, Array]], threads: int, name: str) -> None:
     """Compile every graph of every replica. Raises ModelError.
 
     In a thread of its own with as many `threads` as a pass will have: graphs hold for one number of threads.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="compile") as thread:
         try:
-            thread.submit(_compile_all, replicas, lengths, threads).result()
+            thread.submit(_compile_all, replicas, inputs, threads).result()
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
@@ -82,11 +112,10 @@ def warm_up(replicas: list[Replica], lengths: tuple[int, ...], threads: int, nam
             ) from error
 
 
-def _compile_all(replicas: list[Replica], lengths: tuple[int, ...], threads: int) -> None:
+def _compile_all(replicas: list[Replica], inputs: list[dict[str, Array]], threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
     for replica in replicas:
-        for length in lengths:
-            ones = np.ones((WARM_UP_ROWS, length), np.int64)
-            replica.logits({"input_ids": ones, "attention_mask": ones})
+        for one in inputs:
+            replica.logits(one)

@@ -14,7 +14,15 @@ from transformers.utils import logging
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, PyTorchBackend
-from transforms.backends.compiled import MOST_ROWS, CompiledModel, length_buckets, warm_up
+from transforms.backends.compiled import (
+    MOST_ROWS,
+    CompiledModel,
+    compile_blocks,
+    each_length,
+    every_length,
+    length_buckets,
+    warm_up,
+)
 from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.replica import OverlappedReplica, Replica
@@ -30,6 +38,8 @@ when 1,000 rows are pending) and let a stream's row wait less; larger ones pay a
 GPU_TOKENS = 65_536
 GPU_PASSES = 2
 """Threads of each GPU: one waits for its pass, the other prepares the next."""
+GRAPHS = threading.Lock()
+"""PyTorch keeps graphs with the code of a block, all models' together: who looks one up must be alone."""
 _CORES = torch.get_num_threads()
 """What PyTorch would use by itself: the physical cores that this process may run on, or OMP_NUM_THREADS."""
 
@@ -46,20 +56,26 @@ class _PyTorch:
         self.max_rows = MOST_ROWS
         self._threads: int
         self.parallel, self._threads = passes_and_threads(_CORES) if on_cpu else (1, _CORES)
-        if issubclass(replica, OverlappedReplica):
+        on_gpu = issubclass(replica, OverlappedReplica)
+        if on_gpu:
             self.parallel = GPU_PASSES * len(devices)
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
-        self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile else ()
+        self._compiled = spec.compile
+        self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
         given = spec.token_budget or spec.compile
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
         for device in devices:
             model = load_model(files, device, spec.precision)
-            self.replicas.append(replica(CompiledModel(model) if spec.compile else model, device))
+            if spec.compile and on_gpu:
+                self.replicas.append(OverlappedReplica(compile_blocks(model), device, GRAPHS))
+            else:
+                self.replicas.append(replica(CompiledModel(model) if spec.compile else model, device))
         self._turns = itertools.cycle(self.replicas)
         self._of_thread = threading.local()
         if spec.compile:
-            warm_up(self.replicas, self.buckets, self._threads, files.name)
+            inputs = every_length() if on_gpu else each_length(self.buckets)
+            warm_up(self.replicas, inputs, self._threads, files.name)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
         return self._tokenizer.encode(texts)
@@ -72,7 +88,7 @@ class _PyTorch:
         if self.buckets or not mask.all():
             inputs["attention_mask"] = mask
         rows = len(ids)
-        if self.buckets and rows == 1:
+        if self._compiled and rows == 1:
             inputs = {name: array.repeat(2, axis=0) for name, array in inputs.items()}
         try:
             return self._replica().logits(inputs)[:rows]

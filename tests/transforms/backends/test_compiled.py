@@ -16,8 +16,9 @@ import pytest
 
 from schemas.spec import Classifier
 from tests.models import make_model, random_texts
-from transforms.backends import load_backend
+from transforms.backends import load_backend, pytorch
 from transforms.backends.compiled import length_buckets
+from transforms.backends.replica import OverlappedReplica
 from transforms.engine import Engine
 from transforms.metrics import METRICS
 
@@ -72,6 +73,26 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     assert METRICS.snapshot().padded_tokens % 8 == 0, "every length is a bucket's"
     assert np.ptp(expected, axis=0).max() > 0.1, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "albert"])
+def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> None:
+    """The GPU's way, here on a CPU: a graph with a mask and one without, of a block or of the whole, none later."""
+    from torch._dynamo.utils import counters
+
+    spec = classifier(make_model(tmp_path, architecture), compile=True)
+    counters.clear()
+    engine = Engine(pytorch._PyTorch(spec, ["cpu"], OverlappedReplica))
+    made = counters["stats"]["unique_graphs"]
+    assert engine.backend.buckets == ()
+    assert made == 2
+    sizes = [1, 2, 3, 50, 1, 7, 33, 128, 1]
+    found = predict(engine, sizes)
+    engine.close()
+    assert counters["stats"]["unique_graphs"] == made
+    plain = Engine(load_backend(classifier(tmp_path)))
+    np.testing.assert_allclose(found, predict(plain, sizes), atol=1e-5)
+    plain.close()
 
 
 def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path) -> None:
