@@ -43,6 +43,16 @@ def test_a_student_learns_from_labels_and_scores(model: BertForSequenceClassific
     assert soft.masks == [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
 
 
+def test_some_lessons_keep_what_belongs_together() -> None:
+    lessons = Lessons()
+    for number in range(100):
+        lessons.add(str(number), [number, 0.0], (1.0, number))
+    some = lessons.some(0.2, random.Random(1))
+    assert some.texts == [str(int(target)) for target, _ in some.targets] == [str(int(mask)) for _, mask in some.masks]
+    assert len(set(some.texts)) == 20
+    assert lessons.some(1.0, random.Random(1)) == lessons
+
+
 def test_training_learns(model: BertForSequenceClassification) -> None:
     rng = random.Random(3)
     lessons, encoded = Lessons(), []

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the model goes; default: the bundled one is replaced")
     parser.add_argument("--transfer", metavar="SOURCE", help="leave this source out and measure on it, write no model")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER", help="where the teacher is kept and found again")
-    parser.add_argument("--times", type=float, default=1.0, help="epochs, as a multiple of the recipe's: 0.2 for a try")
+    parser.add_argument("--share", type=float, default=1.0, help="learn from this share of the texts: 0.2 for a try")
     parser.add_argument("--fast", action="store_true", help="measure in bfloat16")
     parser.add_argument("--device", default="cpu", help="where it trains: cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
@@ -62,9 +62,10 @@ def main() -> None:
 def make(task: Task, given: argparse.Namespace, out: Path, without: frozenset[str]) -> None:
     """Collect lessons, teach the teacher and the student, calibrate on the tune rows, write the folder."""
     data = given.data
-    settings = loop.Settings(learning_rate=task.learning_rate, kept_as=task.shape.kept_as)
+    settings = loop.Settings(learning_rate=task.learning_rate)
     torch.manual_seed(settings.seed)
-    lessons = task.lessons(data, TRAIN, settings.seed, without)
+    rng = random.Random(settings.seed)
+    lessons = task.lessons(data, TRAIN, settings.seed, without).some(given.share, rng)
     print(f"{len(lessons.texts)} lessons", flush=True)
     folder = task.encoder()
     base = tokenizer.full(folder)
@@ -72,10 +73,10 @@ def make(task: Task, given: argparse.Namespace, out: Path, without: frozenset[st
     whole = encoder.classifier(folder, task.labels).to(given.device)
     if task.teaching:
         more = task.teaching.unlabelled(data, settings.seed, without)
+        more = at_most(rng, round(given.share * len(more)), more)
         tokens = loop.encode(base, [*lessons.texts, *more], task.max_length)
-        whole = teacher.find_or_teach(
-            whole, task.teaching, tokens[: len(lessons.texts)], lessons, given.teacher, given.times
-        )
+        own = tokens[: len(lessons.texts)]
+        whole = teacher.find_or_teach(whole, task.teaching, own, lessons, given.teacher)
         lessons = teacher.soften(whole, tokens, lessons, more, task.teaching.trust)
     telling = task.teaching.telling if task.teaching else 0
     vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary - telling)
@@ -87,11 +88,11 @@ def make(task: Task, given: argparse.Namespace, out: Path, without: frozenset[st
     encoded = loop.encode(small, lessons.texts, task.max_length)
     print(f"{len(encoded)} texts, {sum(map(len, encoded))} tokens an epoch", flush=True)
     student = shrink.cut(whole, base, vocabulary, task.shape, sample[:300])
-    loop.train(student, encoded, lessons, settings, task.epochs * given.times)
+    loop.train(student, encoded, lessons, settings, task.epochs)
     tune = task.lessons(data, TUNE, settings.seed, without)
     logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))
     temperature = export.fit_temperature(logits, tune)
-    export.export(student, small, temperature, out, task.shape.positions, task.shape.kept_as)
+    export.export(student, small, temperature, out, task.shape.positions)
     print(f"temperature {temperature:.3f}, {export.size_of(out)} bytes in {out}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""From a trained student to the folder that ships: temperature folded into the head, small weights, tokenizer."""
+"""From a trained student to the folder that ships: temperature folded into the head, float16 weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from models.train.tokenizer import save
 
@@ -29,28 +28,15 @@ def fit_temperature(logits: Scores, lessons: Lessons) -> float:
 
 
 def export(
-    model: BertForSequenceClassification,
-    tokenizer: Tokenizer,
-    temperature: float,
-    folder: Path,
-    max_length: int,
-    kept_as: torch.dtype,
+    model: BertForSequenceClassification, tokenizer: Tokenizer, temperature: float, folder: Path, max_length: int
 ) -> None:
-    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature.
-
-    Matrices are `kept_as` that, all else float16. The config says float32, so that a plain loader computes in it.
-    """
+    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature."""
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         model.classifier.weight.div_(temperature)
         model.classifier.bias.div_(temperature)
     model.config.calibration = {"temperature": round(temperature, 4), "folded_into": "classifier"}
-    weights = {
-        name: tensor.to(kept_as if tensor.ndim == 2 and not name.startswith("classifier.") else torch.float16)
-        for name, tensor in model.state_dict().items()
-    }
-    model.save_pretrained(folder)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model.half().save_pretrained(folder)
     save(tokenizer, folder, max_length)
     for path in folder.iterdir():
         path.chmod(0o644)

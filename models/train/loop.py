@@ -39,16 +39,20 @@ class Lessons:
         self.targets.append(list(target))
         self.masks.append(list(mask) if mask else [1.0] * len(target))
 
+    def some(self, share: float, rng: random.Random) -> Lessons:
+        """A random share of them, in order; all of them if it is 1."""
+        kept = sorted(rng.sample(range(len(self.texts)), round(share * len(self.texts))))
+        return Lessons([self.texts[i] for i in kept], [self.targets[i] for i in kept], [self.masks[i] for i in kept])
+
 
 @dataclass(frozen=True)
 class Settings:
     learning_rate: float = 1e-4
-    tokens: int = 8192  # a batch, padding included
-    rows: int = 128
+    tokens: int = 3072  # a batch, padding included
+    rows: int = 96
     warmup: float = 0.06
     weight_decay: float = 0.01
     rounded: float = 0.2  # share of the steps, the last ones, that run with simulated int8 arithmetic
-    kept_as: torch.dtype = torch.float16  # of the matrices in the folder that ships; those steps know of it
     seed: int = 7
 
 
@@ -91,7 +95,7 @@ def train(
         ids, attention = _tensors(encoded, batch, device)
         _choose_attention(model, ids)
         late = step > len(plan) * (1 - settings.rounded)
-        with torch.autocast(device.type, torch.bfloat16), rounded(model, settings.kept_as, enabled=late):
+        with torch.autocast(device.type, torch.bfloat16), rounded(model, enabled=late):
             logits = model(input_ids=ids, attention_mask=attention).logits
         rows = torch.tensor(batch).to(device)
         loss = _loss(logits.float(), targets[rows], masks[rows])
@@ -101,8 +105,9 @@ def train(
         optimiser.step()
         schedule.step()
         total += loss.detach()
-        if step % REPORT == 0:
-            print(f"step {step}/{len(plan)}  loss {total / REPORT:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+        if step % REPORT == 0 or step == len(plan):
+            mean, spent = total / ((step - 1) % REPORT + 1), time.monotonic() - started
+            print(f"step {step}/{len(plan)}  loss {mean:.4f}  {spent:.0f} s", flush=True)
             total.zero_()
 
 

@@ -37,17 +37,13 @@ def find_or_teach(
     encoded: Sequence[Sequence[int]],
     lessons: Lessons,
     folder: Path | None,
-    times: float,
 ) -> BertForSequenceClassification:
-    """The whole pretrained encoder, trained on the lessons or found in `folder`. `encoded`: the lessons' tokens.
-
-    `times`: epochs, as a multiple of the teaching's.
-    """
+    """The whole pretrained encoder, trained on the lessons or found in `folder`. `encoded`: the lessons' tokens."""
     if folder and (folder / "config.json").exists():
         return BertForSequenceClassification.from_pretrained(folder, dtype=torch.float32).to(whole.device)
     print("the teacher", flush=True)
     settings = loop.Settings(learning_rate=teaching.learning_rate, rounded=0.0)
-    loop.train(whole, encoded, lessons, settings, teaching.epochs * times)
+    loop.train(whole, encoded, lessons, settings, teaching.epochs)
     if folder:
         whole.save_pretrained(folder)
     return whole
