@@ -28,6 +28,7 @@ import json
 import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,14 @@ def race(
     for name in (*names, "tokeniser"):
         print(f"{source.stem}: {name} …", flush=True)
         more = [labels[name]] if name in labels else []
+        begun = time.monotonic()
         if name == "end_to_end":
-            said[name] = whole(model, source, options.device, *more)
+            one = whole(model, source, options.device, *more)
         else:
-            said[name] = run([*script, name, str(model), str(source), options.device, *more]).said
+            one = run([*script, name, str(model), str(source), options.device, *more]).said
+        said[name] = one
+        spent = time.monotonic() - begun
+        print(f"{source.stem}: {name}: {one['rows'] / one['seconds']:,.0f} rows/s ({spent:.0f} s in all)", flush=True)
     tokens, squares = said["tagstream"]["tokens"], said["tagstream"]["squares"]
     needed = flops(said["tokeniser"]["parameters"], options.layers, options.width, tokens, squares)
     found: dict[str, dict[str, float | None]] = {}

@@ -31,10 +31,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model(tmp_path_factory.mktemp("cuda"), labels=("a", "b", "c"))
 
 
-def scores(folder: Path, texts: list[str], **backend) -> tuple[np.ndarray, int]:
-    """Float32 [texts, labels], and the token budget that the engine has in the end."""
+def scores(folder: Path, texts: list[str], block: int = 500, **backend) -> tuple[np.ndarray, int]:
+    """Float32 [texts, labels] of texts that come `block` at a time, and the token budget at the end."""
     engine = Engine(load_backend(spec(folder, **backend)))
-    futures = [engine.submit(pa.array(texts[at : at + 500], pa.large_string())) for at in range(0, len(texts), 500)]
+    futures = [engine.submit(pa.array(texts[at : at + block], pa.large_string())) for at in range(0, len(texts), block)]
     try:
         found = [future.result(120) for future in futures]
         assert not any(one.errors for one in found)
@@ -57,10 +57,10 @@ def test_scores_are_those_of_the_cpu(folder: Path, precision: str, compiled: boo
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """48 MiB more than PyTorch holds now, whatever the device has."""
+    """160 MiB more than PyTorch holds now, whatever the device has; cuBLAS takes 32 MiB for each thread that calls it."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + (48 << 20)) / total, 0)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + (160 << 20)) / total, 0)
     yield
     torch.cuda.set_per_process_memory_fraction(1.0, 0)
 
@@ -69,6 +69,6 @@ def little_memory() -> Iterator[None]:
 def test_out_of_memory_halves_the_budget(folder: Path) -> None:
     """The real thing: micro-batches that do not fit run in halves, and every row gets its scores."""
     texts = random_texts(4000, seed=5, longest=60)
-    found, budget = scores(folder, texts, device="cuda:0", precision="fp32", token_budget=1 << 20)
+    found, budget = scores(folder, texts, 4000, device="cuda:0", precision="fp32", token_budget=1 << 20)
     assert budget < 1 << 20
     np.testing.assert_allclose(found, scores(folder, texts, device="cpu")[0], atol=1e-3)
