@@ -57,7 +57,7 @@ def test_scores_are_those_of_the_cpu(folder: Path, precision: str, compiled: boo
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """160 MiB more than PyTorch holds now, whatever the device has; cuBLAS takes 32 MiB for each thread that calls it."""
+    """160 MiB more than PyTorch holds now, whatever the device has; cuBLAS takes 32 of them for each calling thread."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(0) + (160 << 20)) / total, 0)
