@@ -4,13 +4,13 @@ A graph holds for any number of rows from 2 on; PyTorch makes one of its own for
 
 On a CPU there is one for each of a few lengths, of the whole model. The attention mask is always given, for a graph
 without it would be another one. On a GPU there is one of the block that the model repeats, for any length, with a mask
-and without; one thread at a time calls it.
+and without; one thread at a time calls a replica's.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -54,11 +54,6 @@ class CompiledModel:
         return self._of_length[length](**inputs)
 
     def _compile(self) -> Any:
-        """The model as a function whose graph no other has a share in.
-
-        PyTorch keeps graphs with the code object, in a list that a thread moves the graph it found to the front of;
-        another thread that searches the list then misses its own and compiles it anew, in the middle of a stream.
-        """
         import torch
 
         model = self._model
@@ -66,18 +61,34 @@ class CompiledModel:
         def forward(**inputs: Any) -> Any:
             return model(**inputs)
 
-        alone = FunctionType(forward.__code__.replace(), globals(), closure=forward.__closure__)
-        return torch.compile(alone, fullgraph=True, dynamic=False)
+        return torch.compile(_alone(forward), fullgraph=True, dynamic=False)  # type: ignore[arg-type]
 
 
 def compile_blocks(model: Any) -> Any:
     """For a GPU: the model itself, its repeated blocks (or all of it, if it has none) compiled where they are."""
-    from torch.nn import ModuleList
+    import torch
 
-    repeated = [m for m in model.modules() if isinstance(m, ModuleList) and len(m) > 1 and len({*map(type, m)}) == 1]
-    for block in [block for blocks in repeated for block in blocks] or [model]:
-        block.compile(dynamic=True)
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) > 1]
+    repeated = [
+        blocks for blocks in lists if len({*map(type, blocks)}) == 1 and not isinstance(blocks[0], type(blocks))
+    ]
+    for blocks in repeated or [[model]]:
+        forward = _alone(type(blocks[0]).forward)
+        for block in blocks:
+            block.forward = torch.compile(MethodType(forward, block), dynamic=True)
     return model
+
+
+def _alone(function: FunctionType) -> FunctionType:
+    """The same function, whose graphs no other has a share in.
+
+    PyTorch keeps graphs with the code object, in a list that a thread moves the graph it found to the front of;
+    another thread that searches the list then misses its own and compiles it anew, in the middle of a stream.
+    """
+    code, closure = function.__code__.replace(), function.__closure__
+    alone = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
+    alone.__kwdefaults__ = function.__kwdefaults__
+    return alone
 
 
 def every_length() -> list[dict[str, Array]]:

@@ -38,8 +38,6 @@ when 1,000 rows are pending) and let a stream's row wait less; larger ones pay a
 GPU_TOKENS = 65_536
 GPU_PASSES = 2
 """Threads of each GPU: one waits for its pass, the other prepares the next."""
-GRAPHS = threading.Lock()
-"""PyTorch keeps graphs with the code of a block, all models' together: who looks one up must be alone."""
 _CORES = torch.get_num_threads()
 """What PyTorch would use by itself: the physical cores that this process may run on, or OMP_NUM_THREADS."""
 
@@ -67,10 +65,9 @@ class _PyTorch:
         self.replicas: list[Replica] = []
         for device in devices:
             model = load_model(files, device, spec.precision)
-            if spec.compile and on_gpu:
-                self.replicas.append(OverlappedReplica(compile_blocks(model), device, GRAPHS))
-            else:
-                self.replicas.append(replica(CompiledModel(model) if spec.compile else model, device))
+            if spec.compile:
+                model = compile_blocks(model) if on_gpu else CompiledModel(model)
+            self.replicas.append(replica(model, device))
         self._turns = itertools.cycle(self.replicas)
         self._of_thread = threading.local()
         if spec.compile:

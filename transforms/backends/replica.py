@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -33,13 +32,12 @@ class OverlappedReplica(Replica):
     in the memory that that one frees. On a CPU, whose streams do nothing, it computes the same: for tests.
     """
 
-    def __init__(self, model: Any, device: str, queueing: AbstractContextManager[Any] | None = None) -> None:
-        """`queueing`: a lock for calls of the model, shared with others; else one of its own."""
+    def __init__(self, model: Any, device: str) -> None:
         super().__init__(model, device)
         self._module = torch.get_device_module(device)
         self._copies, self._passes = self._module.Stream(device), self._module.Stream(device)
         self._on_gpu = device != "cpu"
-        self._queueing = queueing or threading.Lock()
+        self._queueing = threading.Lock()
 
     def logits(self, inputs: dict[str, Array]) -> Array:
         """As above; returns when this pass is done, whatever is queued behind it."""
