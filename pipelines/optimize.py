@@ -30,12 +30,12 @@ from pipelines.measure import TOO_SLOW, Candidate, Measured, measure
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from transforms.backends.auto import certificate_folder
-from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from transforms.backends.onnx_smooth import Inputs
 from transforms.certificate import Certificate, hash_file
+from transforms.machine import cpu_name
 from transforms.text import as_text, is_text, unfit_rows
 from transforms.tokenise import TextTokenizer
 

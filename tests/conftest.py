@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from transforms.backends.cores import usable_cores
+from transforms.machine import usable_cores
 from transforms.stop import STOP
 
 pytest_plugins = [

@@ -95,6 +95,13 @@ def test_specification_needs_no_engine() -> None:
     assert loaded_by("import schemas.spec_file", heavy) == set()
 
 
+@pytest.mark.parametrize("name", ["bulk", "overhead"])
+def test_benchmarks_stay_small(name: str) -> None:
+    """Those that report peak memory: a child's is never under its parent's."""
+    heavy = {"pyarrow", "torch", "numpy", "apache_beam", "transformers", "pydantic"}
+    assert loaded_by(f"import benchmarks.{name}", heavy) == set()
+
+
 def test_constant_backend_loads_no_torch() -> None:
     """A dry run of the pipeline needs no PyTorch."""
     statement = (

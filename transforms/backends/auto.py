@@ -12,9 +12,9 @@ from pydantic import TypeAdapter
 
 from schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
 from transforms import backends
-from transforms.backends.cores import cpu_name
 from transforms.backends.huggingface import files_of
 from transforms.certificate import FILE, Certificate
+from transforms.machine import cpu_name
 from transforms.metrics import METRICS
 
 

@@ -1,10 +1,8 @@
-"""How a CPU's cores are shared between forward passes, and what the machine that runs them is called."""
+"""How a CPU's cores are shared between forward passes."""
 
 from __future__ import annotations
 
-import os
-import platform
-from pathlib import Path
+from transforms.machine import cpu_name
 
 CPU_PASSES = 8
 """Most forward passes at once on a CPU, with cores / passes threads each, so one core each on small machines.
@@ -15,29 +13,10 @@ Bundled spam model in ONNX Runtime int8, rows x tokens: 80 x 25 the same, 36 x 2
 """
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def passes_and_threads(cores: int) -> tuple[int, int]:
     """Forward passes at once, and threads of each."""
     passes = max(1, min(cores, CPU_PASSES))
     return passes, max(1, cores // passes)
-
-
-def cpu_model() -> str:
-    """The maker's name for it, as Linux knows it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def cpu_name() -> str:
-    """The CPU's model and the number of cores."""
-    return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
 def passes_on(device: str, passes: int) -> str:

@@ -11,10 +11,11 @@ import pyarrow as pa
 
 from schemas.errors import ModelError, OutOfMemoryError
 from schemas.spec import Classifier, OnnxBackend
-from transforms.backends.cores import passes_and_threads, passes_on, usable_cores
+from transforms.backends.cores import passes_and_threads, passes_on
 from transforms.backends.huggingface import describe, files_of, weights_of
 from transforms.backends.onnx_export import export_fp32
 from transforms.backends.onnx_session import exact_options, without_denormals
+from transforms.machine import usable_cores
 from transforms.tokenise import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
