@@ -54,7 +54,7 @@ def main() -> None:
             make(task, given, folder, left_out)
 
         if given.transfer:
-            transfer.run(task, given.transfer, given.data, build)
+            transfer.run(task, given.transfer, given.share, given.data, build)
         else:
             build(given.out or ROOT / task.name)
 

@@ -18,13 +18,17 @@ if TYPE_CHECKING:
 RECORD = ROOT / "transfer.json"
 
 
-def run(task: Task, source: str, data: Path, make: Callable[[Path], None]) -> None:
-    """Train without `source` into a temporary folder, measure on its held-out rows, record the figures."""
+def run(task: Task, source: str, share: float, data: Path, make: Callable[[Path], None]) -> None:
+    """Train without `source` into a temporary folder, measure on its held-out rows, record the figures.
+
+    `share`: of the other sources' texts that `make` learns from.
+    """
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
         figures = of_source(Classifier(Path(folder)), task, data, source)
     record = recorded()
-    record[f"{task.name} without {source}"] = [one.plain() for one in figures]
+    part = f", {share:.0%} of the texts" if share < 1 else ""
+    record[f"{task.name} without {source}{part}"] = [one.plain() for one in figures]
     RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n", encoding="utf-8")
 
 
