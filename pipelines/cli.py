@@ -233,7 +233,8 @@ def optimize(
         str | None, typer.Option("--out", help="Folder of the certificate; default: the SPEC's, or the cache folder.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Try torch.compile too: takes minutes, and so would each start of a job.")
+        bool,
+        typer.Option("--compile", help="Try torch.compile too; on a CPU it takes minutes, at each start."),
     ] = False,
     report: ReportOption = None,
     debug: DebugOption = False,

@@ -58,7 +58,7 @@ class PyTorchBackend(Spec):
     compile: bool = Field(
         default=False,
         description="torch.compile, before the first row: on a CPU a graph for each of about ten padded lengths, which "
-        "takes minutes; on a GPU one for all lengths. Needs a C++ compiler, on a GPU a C compiler.",
+        "takes minutes; on a GPU the repeated block, for any length. Needs a C++ compiler, on a GPU a C compiler.",
     )
 
 
@@ -191,7 +191,7 @@ class Blocks(Spec):
     in_flight: int | None = Field(
         default=None,
         ge=1,
-        description="Blocks that are read ahead of the one to be written next. Default: 4, with a GPU 16.",
+        description="Blocks read ahead of the one to be written next. Default: 4; 16 if all models are on GPUs.",
     )
 
 

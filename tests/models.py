@@ -27,6 +27,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "xlm-roberta": {**SMALL, "max_position_embeddings": 66, "pad_token_id": 1},
     "electra": {**SMALL, "embedding_size": 32, "max_position_embeddings": 64},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": 64, "n_positions": 64},
     "albert": {**SMALL, "embedding_size": 16, "max_position_embeddings": 64},
 }
 

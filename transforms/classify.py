@@ -55,7 +55,7 @@ class BlockClassifier:
     def __init__(self, spec: JobSpec, engines: list[Engine] | None = None) -> None:
         self.spec = spec
         self.engines = engines or [shared_engine(classifier) for classifier in spec.classify]
-        on_gpu = any(engine.backend.device.startswith("cuda") for engine in self.engines)
+        on_gpu = all(engine.backend.device.startswith("cuda") for engine in self.engines)
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:

@@ -41,6 +41,12 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="where it trains: cpu or cuda")
     parser.add_argument("--threads", type=int, default=2)
     given = parser.parse_args()
+    if not 0 < given.share <= 1:
+        parser.error("--share is above 0 and at most 1")
+    if given.share < 1 and not (given.out or given.transfer):
+        parser.error("--share would replace a bundled model by a lesser one: give --out FOLDER")
+    if given.teacher and (given.share < 1 or given.transfer):
+        parser.error("--teacher is kept for all texts: it goes with neither --share nor --transfer")
     torch.set_num_threads(given.threads)
     if given.what == "results":
         report.write(given.data, fast=given.fast)

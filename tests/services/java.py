@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
 RANDOM = random.SystemRandom()
-"""Hypothesis seeds the other one alike in every process."""
+"""Hypothesis seeds the other one."""
 FETCHES = 3
 """Attempts: a repository far away may refuse once."""
 
@@ -45,13 +45,13 @@ def jars(name: str) -> Path:
         if not stamp.exists() or stamp.read_bytes() != pom.read_bytes():
             shutil.rmtree(folder / "libs", ignore_errors=True)
             command = ["mvn", "-q", "-B", "-U", "-f", str(pom), "dependency:copy-dependencies"]
-            for _ in range(FETCHES):
+            for attempt in range(FETCHES):
+                time.sleep(5 * attempt)
                 done = subprocess.run(
                     [*command, f"-DoutputDirectory={folder / 'libs'}"], capture_output=True, text=True, check=False
                 )
                 if not done.returncode:
                     break
-                time.sleep(5)
             else:
                 unavailable(f"Maven can't fetch the jars of {name}: {(done.stdout + done.stderr)[-2000:]}")
             shutil.copy(pom, stamp)
@@ -71,8 +71,9 @@ def free_ports(count: int) -> list[int]:
     One of these could be taken before its process has it, or while that is killed and started again.
     """
     found: set[int] = set()
-    while len(found) < count:
-        port = RANDOM.randrange(10_000, 32_768)
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32  # each its own: none asks for
+    while len(found) < count:  # what another has not bound yet
+        port = RANDOM.randrange(10_000 + 700 * worker, 10_700 + 700 * worker)
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))
             found.add(port)

@@ -22,6 +22,8 @@ Array = np.ndarray
 SHORTEST = 16
 WARM_UP_ROWS = 8
 MOST_ROWS = 4096
+GRAPHS = 64
+"""Most of them for one function: beyond PyTorch's own limit of 8 it would run as it is, and only a log would say so."""
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
@@ -68,15 +70,23 @@ def compile_blocks(model: Any) -> Any:
     """For a GPU: the model itself, its repeated blocks (or all of it, if it has none) compiled where they are."""
     import torch
 
-    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList) and len(module) > 1]
-    repeated = [
-        blocks for blocks in lists if len({*map(type, blocks)}) == 1 and not isinstance(blocks[0], type(blocks))
-    ]
-    for blocks in repeated or [[model]]:
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # of keys and values, for tokens that nobody will ask for
+    for blocks in _repeated(model, torch.nn.ModuleList) or [[model]]:
         forward = _alone(type(blocks[0]).forward)
         for block in blocks:
             block.forward = torch.compile(MethodType(forward, block), dynamic=True)
     return model
+
+
+def _repeated(module: Any, list_type: Any) -> list[list[Any]]:
+    """The outermost lists of several modules of one type."""
+    found: list[list[Any]] = []
+    for child in module.children():
+        blocks = list(child) if isinstance(child, list_type) else []
+        alike = len(blocks) > 1 and len({type(block) for block in blocks}) == 1
+        found += [blocks] if alike and not isinstance(blocks[0], list_type) else _repeated(child, list_type)
+    return found
 
 
 def _alone(function: FunctionType) -> FunctionType:
@@ -91,10 +101,13 @@ def _alone(function: FunctionType) -> FunctionType:
     return alone
 
 
-def every_length() -> list[dict[str, Array]]:
-    """Inputs that make all graphs of `compile_blocks`: those with a mask differ by whether 8 divides the length."""
+def every_length(longest: int) -> list[dict[str, Array]]:
+    """Inputs that make all graphs of `compile_blocks`, whose texts have at most `longest` tokens.
+
+    With a mask they differ by the powers of 2 that divide the length, in some models by whether a window is full.
+    """
     inputs = []
-    for length in (SHORTEST, SHORTEST + 1):
+    for length in sorted({min(length, longest) for length in (SHORTEST, SHORTEST + 1, SHORTEST + 4, longest)}):
         ids = np.ones((WARM_UP_ROWS, length), np.int64)
         inputs += [{"input_ids": ids, "attention_mask": np.where(np.arange(length) + 1 < length, ids, 0)}]
         inputs += [{"input_ids": ids}]
@@ -125,8 +138,10 @@ def warm_up(replicas: list[Replica], inputs: list[dict[str, Array]], threads: in
 
 def _compile_all(replicas: list[Replica], inputs: list[dict[str, Array]], threads: int) -> None:
     import torch
+    from torch._dynamo import config
 
     torch.set_num_threads(threads)
-    for replica in replicas:
-        for one in inputs:
-            replica.logits(one)
+    with config.patch(recompile_limit=GRAPHS):
+        for replica in replicas:
+            for one in inputs:
+                replica.logits(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
 from typing import Any, cast
@@ -71,7 +72,7 @@ class _PyTorch:
         self._turns = itertools.cycle(self.replicas)
         self._of_thread = threading.local()
         if spec.compile:
-            inputs = every_length() if on_gpu else each_length(self.buckets)
+            inputs = every_length(self._tokenizer.max_length) if on_gpu else each_length(self.buckets)
             warm_up(self.replicas, inputs, self._threads, files.name)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
@@ -80,7 +81,7 @@ class _PyTorch:
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        ids, mask = self._tokenizer.pad(parts, self.buckets)
+        ids, mask = self._tokenizer.pad(parts, self.buckets or (2,) * self._compiled)  # one token: a graph of its own
         inputs = {"input_ids": ids}
         if self.buckets or not mask.all():
             inputs["attention_mask"] = mask
@@ -109,6 +110,8 @@ class _PyTorch:
     def close(self) -> None:
         self.replicas.clear()
         del self._turns, self._of_thread
+        if self._compiled:
+            gc.collect()  # compiled blocks refer to themselves
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 

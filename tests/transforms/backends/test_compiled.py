@@ -75,31 +75,35 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "albert"])
-def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> None:
+@pytest.mark.parametrize(("architecture", "graphs"), [("bert", 2), ("albert", 2), ("gpt2", 2)])
+def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str, graphs: int) -> None:
     """The GPU's way, here on a CPU: a graph with a mask and one without, of a block or of the whole, none later."""
     from torch._dynamo.utils import counters
 
     spec = classifier(make_model(tmp_path, architecture), compile=True)
     counters.clear()
     engine = Engine(pytorch._PyTorch(spec, ["cpu"], OverlappedReplica))
-    made = counters["stats"]["unique_graphs"]
     assert engine.backend.buckets == ()
-    assert made == 2
+    assert counters["stats"]["unique_graphs"] == graphs
     sizes = [1, 2, 3, 50, 1, 7, 33, 128, 1]
     found = predict(engine, sizes)
     engine.close()
-    assert counters["stats"]["unique_graphs"] == made
+    assert counters["stats"]["unique_graphs"] == graphs
     plain = Engine(load_backend(classifier(tmp_path)))
     np.testing.assert_allclose(found, predict(plain, sizes), atol=1e-5)
     plain.close()
 
 
-def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path) -> None:
-    """Four threads that change places as often as Python lets them, each with now this length, now that."""
+@pytest.mark.parametrize("devices", [1, 2], ids=["lengths", "replicas"])
+def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path, devices: int) -> None:
+    """Four threads that change places as often as Python lets them, each with now this length, now that.
+
+    On a CPU with a graph for each length; the GPUs' way, a replica each, here two of them on the CPU.
+    """
     from torch._dynamo.utils import counters
 
-    backend = load_backend(classifier(make_model(tmp_path), compile=True))
+    spec = classifier(make_model(tmp_path), compile=True)
+    backend = load_backend(spec) if devices == 1 else pytorch._PyTorch(spec, ["cpu"] * devices, OverlappedReplica)
     short, long = (
         backend.encode(pa.array(random_texts(8, seed=3, longest=longest), pa.large_string())) for longest in (8, 60)
     )
