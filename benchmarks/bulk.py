@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.children import CACHE, FP32, PYTHON, Child, certify, run, tagstream
+from benchmarks.children import CACHE, FP32, PYTHON, Child, certify, parquet_job, run
 from benchmarks.environments import environment, same
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
@@ -124,15 +124,7 @@ class Race:
         return child.said["seconds"], child
 
     def _tagstream(self, name: str, backend: dict[str, Any]) -> tuple[float, Child]:
-        spec = {
-            "name": name,
-            "source": {"type": "parquet", "path": self.input, "text": "text", "id": "id"},
-            "classify": [{"model": self.model, "as": "label", "backend": backend}],
-            "sink": {"type": "parquet", "path": str(self.folder / f"out-{name}")},
-        }
-        path = self.folder / f"{name}.yaml"
-        path.write_text(json.dumps(spec))  # JSON is YAML
-        child, report = tagstream(path, self.folder / "report.json")
+        child, report = parquet_job(self.folder, name, self.model, self.input, backend)
         if name == "tagstream":
             self.reports.append(report)
         return report["seconds"], child

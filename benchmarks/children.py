@@ -61,6 +61,22 @@ def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
     return child, json.loads(report.read_text())
 
 
+def parquet_job(
+    folder: Path, name: str, model: str, source: str, backend: dict[str, Any], **more: Any
+) -> tuple[Child, dict[str, Any]]:
+    """As `tagstream`: the job `name` from a Parquet file to `out-<name>` in the folder; `more` of its specification."""
+    job = {
+        "name": name,
+        "source": {"type": "parquet", "path": source, "text": "text", "id": "id"},
+        "classify": [{"model": model, "as": "label", "backend": backend}],
+        "sink": {"type": "parquet", "path": str(folder / f"out-{name}")},
+        **more,
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(json.dumps(job))  # JSON is YAML
+    return tagstream(path, folder / "report.json")
+
+
 def certify(model: str, sample: str | Path, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
     """`tagstream optimize`: the `backend:` that uses what it certifies for this machine, and what that is, in words."""
     out, report = folder / "certified", folder / "certificate.json"

@@ -24,7 +24,6 @@ sheets, by the name of the device, or --peak-tflops (of one device); without eit
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import tempfile
@@ -32,7 +31,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import CACHE, PYTHON, run, tagstream
+from benchmarks.children import CACHE, PYTHON, parquet_job, run
 from benchmarks.results import save, versions
 
 ROWS = 100_000
@@ -79,11 +78,13 @@ def race(
     said = {}
     for name in (*names, "tokeniser"):
         print(f"{source.stem}: {name} …", flush=True)
-        more = [labels[name]] if name in labels else []
         begun = time.monotonic()
         if name == "end_to_end":
-            one = whole(model, source, options.device)
+            backend = {"type": "pytorch", "device": options.device, "precision": "bf16"}
+            report = parquet_job(source.parent, source.stem, str(model), str(source), backend)[1]
+            one = {"seconds": report["seconds"], "rows": report["rows_out"], "padding": report["padding"]}
         else:
+            more = [labels[name]] if name in labels else []
             one = run([*script, name, str(model), str(source), options.device, *more]).said
         said[name] = one
         spent = time.monotonic() - begun
@@ -110,19 +111,6 @@ def race(
     rate = said["tokeniser"]["rows"] / said["tokeniser"]["seconds"]
     found["tokeniser"] = {"rows_per_s": round(rate, 1), "mean_tokens": round(tokens / said["tagstream"]["rows"], 1)}
     return found
-
-
-def whole(model: Path, source: Path, device: str) -> dict[str, Any]:
-    """`tagstream run` on one input: its seconds, rows and padding."""
-    spec, report = source.with_suffix(".yaml"), source.with_suffix(".json")
-    job = {
-        "source": {"type": "parquet", "path": str(source), "text": "text", "id": "id"},
-        "classify": [{"model": str(model), "backend": {"type": "pytorch", "device": device, "precision": "bf16"}}],
-        "sink": {"type": "parquet", "path": str(source.with_name(f"{source.stem}-out"))},
-    }
-    spec.write_text(json.dumps(job))  # JSON is YAML
-    said = tagstream(spec, report)[1]
-    return {"seconds": said["seconds"], "rows": said["rows_out"], "padding": said["padding"]}
 
 
 def table(found: dict[str, dict[str, Any]], about: str) -> list[str]:

@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.children import CACHE, FP32, PYTHON, run, tagstream
+from benchmarks.children import CACHE, FP32, PYTHON, parquet_job, run
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
+from transforms.machine import usable_cores
 
 CORES = (1, 2, 4, 8)
 TOKENS = (16, 32, 64, 128, 256, 512)
@@ -55,22 +56,13 @@ def alone(model: str, source: str, rows: int, prefix: tuple[str, ...] = ()) -> f
 
 def whole(folder: Path, model: str, source: str, blocks: dict[str, int]) -> float:
     """Rows/s of a job."""
-    spec = {
-        "name": "shapes",
-        "source": {"type": "parquet", "path": source},
-        "classify": [{"model": model, "as": "label", "backend": FP32}],
-        "sink": {"type": "parquet", "path": str(folder / "out")},
-        "blocks": blocks,
-    }
-    path = folder / "shapes.yaml"
-    path.write_text(json.dumps(spec))  # JSON is YAML
-    return tagstream(path, folder / "report.json")[1]["rows_per_s"]
+    return parquet_job(folder, "shapes", model, source, FP32, blocks=blocks)[1]["rows_per_s"]
 
 
 def measure(folder: Path, rows: int) -> dict[str, dict[int, float]]:
     six = model_of(6)
     texts = made(folder, "texts", rows)
-    there = len(os.sched_getaffinity(0))
+    there = usable_cores()
     found: dict[str, dict[int, float]] = {name: {} for name in TITLES}
 
     def note(name: str, at: int, rate: float) -> None:

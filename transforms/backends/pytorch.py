@@ -61,6 +61,7 @@ class _PyTorch:
         self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
+        self._lengths = self.buckets or ((2,) if spec.compile else ())  # of one token there would be a graph of its own
         given = spec.token_budget or spec.compile
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
@@ -81,7 +82,7 @@ class _PyTorch:
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        ids, mask = self._tokenizer.pad(parts, self.buckets or (2,) * self._compiled)  # one token: a graph of its own
+        ids, mask = self._tokenizer.pad(parts, self._lengths)
         inputs = {"input_ids": ids}
         if self.buckets or not mask.all():
             inputs["attention_mask"] = mask

@@ -75,8 +75,8 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("architecture", "graphs"), [("bert", 2), ("albert", 2), ("gpt2", 2)])
-def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str, graphs: int) -> None:
+@pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2"])
+def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> None:
     """The GPU's way, here on a CPU: a graph with a mask and one without, of a block or of the whole, none later."""
     from torch._dynamo.utils import counters
 
@@ -84,11 +84,11 @@ def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str, grap
     counters.clear()
     engine = Engine(pytorch._PyTorch(spec, ["cpu"], OverlappedReplica))
     assert engine.backend.buckets == ()
-    assert counters["stats"]["unique_graphs"] == graphs
+    assert counters["stats"]["unique_graphs"] == 2
     sizes = [1, 2, 3, 50, 1, 7, 33, 128, 1]
     found = predict(engine, sizes)
     engine.close()
-    assert counters["stats"]["unique_graphs"] == graphs
+    assert counters["stats"]["unique_graphs"] == 2
     plain = Engine(load_backend(classifier(tmp_path)))
     np.testing.assert_allclose(found, predict(plain, sizes), atol=1e-5)
     plain.close()
