@@ -235,6 +235,20 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _distinct_certificates(self) -> Self:
+        seen: dict[str, tuple[int, dict[str, object]]] = {}
+        for number, classifier in enumerate(self.classify):
+            if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
+                named = classifier.model_dump(include={"model", "revision", "max_length", "long_text", "thresholds"})
+                first, other = seen.setdefault(auto.certificate.rstrip("/"), (number, named))
+                if other != named:
+                    raise ValueError(
+                        f"classify.{number}.backend.certificate: {auto.certificate!r} is that of classify.{first}, "
+                        "and a certificate is for one model and its settings: give each a folder of its own"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _distinct_columns(self) -> Self:
         seen: dict[str, str] = dict.fromkeys(self.source.kept, "source.id or source.keep")
         if getattr(self.sink, "position", False):

@@ -153,6 +153,16 @@ def test_position_columns_can_not_be_kept_twice(refused) -> None:
     assert "column 'split' of source.id or source.keep is already taken by sink.position" in line
 
 
+def test_certificates_in_one_folder(refused, load) -> None:
+    """A folder holds one certificate: another model, or other settings, would overwrite it."""
+    same = "  - {model: tagstream/spam, as: %s, backend: {type: auto, certificate: fast%s}%s}\n"
+    job = "source: {type: parquet, path: x}\nclassify:\n%ssink: {type: memory, name: x}\n"
+    (line,) = refused(job % (same % ("a", "", "") + same % ("b", "/", ", max_length: 64")))
+    assert "classify.1.backend.certificate: 'fast/' is that of classify.0" in line
+    assert load(job % (same % ("a", "", "") + same % ("b", "", "")))
+    assert load(job % (same % ("a", "", "") + same % ("b", "2", ", max_length: 64")))
+
+
 def test_no_classifier(refused) -> None:
     """A job without a classifier is none."""
     (line,) = refused("source: {type: parquet, path: x}\nclassify: []\nsink: {type: memory, name: x}\n")
