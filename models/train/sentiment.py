@@ -151,7 +151,7 @@ TASK = Task(
     name="sentiment",
     labels=("negative", "neutral", "positive"),
     encoder=encoder.e5,
-    shape=Shape((0, 1, 2, 3, 4, 5), intermediate=512, vocabulary=20_000, positions=256, kept_as=torch.float8_e4m3fn),
+    shape=Shape((0, 1, 2, 3, 4, 5), intermediate=512, vocabulary=21_000, positions=256, kept_as=torch.float8_e4m3fn),
     max_length=224,
     learning_rate=3e-4,
     epochs=4,
