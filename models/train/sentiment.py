@@ -154,7 +154,7 @@ TASK = Task(
     shape=Shape((0, 1, 2, 3, 4, 5), intermediate=512, vocabulary=21_000, positions=256, kept_as=torch.float8_e4m3fn),
     max_length=224,
     learning_rate=3e-4,
-    epochs=4,
+    epochs=1.6,
     lessons=lessons,
     sources=LABELLED,
     sample=60_000,
