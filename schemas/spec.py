@@ -95,6 +95,9 @@ class AutoBackend(Spec):
 Backend = Annotated[PyTorchBackend | OnnxBackend | AutoBackend | ConstantBackend, Field(discriminator="type")]
 Provenance = Literal["tokens", "truncated", "model"]
 
+CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds")
+"""What a certificate names of a classifier beside its model."""
+
 
 class Classifier(Spec):
     """One classifier and the columns it writes."""
@@ -239,7 +242,7 @@ class JobSpec(Spec):
         seen: dict[str, tuple[int, dict[str, object]]] = {}
         for number, classifier in enumerate(self.classify):
             if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
-                named = classifier.model_dump(include={"model", "revision", "max_length", "long_text", "thresholds"})
+                named = classifier.model_dump(include={"model", "revision", *CERTIFIED_SETTINGS})
                 first, other = seen.setdefault(auto.certificate.rstrip("/"), (number, named))
                 if other != named:
                     raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from schemas.errors import ModelError
+from schemas.spec import CERTIFIED_SETTINGS
 
 if TYPE_CHECKING:
     from schemas.spec import Classifier
@@ -71,7 +72,7 @@ class Certificate:
             raise ModelError(f"{folder / FILE} is for weights {self.weights}, this model has {weights}; {again}")
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
-        for name in ("max_length", "long_text", "thresholds"):
+        for name in CERTIFIED_SETTINGS:
             if (measured := getattr(self, name)) != (asked := getattr(classifier, name)):
                 raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
         if self.agreement < min_agreement:
