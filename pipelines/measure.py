@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +19,25 @@ Array = np.ndarray
 WARM_UP_ROWS = 64
 TRIAL_ROWS = 256
 BLOCK_ROWS = 2048
-LABELS_DIFFER, TOO_SLOW = "labels differ", "too slow"
+LABELS_DIFFER, TOO_SLOW, HELD_DIFFER = "labels differ", "too slow", "labels differ where held out"
 HOPELESS = 0.75
 """A candidate that is slower than this share of the best in the trial is not run to the end."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`searched`: texts that the search takes ranges from and chooses by; `held`: those that the certificate speaks of.
+    What was chosen for its labels looks better on the rows it was chosen by than it is.
+    """
+
+    searched: pa.LargeStringArray
+    held: pa.LargeStringArray
+
+    @classmethod
+    def halves(cls, texts: pa.LargeStringArray) -> Self:
+        """Every other text is held out, with all its copies."""
+        held = texts.dictionary_encode().indices.to_numpy() % 2 == 1
+        return cls(texts.filter(pa.array(~held)), texts.filter(pa.array(held)))
 
 
 @dataclass(frozen=True)
@@ -33,10 +51,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """rows_per_s: engine alone; agreement and drift against fp32, see `Certificate`; all of the first `rows` rows.
+    """rows_per_s: engine alone, of all `rows` that were run, the first ones; trial_rows_per_s: of TRIAL_ROWS.
 
-    `stopped`: why the rest of the sample was not run; empty if all of it was. trial_rows_per_s: of TRIAL_ROWS.
-    `device`: kind of it.
+    agreement and drift against fp32, see `Certificate`: of the rows held out, or if none of them was run of the others.
+    `stopped`: why it can't be certified; empty if it can. `device`: kind of it.
     """
 
     candidate: Candidate
@@ -58,7 +76,7 @@ class Measured:
 def measure(
     classifier: Classifier,
     candidate: Candidate,
-    sample: pa.LargeStringArray,
+    sample: Sample,
     fp32: Measured | None = None,
     least_agreement: float = 0.0,
     best: Measured | None = None,
@@ -66,31 +84,39 @@ def measure(
     """The whole sample, in an engine of its own, without loading and warm-up. Raises ModelError.
 
     It ends after a trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if it is much
-    slower there than `best`.
+    slower there than `best`; and before the rows held out if too many labels of the others differ.
     """
+    first, searched = sample.searched.slice(0, TRIAL_ROWS), len(sample.searched)
     engine = Engine(load_backend(classifier.model_copy(update={"backend": candidate.backend})))
     try:
-        engine.submit(sample.slice(0, WARM_UP_ROWS)).result()
-        scores, seconds = _timed(engine, sample.slice(0, TRIAL_ROWS))
+        engine.submit(first.slice(0, WARM_UP_ROWS)).result()
+        scores, seconds = _timed(engine, first)
         trial_rows_per_s = len(scores) / seconds
-        head, stopped = engine.backend.head, ""
+        head = engine.backend.head
         usual = 0.5 if head.activation == "sigmoid" else 0.0
         thresholds = np.array([classifier.thresholds.get(label, usual) for label in head.names], np.float32)
-        rest = sample.slice(TRIAL_ROWS)
-        if len(rest) and fp32 and _equal(scores, fp32.scores, head.activation, thresholds).mean() < least_agreement:
+        equal = functools.partial(_equal, activation=head.activation, thresholds=thresholds)
+        start, stopped = 0, ""
+        if fp32 and equal(scores, fp32.scores[:searched]).mean() < least_agreement:
             stopped = LABELS_DIFFER
-        elif len(rest) and best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
+        elif best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
             stopped = TOO_SLOW
-        elif len(rest):
-            more, more_seconds = _timed(engine, rest)
+        for texts, differ in ((sample.searched.slice(TRIAL_ROWS), LABELS_DIFFER), (sample.held, HELD_DIFFER)):
+            if stopped or not len(texts):
+                continue
+            more, more_seconds = _timed(engine, texts)
+            start = searched if texts is sample.held else 0
             scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
+            if fp32 and equal(scores[start:], fp32.scores[start : len(scores)]).mean() < least_agreement:
+                stopped = differ
         budget, device = engine.token_budget, engine.backend.device.partition(":")[0]
     finally:
         engine.close()
     rows_per_s = len(scores) / seconds
     if fp32 is None:
         return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device)
-    drift = np.abs(np.nan_to_num(scores) - np.nan_to_num(fp32.scores[: len(scores)])).max(axis=1)
+    ours, theirs = scores[start:], fp32.scores[start : len(scores)]
+    drift = np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs)).max(axis=1)
     return Measured(
         candidate,
         scores,
@@ -98,7 +124,7 @@ def measure(
         trial_rows_per_s,
         budget,
         device,
-        agreement=float(_equal(scores, fp32.scores, head.activation, thresholds)[: len(scores)].mean()),
+        agreement=float(equal(ours, theirs).mean()),
         drift_p99=float(np.quantile(drift, 0.99)),
         drift_max=float(drift.max()),
         stopped=stopped,

@@ -18,7 +18,18 @@ from typer.testing import CliRunner
 
 from pipelines import optimize
 from pipelines.cli import app
-from pipelines.measure import LABELS_DIFFER, TOO_SLOW, TRIAL_ROWS, Candidate, Measured, _equal, _timed, measure
+from pipelines.measure import (
+    HELD_DIFFER,
+    LABELS_DIFFER,
+    TOO_SLOW,
+    TRIAL_ROWS,
+    Candidate,
+    Measured,
+    Sample,
+    _equal,
+    _timed,
+    measure,
+)
 from schemas.errors import ModelError, SourceError
 from schemas.spec import Classifier, OnnxBackend, PyTorchBackend
 from tests.models import make_model, random_texts
@@ -32,6 +43,8 @@ from transforms.metrics import METRICS
 from transforms.model_files import find_model
 
 TEXTS = pa.array([*random_texts(300, seed=1, longest=20), "", "!"], pa.large_string())
+SAMPLE = Sample(TEXTS, pa.array(random_texts(300, seed=2, longest=20), pa.large_string()))
+BOTH = pa.concat_arrays([SAMPLE.searched, SAMPLE.held])
 FP32 = Candidate("pytorch fp32", PyTorchBackend(precision="fp32"))
 
 
@@ -63,23 +76,23 @@ def scores(classifier: Classifier, texts: pa.LargeStringArray = TEXTS) -> np.nda
 def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Path) -> None:
     """Smaller than fp32, scores near its; `auto` takes each, one text of two tokens alone included."""
     classifier, files = spec(model), find_model(str(model))
-    fp32, folder = measure(classifier, FP32, TEXTS), tmp_path / "certificate"
+    fp32, folder = measure(classifier, FP32, SAMPLE), tmp_path / "certificate"
     export = export_fp32(files, tmp_path)
     rows, sizes = optimize._single_rows(classifier, TEXTS), {}
     ranked = by_sensitivity(export, rows[:16])
     for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
         path = quantise(export, way, folder / "int8.onnx", rows, ranked)
         sizes[way] = path.stat().st_size
-        found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), TEXTS, fp32)
+        found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), SAMPLE, fp32)
         assert 0 < found.drift_max < 0.5, way
-        certificate = optimize._certificate(classifier, found, fp32, TEXTS)
+        certificate = optimize._certificate(classifier, found, fp32, SAMPLE)
         assert certificate.file_hash == hash_file(path)
         path = path.rename(folder / certificate.file)
         certificate.write(folder)
         auto._choose.cache_clear()
         chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
         assert auto.resolve(chosen).backend.file == str(path)
-        np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[-2], atol=0.2)
+        np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[len(TEXTS) - 2], atol=0.2)
         assert not METRICS.snapshot().notes
     careful = Int8(smooth=True, keep=0.1), Int8(smooth=True, keep=0.5)
     assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
@@ -154,9 +167,9 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
         for compiled in (False, True)
     )
     assert {*tried} - {*plain} == {"pytorch fp32 compiled", "pytorch bf16 compiled"}
-    fp32 = measure(short, FP32, TEXTS)
+    fp32 = measure(short, FP32, SAMPLE)
     found = dataclasses.replace(fp32, candidate=tried["pytorch fp32 compiled"]())
-    certificate = optimize._certificate(short, found, fp32, TEXTS)
+    certificate = optimize._certificate(short, found, fp32, SAMPLE)
     certificate.write(certificate_folder(short))
     assert auto.resolve(short).backend == found.candidate.backend
     assert found.candidate.backend.compile
@@ -165,8 +178,8 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
 def test_a_token_budget_is_of_one_machine(model: Path) -> None:
     """On another one the certified backend runs with its own."""
     classifier = spec(model, type="auto")
-    fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), TEXTS)
-    certificate = optimize._certificate(classifier, fp32, fp32, TEXTS)
+    fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), SAMPLE)
+    certificate = optimize._certificate(classifier, fp32, fp32, SAMPLE)
     for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
         dataclasses.replace(certificate, machine=machine).write(certificate_folder(classifier))
         auto._choose.cache_clear()
@@ -176,8 +189,8 @@ def test_a_token_budget_is_of_one_machine(model: Path) -> None:
 def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
     """What a GPU computes in bf16 says nothing of a CPU's bf16: fp32 then, and it is said."""
     classifier = spec(model, type="auto")
-    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), TEXTS)
-    certificate = optimize._certificate(classifier, found, found, TEXTS)
+    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE)
+    certificate = optimize._certificate(classifier, found, found, SAMPLE)
     certificate.write(certificate_folder(classifier))
     assert auto.resolve(classifier).backend.precision == "bf16"
     other = "cuda" if certificate.device == "cpu" else "cpu"
@@ -191,8 +204,8 @@ def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None
     """They decide which labels change."""
     plain = spec(model, type="auto", certificate=str(tmp_path / "c"))
     strict = plain.model_copy(update={"thresholds": {"LABEL_1": 0.9}})
-    fp32 = measure(spec(model), FP32, TEXTS)
-    optimize._certificate(plain, fp32, fp32, TEXTS).write(tmp_path / "c")
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    optimize._certificate(plain, fp32, fp32, SAMPLE).write(tmp_path / "c")
     assert auto.resolve(plain).backend.precision == "fp32"
     with pytest.raises(ModelError, match=r"measured with thresholds \{\}, the SPEC has \{'LABEL_1': 0.9\}"):
         auto.resolve(strict)
@@ -202,8 +215,8 @@ def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None
 
 
 def test_a_sample_that_says_too_little(model: Path) -> None:
-    with pytest.raises(SourceError, match=r"199 texts say too little.* 200 at least"):
-        optimize.optimize_classifier(spec(model), TEXTS[:199], None, 0.99, Console(quiet=True))
+    with pytest.raises(SourceError, match=r"1\d\d texts to certify with \(half of 398, .*200 at least"):
+        optimize.optimize_classifier(spec(model), BOTH[:398], None, 0.99, Console(quiet=True))
     assert not certificate_folder(spec(model)).exists()
 
 
@@ -211,23 +224,47 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, model: Path) -> None
     """Said before anything is measured."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match=r"file/certificates: the certificate can't be written there"):
-        optimize.optimize_classifier(spec(model), TEXTS, tmp_path / "file/certificates", 0.99, Console(quiet=True))
+        optimize.optimize_classifier(spec(model), BOTH, tmp_path / "file/certificates", 0.99, Console(quiet=True))
+
+
+def test_copies_of_a_text_are_in_one_half() -> None:
+    """What the search has seen certifies nothing."""
+    halves = Sample.halves(pa.array(["a", "b", "a", "c", "b", "d", "b"], pa.large_string()))
+    assert halves.searched.to_pylist() == ["a", "a", "c"]
+    assert halves.held.to_pylist() == ["b", "b", "d", "b"]
 
 
 def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
-    """Much slower than the best, or labels that differ in more rows than may differ in the whole sample."""
-    fp32 = measure(spec(model), FP32, TEXTS)
-    assert (fp32.rows, fp32.stopped, fp32.agreement) == (len(TEXTS), "", 1.0)
-    assert measure(spec(model), FP32, TEXTS, fp32, 0.995, fp32).agreement == 1.0
+    """Much slower than the best, or labels that differ in more rows than may differ in all that the search has."""
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    assert (fp32.rows, fp32.stopped, fp32.agreement) == (len(BOTH), "", 1.0)
+    assert measure(spec(model), FP32, SAMPLE, fp32, 0.995, fp32).agreement == 1.0
     best = dataclasses.replace(fp32, trial_rows_per_s=1e9)
-    slow = measure(spec(model), FP32, TEXTS, fp32, 0.995, best)
+    slow = measure(spec(model), FP32, SAMPLE, fp32, 0.995, best)
     assert (slow.rows, slow.stopped, slow.agreement) == (TRIAL_ROWS, TOO_SLOW, 1.0)
-    for flipped, stopped in ((3, ""), (4, LABELS_DIFFER)):  # of 302 rows 3 may differ
-        other = fp32.scores.copy()
-        other[:flipped] = other[:flipped, ::-1]
-        found = measure(spec(model), FP32, TEXTS, dataclasses.replace(fp32, scores=other), 0.99)
-        assert found.stopped == stopped
-        assert found.agreement == pytest.approx(1 - flipped / found.rows)
+
+
+@pytest.mark.parametrize(
+    ("searched", "held", "stopped", "rows", "agreement"),
+    [
+        ((0, 3), 3, "", len(BOTH), 1 - 3 / 300),
+        ((0, 4), 0, LABELS_DIFFER, TRIAL_ROWS, 1 - 4 / TRIAL_ROWS),
+        ((298, 302), 0, LABELS_DIFFER, len(TEXTS), 1 - 4 / 302),
+        ((0, 0), 4, HELD_DIFFER, len(BOTH), 1 - 4 / 300),
+    ],
+)
+def test_rows_held_out_certify(
+    model: Path, searched: tuple[int, int], held: int, stopped: str, rows: int, agreement: float
+) -> None:
+    """Of 302 rows that the search sees 3 may differ, of 300 held out 3; what differs among the others counts not."""
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    other = fp32.scores.copy()
+    for flipped in (slice(*searched), slice(len(TEXTS), len(TEXTS) + held)):
+        other[flipped] = other[flipped, ::-1]
+    found = measure(spec(model), FP32, SAMPLE, dataclasses.replace(fp32, scores=other), 0.99)
+    assert (found.stopped, found.rows) == (stopped, rows)
+    assert found.agreement == pytest.approx(agreement)
+    assert (found.drift_max > 0) == (agreement < 1)
 
 
 def test_a_ladder_is_climbed_until_the_labels_agree(
@@ -237,12 +274,12 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
     results = {
         "pytorch fp32": (100, 1.0, ""),
         "a1": (900, 0.9, LABELS_DIFFER),
-        "a2": (800, 0.97, ""),
+        "a2": (800, 0.97, HELD_DIFFER),
         "a3": (500, 0.999, ""),
         "a4": (400, 1.0, ""),
         "b1": (950, 1.0, TOO_SLOW),
         "b2": (700, 1.0, ""),
-        "c1": (300, 0.5, ""),
+        "c1": (300, 0.5, LABELS_DIFFER),
     }
 
     def fake(classifier, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
@@ -256,8 +293,8 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         path.write_text(name)
         return Candidate(name, OnnxBackend(file=str(path)), path)
 
-    fp32 = measure(spec(model), FP32, TEXTS)
-    before = dataclasses.replace(optimize._certificate(spec(model), fp32, fp32, TEXTS), file="before.onnx")
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    before = dataclasses.replace(optimize._certificate(spec(model), fp32, fp32, SAMPLE), file="before.onnx")
     folder = certificate_folder(spec(model))
     before.write(folder)
     (folder / "before.onnx").write_text("before")
@@ -268,7 +305,7 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
     ladders = [[(name, lambda name=name: ready(name)) for name in results if name[0] == kind] for kind in "abc"]
     monkeypatch.setattr(optimize, "measure", fake)
     monkeypatch.setattr(optimize, "_ladders", lambda *_: ladders)
-    certificate, measured, failed = optimize.optimize_classifier(spec(model), TEXTS, None, 0.99, Console(quiet=True))
+    certificate, measured, failed = optimize.optimize_classifier(spec(model), BOTH, None, 0.99, Console(quiet=True))
     assert not failed
     assert asked[:6] == [
         ("pytorch fp32", None),
@@ -284,5 +321,5 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
     console = Console(record=True, width=140, file=io.StringIO())
     optimize.print_measured(console, certificate, measured, failed)
     printed = console.export_text()
-    assert f"first 3: {TOO_SLOW}" in printed
+    assert all(f"3: {why}" in printed for why in (TOO_SLOW, LABELS_DIFFER, HELD_DIFFER))
     assert all(name in printed for name, _ in asked)
