@@ -9,8 +9,10 @@ import pytest
 
 from pipelines.plan import Plan, plan_job, print_plan
 from schemas.errors import ModelError, SourceError
+from tests.certificates import certified
 from tests.models import make_model
 from tests.pipelines.jobs import BulkJob
+from transforms.backends import auto
 
 
 @pytest.fixture
@@ -74,6 +76,33 @@ def test_speed(job: BulkJob) -> None:
     assert plan.rows_per_s is not None
     assert plan.rows_per_s > 0
     assert plan.speed_from == "measured by this output's commits"
+
+
+def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of this machine; another machine's says nothing of this one. Classifiers' seconds add up."""
+    monkeypatch.setattr(auto, "cpu_name", lambda: "this machine")
+    model, folder = certified(tmp_path, machine="this machine", rows_per_s=50.0)
+    classify = [
+        {"model": str(model), "as": "a", "backend": {"type": "auto", "certificate": str(folder)}},
+        {"as": "b", "backend": {"type": "constant", "ms_per_row": 20}},
+    ]
+    plan = plan_job(job.spec(classify=classify))
+    assert plan.rows_per_s == 25.0
+    assert "optimize" in plan.speed_from
+    monkeypatch.setattr(auto, "cpu_name", lambda: "another machine")
+    auto._choose.cache_clear()
+    plan = plan_job(job.spec(classify=classify))
+    assert "rough estimate" in plan.speed_from
+    assert plan.rows_per_s is not None
+    assert 25 < plan.rows_per_s <= 50, "20 ms of the second and next to nothing of the tiny first"
+
+
+def test_speed_of_onnx_is_no_reading_speed(job: BulkJob, tmp_path: Path) -> None:
+    """It has a model, whose size is known."""
+    model = make_model(tmp_path / "model")
+    plan = plan_job(job.spec(classify=[{"model": str(model), "backend": {"type": "onnx"}}]))
+    assert "rough estimate" in plan.speed_from
+    assert plan.rows_per_s is not None
 
 
 def test_needs_the_config_of_a_model_only(job: BulkJob, tmp_path: Path) -> None:

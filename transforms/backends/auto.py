@@ -6,7 +6,7 @@ import hashlib
 import json
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from pydantic import TypeAdapter
 
@@ -16,6 +16,14 @@ from transforms.backends.huggingface import files_of
 from transforms.certificate import FILE, Certificate
 from transforms.machine import cpu_name
 from transforms.metrics import METRICS
+
+
+class Choice(NamedTuple):
+    """backend: as in a SPEC; notice: why it is fp32; rows_per_s: of the engine alone, as measured on this machine."""
+
+    backend: dict[str, Any]
+    notice: str | None = None
+    rows_per_s: float | None = None
 
 
 def load(classifier: Classifier) -> backends.Backend:
@@ -30,10 +38,15 @@ def identity(classifier: Classifier) -> dict[str, Any]:
 
 def resolve(classifier: Classifier) -> Classifier:
     """The classifier with the certified backend in place of `auto`."""
-    chosen, notice = _choose(classifier.model_dump_json())
-    if notice:
-        METRICS.note(notice)
-    return _with(classifier, chosen)
+    chosen = _choose(classifier.model_dump_json())
+    if chosen.notice:
+        METRICS.note(chosen.notice)
+    return _with(classifier, chosen.backend)
+
+
+def certified_rows_per_s(classifier: Classifier) -> float | None:
+    """Of the engine alone, if its certificate is this machine's. Raises ModelError for one that does not hold."""
+    return _choose(classifier.model_dump_json()).rows_per_s
 
 
 def _with(classifier: Classifier, backend: dict[str, Any]) -> Classifier:
@@ -51,7 +64,7 @@ def certificate_folder(classifier: Classifier) -> Path:
 
 
 @cache
-def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
+def _choose(classifier_json: str) -> Choice:
     classifier = Classifier.model_validate_json(classifier_json)
     spec = cast("AutoBackend", classifier.backend)
     files = files_of(classifier)
@@ -61,16 +74,17 @@ def _choose(classifier_json: str) -> tuple[dict[str, Any], str | None]:
     if certificate is None:
         what = "SPEC" if classifier.thresholds else files.name  # they decide how many labels change
         notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {what}` may make it faster"
-        return fp32, notice
+        return Choice(fp32, notice)
     certificate.check(folder, files, classifier, spec.min_agreement)
     chosen = dict(certificate.backend)
     here = backends.device_kind(_with(classifier, chosen))
     if certificate.device != here:
         there = certificate.device or "a device that it does not name"
         notice = f"{files.name}: {folder / FILE} was measured on {there}, and here it would run on {here}"
-        return fp32, f"{notice}, so fp32 it is; `tagstream optimize` on this machine may make it faster"
-    if certificate.machine != cpu_name():
+        return Choice(fp32, f"{notice}, so fp32 it is; `tagstream optimize` on this machine may make it faster")
+    same_machine = certificate.machine == cpu_name()
+    if not same_machine:
         chosen["token_budget"] = None  # the fastest there may be far from it here
     if certificate.file is not None:
         chosen["file"] = str(folder / certificate.file)
-    return chosen, None
+    return Choice(chosen, rows_per_s=certificate.rows_per_s if same_machine else None)

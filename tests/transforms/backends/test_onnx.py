@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,14 +18,12 @@ from pipelines.measure import Sample, same_labels
 from pipelines.optimize import optimize_classifier
 from schemas.errors import ModelError
 from schemas.spec import Classifier
+from tests.certificates import certified
 from tests.models import make_model, random_texts
 from transforms.backends import auto, identify, load_backend
-from transforms.backends.onnx_export import export_fp32
-from transforms.backends.onnx_int8 import Int8, quantise
 from transforms.certificate import Certificate
 from transforms.engine import Engine
 from transforms.metrics import METRICS
-from transforms.model_files import find_model
 
 TEXTS = [*random_texts(80, seed=1, longest=30), "", "!", "free " * 200]
 SAMPLE = [*TEXTS, *random_texts(400, seed=2, longest=30)]
@@ -93,43 +90,6 @@ def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
     assert "no certificate" in METRICS.snapshot().notes[0]
     assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
-
-
-def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, Path]:
-    """A model, and the folder of a certificate for an int8 version of it (`real`: one that runs)."""
-    from transforms.certificate import hash_file
-
-    model = make_model(tmp_path / "model")
-    files = find_model(str(model))
-    folder = tmp_path / "certificate"
-    file = folder / "int8-0.onnx"
-    folder.mkdir()
-    if real:
-        quantise(export_fp32(files, folder), Int8(), file)
-    else:
-        file.write_bytes(b"never loaded")
-    certificate = Certificate(
-        weights=files.weights_hash(),
-        tokenizer=files.tokenizer_hash(),
-        max_length=None,
-        long_text="truncate",
-        backend={"type": "onnx"},
-        file=file.name,
-        file_hash=hash_file(file),
-        sample="0" * 16,
-        sample_rows=1000,
-        agreement=0.997,
-        drift_p99=0.01,
-        drift_max=0.02,
-        rows_per_s=2.0,
-        fp32_rows_per_s=1.0,
-        machine="",
-        versions={},
-        date="2026-01-01",
-        device="cpu",
-    )
-    dataclasses.replace(certificate, **changes).write(folder)
-    return model, folder
 
 
 def test_valid_certificate_is_used(tmp_path: Path) -> None:
