@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +13,10 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import TemplateProcessing
 
 torch = pytest.importorskip("torch")
-from transformers import BertConfig, BertForSequenceClassification  # noqa: E402
+from safetensors.torch import load_file  # noqa: E402
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification  # noqa: E402
 
-from models.train import loop, shrink, teacher, tokenizer  # noqa: E402
+from models.train import export, loop, shrink, teacher, tokenizer  # noqa: E402
 from models.train.loop import Lessons, Settings  # noqa: E402
 from models.train.rounding import rounded  # noqa: E402
 
@@ -41,6 +43,10 @@ def test_a_student_learns_from_labels_and_scores(model: BertForSequenceClassific
     assert soft.targets[2] == pytest.approx(scores[2])
     assert [sum(target) for target in soft.targets] == pytest.approx([1.0] * 3)
     assert soft.masks == [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [1.0, 1.0, 1.0]]
+    assert soft.states is not None
+    with torch.inference_mode():
+        pooled = model.bert(input_ids=torch.tensor([encoded[1]])).pooler_output
+    assert torch.allclose(torch.tensor(soft.states[1]).float(), pooled[0], atol=0.02)
 
 
 def test_some_lessons_keep_what_belongs_together() -> None:
@@ -65,6 +71,36 @@ def test_training_learns(model: BertForSequenceClassification) -> None:
     assert right.mean() > 0.95
 
 
+def test_a_student_comes_to_its_teachers_states(model: BertForSequenceClassification) -> None:
+    """Where the target says nothing, the states still do."""
+    encoded = [[2, 10 + number % 3, 3] for number in range(60)]
+    lessons = Lessons()
+    for _ in encoded:
+        lessons.add("", [0.0, 0.0, 0.0])
+    wanted = np.eye(16, dtype=np.float16)[[number % 3 for number in range(60)]]
+    lessons.states = wanted
+    before = np.abs(loop.score_with_states(model, encoded)[1] - wanted).mean()
+    loop.train(model, encoded, lessons, Settings(learning_rate=5e-3, tokens=64), epochs=40)
+    assert np.abs(loop.score_with_states(model, encoded)[1] - wanted).mean() < before / 4
+
+
+@pytest.mark.parametrize("kept_as", [torch.float16, torch.float8_e4m3fn])
+def test_a_folder_loads_as_it_was_measured(
+    model: BertForSequenceClassification, words: Tokenizer, tmp_path: Path, kept_as: torch.dtype
+) -> None:
+    """Whatever its matrices are kept as, a plain loader computes in float32 and gets the scores of `stored`."""
+    export.stored(model, kept_as)
+    encoded = [[2, 5, 6, 3], [2, 7, 3]]
+    logits = loop.score(model, encoded, exact=True)
+    export.export(model, words, 2.0, tmp_path, 32, kept_as)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert kept["bert.embeddings.word_embeddings.weight"].dtype == kept_as
+    assert kept["classifier.weight"].dtype == torch.float16
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert loaded.dtype == torch.float32
+    assert np.allclose(loop.score(loaded, encoded, exact=True), logits / 2, atol=1e-4)
+
+
 def test_rounding_is_small_and_ends_with_its_block(model: BertForSequenceClassification) -> None:
     model.eval()
     ids = torch.arange(2, 14)[None]
@@ -87,15 +123,6 @@ def words() -> Tokenizer:
     made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     made.add_special_tokens(tokenizer.SPECIAL)
     return made
-
-
-def test_the_vocabulary_keeps_words_that_tell_most(words: Tokenizer) -> None:
-    texts = ["a film"] * 20 + ["a lovely film"] * 6 + ["an awful film"] * 6 + ["a odd film"] * 6
-    scores = np.array([[0.5, 0.5]] * 20 + [[0.0, 1.0]] * 6 + [[1.0, 0.0]] * 6 + [[0.5, 0.5]] * 6, dtype=np.float32)
-    known = [*tokenizer.SPECIAL, "a", "film"]
-    assert set(tokenizer.most_telling(words, texts, scores, known, 2)) == {"lovely", "awful"}
-    assert tokenizer.most_telling(words, texts, scores, [*known, "awful"], 1) == ["lovely"]
-    assert tokenizer.most_telling(words, texts, scores, known, 0) == []
 
 
 def test_a_student_keeps_its_teachers_weights(words: Tokenizer) -> None:

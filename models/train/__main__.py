@@ -14,7 +14,6 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from models import ROOT
@@ -68,14 +67,14 @@ def main() -> None:
 def make(task: Task, given: argparse.Namespace, out: Path, without: frozenset[str]) -> None:
     """Collect lessons, teach the teacher and the student, calibrate on the tune rows, write the folder."""
     data = given.data
-    settings = loop.Settings(learning_rate=task.learning_rate)
+    settings = loop.Settings(learning_rate=task.learning_rate, kept_as=task.shape.kept_as)
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     lessons = task.lessons(data, TRAIN, settings.seed, without).some(given.share, rng)
     print(f"{len(lessons.texts)} lessons", flush=True)
     folder = task.encoder()
     base = tokenizer.full(folder)
-    sample = at_most(random.Random(settings.seed), 30_000, lessons.texts)
+    sample = at_most(random.Random(settings.seed), task.sample, lessons.texts)
     whole = encoder.classifier(folder, task.labels).to(given.device)
     if task.teaching:
         more = task.teaching.unlabelled(data, settings.seed, without)
@@ -84,21 +83,18 @@ def make(task: Task, given: argparse.Namespace, out: Path, without: frozenset[st
         own = tokens[: len(lessons.texts)]
         whole = teacher.find_or_teach(whole, task.teaching, own, lessons, given.teacher)
         lessons = teacher.soften(whole, tokens, lessons, more, task.teaching.trust)
-    telling = task.teaching.telling if task.teaching else 0
-    vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary - telling)
-    if telling:
-        scores = np.array(lessons.targets, dtype=np.float32)
-        vocabulary += tokenizer.most_telling(base, lessons.texts, scores, vocabulary, telling)
+    vocabulary = tokenizer.choose_vocabulary(base, sample, task.shape.vocabulary)
     small = tokenizer.rebuild(base, vocabulary)
     print(f"[UNK] {tokenizer.unknown_share(small, sample):.4%} of the tokens", flush=True)
     encoded = loop.encode(small, lessons.texts, task.max_length)
     print(f"{len(encoded)} texts, {sum(map(len, encoded))} tokens an epoch", flush=True)
     student = shrink.cut(whole, base, vocabulary, task.shape, sample[:300])
     loop.train(student, encoded, lessons, settings, task.epochs)
+    export.stored(student, task.shape.kept_as)
     tune = task.lessons(data, TUNE, settings.seed, without)
     logits = loop.score(student, loop.encode(small, tune.texts, task.shape.positions))
     temperature = export.fit_temperature(logits, tune)
-    export.export(student, small, temperature, out, task.shape.positions)
+    export.export(student, small, temperature, out, task.shape.positions, task.shape.kept_as)
     print(f"temperature {temperature:.3f}, {export.size_of(out)} bytes in {out}", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""From a trained student to the folder that ships: temperature folded into the head, float16 weights, tokenizer."""
+"""From a trained student to the folder that ships: temperature folded into the head, small weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from models.train.tokenizer import save
 
@@ -27,16 +28,38 @@ def fit_temperature(logits: Scores, lessons: Lessons) -> float:
     return float(grid[int(np.argmin(losses))])
 
 
+def stored(model: BertForSequenceClassification, kept_as: torch.dtype) -> dict[str, torch.Tensor]:
+    """What the folder keeps of the weights: matrices as that, the head and all vectors in float16.
+
+    The model's own weights become what is kept, so that what is measured of it holds for the folder.
+    """
+    weights = {}
+    for name, weight in model.state_dict().items():
+        small = weight.ndim == 2 and not name.startswith("classifier.")
+        weights[name] = weight.to(kept_as if small else torch.float16)
+        weight.copy_(weights[name])
+    return weights
+
+
 def export(
-    model: BertForSequenceClassification, tokenizer: Tokenizer, temperature: float, folder: Path, max_length: int
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    temperature: float,
+    folder: Path,
+    max_length: int,
+    kept_as: torch.dtype,
 ) -> None:
-    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature."""
+    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature.
+
+    The config says float32, so that a plain loader computes in it whatever the matrices are kept as.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():
         model.classifier.weight.div_(temperature)
         model.classifier.bias.div_(temperature)
     model.config.calibration = {"temperature": round(temperature, 4), "folded_into": "classifier"}
-    model.half().save_pretrained(folder)
+    model.save_pretrained(folder)
+    save_file(stored(model, kept_as), folder / "model.safetensors", metadata={"format": "pt"})
     save(tokenizer, folder, max_length)
     for path in folder.iterdir():
         path.chmod(0o644)

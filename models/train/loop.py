@@ -24,6 +24,7 @@ from models.train.rounding import rounded
 REPORT = 100  # steps between two lines
 
 Scores = npt.NDArray[np.float32]  # rows, labels
+States = npt.NDArray[np.float16]  # rows, hidden size: what the pooler gives, in (-1, 1)
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Lessons:
     texts: list[str] = field(default_factory=list)
     targets: list[list[float]] = field(default_factory=list)
     masks: list[list[float]] = field(default_factory=list)  # 1: label counts, 0: label is left out of the softmax
+    states: States | None = None  # of a teacher: the model should come to the like, whatever its label
 
     def add(self, text: str, target: Sequence[float], mask: Sequence[float] | None = None) -> None:
         self.texts.append(text)
@@ -53,6 +55,7 @@ class Settings:
     warmup: float = 0.06
     weight_decay: float = 0.01
     rounded: float = 0.2  # share of the steps, the last ones, that run with simulated int8 arithmetic
+    kept_as: torch.dtype = torch.float16  # of the matrices in the folder that ships; those steps know of it
     seed: int = 7
 
 
@@ -95,10 +98,14 @@ def train(
         ids, attention = _tensors(encoded, batch, device)
         _choose_attention(model, ids)
         late = step > len(plan) * (1 - settings.rounded)
-        with torch.autocast(device.type, torch.bfloat16), rounded(model, enabled=late):
-            logits = model(input_ids=ids, attention_mask=attention).logits
+        with torch.autocast(device.type, torch.bfloat16), rounded(model, settings.kept_as, enabled=late):
+            pooled = model.bert(input_ids=ids, attention_mask=attention).pooler_output
+            logits = model.classifier(model.dropout(pooled))
         rows = torch.tensor(batch).to(device)
         loss = _loss(logits.float(), targets[rows], masks[rows])
+        if lessons.states is not None:
+            wanted = torch.from_numpy(lessons.states[batch]).to(device, torch.float32)
+            loss = loss + functional.mse_loss(pooled.float(), wanted)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -115,15 +122,25 @@ def score(
     model: BertForSequenceClassification, encoded: Sequence[Sequence[int]], *, tokens: int = 8192, exact: bool = False
 ) -> Scores:
     """Logits of every row, in the rows' order; `exact` keeps to float32."""
+    return score_with_states(model, encoded, tokens=tokens, exact=exact)[0]
+
+
+def score_with_states(
+    model: BertForSequenceClassification, encoded: Sequence[Sequence[int]], *, tokens: int = 8192, exact: bool = False
+) -> tuple[Scores, States]:
+    """Logits and pooled states of every row."""
     model.eval()
-    out = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
+    logits = np.zeros((len(encoded), model.config.num_labels), dtype=np.float32)
+    states = np.zeros((len(encoded), model.config.hidden_size), dtype=np.float16)
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=not exact):
         for batch in _cut(order, encoded, tokens, 256):
             ids, attention = _tensors(encoded, batch, model.device)
             _choose_attention(model, ids)
-            out[batch] = model(input_ids=ids, attention_mask=attention).logits.float().cpu().numpy()
-    return out
+            pooled = model.bert(input_ids=ids, attention_mask=attention).pooler_output
+            states[batch] = pooled.half().cpu().numpy()
+            logits[batch] = model.classifier(pooled).float().cpu().numpy()
+    return logits, states
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:

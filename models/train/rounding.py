@@ -1,4 +1,4 @@
-"""Simulated int8 arithmetic, so that a student learns to give the same label with it.
+"""Simulated int8 arithmetic and storage in few bits, so that a student learns to give the same label with them.
 
 As ONNX Runtime's dynamic quantisation does it: weights symmetric, one scale an output channel; activations asymmetric,
 one range a tensor, taken from the batch at hand. Gradients pass the rounding as if it were not there.
@@ -7,35 +7,52 @@ one range a tensor, taken from the batch at hand. Gradients pass the rounding as
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @contextmanager
-def rounded(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
-    """Inside, every linear layer of `model` computes with rounded weights and activations."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)] if enabled else []
-    for layer in layers:
-        layer.forward = _rounded_forward(layer)  # an instance attribute hides the class's method
+def rounded(model: nn.Module, kept_as: torch.dtype = torch.float16, *, enabled: bool = True) -> Iterator[None]:
+    """Inside, every linear layer computes with rounded weights and activations, its weights (and the embeddings) being
+    what is left of them after storage, `kept_as` that.
+    """
+    kinds: dict[type[nn.Module], Callable[[nn.Module, torch.dtype], object]] = {
+        nn.Linear: _rounded_linear,
+        nn.Embedding: _rounded_embedding,
+    }
+    modules = [(module, kinds[type(module)]) for module in model.modules() if enabled and type(module) in kinds]
+    for module, forward in modules:
+        module.forward = forward(module, kept_as)  # an instance attribute hides the class's method
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.forward
+        for module, _ in modules:
+            del module.forward
 
 
-def _rounded_forward(layer: nn.Linear) -> object:
+def _rounded_embedding(table: nn.Module, kept_as: torch.dtype) -> object:
+    def forward(ids: torch.Tensor) -> torch.Tensor:
+        found = nn.Embedding.forward(cast("nn.Embedding", table), ids)
+        return found + (found.to(kept_as).to(found.dtype) - found).detach()
+
+    return forward
+
+
+def _rounded_linear(module: nn.Module, kept_as: torch.dtype) -> object:
+    layer = cast("nn.Linear", module)
+
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         weight = layer.weight
         with torch.no_grad():
-            scale = weight.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
-            weight_error = (weight / scale).round().mul_(scale).sub_(weight)
+            kept = weight.to(kept_as).to(weight.dtype)
+            scale = kept.abs().amax(dim=1, keepdim=True).clamp_min(1e-8) / 127
+            weight_error = (kept / scale).round().mul_(scale).sub_(weight)
             values = inputs.float()
             low, high = values.amin().clamp_max(0), values.amax().clamp_min(0)
             step = (high - low).clamp_min(1e-8) / 255

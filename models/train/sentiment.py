@@ -6,6 +6,8 @@ import random
 import re
 from typing import TYPE_CHECKING
 
+import torch
+
 from models.train import encoder
 from models.train.data import TRAIN
 from models.train.loop import Lessons
@@ -22,8 +24,8 @@ LABELLED = ("sst2", "imdb", "semeval", "tweeteval")
 REVIEWS = 14_000  # windows, one of a review: long text is dear
 WINDOW_WORDS = 110
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-# Text for the teacher to score: windows of the other reviews, sentences of all, comments.
-MORE_REVIEWS, SENTENCES, COMMENTS = 6_000, 90_000, 15_000
+# Text for the teacher to score: windows of the other reviews, sentences of all, comments, phrases with other words.
+MORE_REVIEWS, SENTENCES, COMMENTS, REMIXED = 3_000, 60_000, 10_000, 150_000
 MOODS = {
     NEGATIVE: [
         "anger",
@@ -86,7 +88,21 @@ def unlabelled(folder: Path, seed: int, without: frozenset[str]) -> list[str]:
         found += [_window(text, rng) for text in at_most(rng, MORE_REVIEWS, own)]
         sentences = [one for text in own for one in SENTENCE_END.split(text) if 4 <= len(one.split()) <= 40]
         found += at_most(rng, SENTENCES, sentences)
+    if "sst2" not in without:
+        phrases = [row.text.split() for row in lesson_rows(folder, "sst2", TRAIN, banned)]
+        found += [_remixed(rng.choice(phrases), phrases, rng) for _ in range(REMIXED)]
     return found
+
+
+def _remixed(words: list[str], phrases: list[list[str]], rng: random.Random) -> str:
+    """A phrase with other words here and there, or the head of it and another's tail; the teacher says what it is."""
+    if rng.random() < 0.3:
+        other = rng.choice(phrases)
+        words = words[: rng.randint(1, len(words))] + other[rng.randrange(len(other)) :]
+    luck = [(word, rng.random()) for word in words]
+    return " ".join(
+        rng.choice(rng.choice(phrases)) if number < 0.15 else word for word, number in luck if number < 0.92
+    )
 
 
 def _banned(folder: Path) -> frozenset[str]:
@@ -135,11 +151,12 @@ TASK = Task(
     name="sentiment",
     labels=("negative", "neutral", "positive"),
     encoder=encoder.e5,
-    shape=Shape(layers=(0, 1, 2, 3), intermediate=512, vocabulary=8000, positions=256),
+    shape=Shape((0, 1, 2, 3), intermediate=512, vocabulary=26_000, positions=256, kept_as=torch.float8_e4m3fn),
     max_length=224,
     learning_rate=3e-4,
     epochs=1.8,
     lessons=lessons,
     sources=LABELLED,
-    teaching=Teaching(unlabelled, epochs=1.0, telling=2500, trust=0.8),
+    sample=60_000,
+    teaching=Teaching(unlabelled, epochs=1.0, trust=0.8),
 )

@@ -23,6 +23,7 @@ class Shape:
     intermediate: int
     vocabulary: int
     positions: int
+    kept_as: torch.dtype = torch.float16  # the matrices' type in the folder that ships
 
 
 def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[torch.Tensor]:

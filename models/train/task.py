@@ -30,6 +30,7 @@ class Task:
     epochs: float
     lessons: Callable[[Path, str, int, frozenset[str]], Lessons]  # data, part, seed, sources left out
     sources: tuple[str, ...]  # labelled sources, each of them measured
+    sample: int = 30_000  # texts that the vocabulary is chosen by
     teaching: Teaching | None = None  # without it the student learns from labels alone
 
     def index(self, row: Row) -> int:

@@ -26,7 +26,6 @@ class Teaching:
 
     unlabelled: Callable[[Path, int, frozenset[str]], list[str]]  # data, seed, sources left out
     epochs: float
-    telling: int  # entries of the student's vocabulary that are chosen for what they tell of the teacher's scores
     learning_rate: float = 1e-4
     trust: float = 0.5  # weight of the teacher's scores where a row has a label of its own
 
@@ -60,7 +59,8 @@ def soften(
 
     `encoded` has the teacher's tokens of the labelled rows first, then those of the unlabelled texts.
     """
-    logits = torch.tensor(loop.score(teacher, encoded))
+    scores, states = loop.score_with_states(teacher, encoded)
+    logits = torch.tensor(scores)
     labelled = len(lessons.texts)
     masks = torch.tensor(lessons.masks)
     targets = torch.tensor(lessons.targets)
@@ -71,4 +71,5 @@ def soften(
         texts=[*lessons.texts, *unlabelled],
         targets=[*mixed.tolist(), *free.tolist()],
         masks=[*lessons.masks, *torch.ones_like(free).tolist()],
+        states=states,
     )

@@ -9,14 +9,12 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import numpy as np
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    import numpy.typing as npt
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 # Stand-ins for what carries its meaning in its kind, not in its digits or letters.
@@ -132,26 +130,6 @@ def choose_vocabulary(base: Tokenizer, texts: Sequence[str], size: int) -> list[
         target = max(size, int(len(kept) * 0.7)) - len(fixed)
         kept = fixed + ranked[:target]
     return kept
-
-
-def most_telling(
-    base: Tokenizer, texts: Sequence[str], scores: npt.NDArray[np.float32], known: Sequence[str], count: int
-) -> list[str]:
-    """The `count` entries outside `known` that tell most of their texts' scores (rows, labels): rare words, often.
-
-    An entry tells the square of how far the scores of its texts lie from the mean, times the number of the texts.
-    """
-    found = [sorted(set(one.ids)) for one in base.encode_batch_fast(list(texts), add_special_tokens=False)]
-    entry = np.fromiter((index for ids in found for index in ids), dtype=np.int64)
-    text = np.repeat(np.arange(len(found)), [len(ids) for ids in found])
-    size = base.get_vocab_size()
-    often = np.bincount(entry, minlength=size)
-    apart = scores - scores.mean(axis=0)
-    sums = np.stack([np.bincount(entry, weights=column[text], minlength=size) for column in apart.T])
-    told = (sums**2).sum(axis=0) / (often + 4.0)  # what a few texts say may be chance
-    names = {index: piece for piece, index in base.get_vocab().items()}
-    kept = set(known)
-    return [names[i] for i in np.argsort(-told, kind="stable") if names[i] not in kept][:count]
 
 
 def rebuild(base: Tokenizer, vocabulary: Iterable[str]) -> Tokenizer:
