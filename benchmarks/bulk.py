@@ -91,7 +91,7 @@ class Race:
             if any(contestant.startswith(name) for contestant in names)
         }
         if "certified" in names:
-            self.backend, self.certified = certify(self.model, self.input, folder, "--rows", "2000")
+            self.backend, self.certified = certify(self.model, self.input, folder)
 
     def round(self) -> dict[str, tuple[float, Child]]:
         done = {}
