@@ -35,7 +35,7 @@ class Sample:
 
     @classmethod
     def halves(cls, texts: pa.LargeStringArray) -> Self:
-        """Every other text is held out, with all its copies."""
+        """Every other distinct text is held out, with all its copies."""
         held = texts.dictionary_encode().indices.to_numpy() % 2 == 1
         return cls(texts.filter(pa.array(~held)), texts.filter(pa.array(held)))
 
@@ -101,11 +101,12 @@ def measure(
             stopped = LABELS_DIFFER
         elif best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
             stopped = TOO_SLOW
-        for texts, differ in ((sample.searched.slice(TRIAL_ROWS), LABELS_DIFFER), (sample.held, HELD_DIFFER)):
+        parts = (sample.searched.slice(TRIAL_ROWS), 0, LABELS_DIFFER), (sample.held, searched, HELD_DIFFER)
+        for texts, begin, differ in parts:
             if stopped or not len(texts):
                 continue
             more, more_seconds = _timed(engine, texts)
-            start = searched if texts is sample.held else 0
+            start = begin
             scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
             if fp32 and equal(scores[start:], fp32.scores[start : len(scores)]).mean() < least_agreement:
                 stopped = differ

@@ -3,8 +3,8 @@
 Candidates stand in ladders, each from the fastest way to the most careful one: dynamic int8 is one, int8 with static
 ranges another. A ladder is climbed until one candidate's labels agree with fp32's in enough rows of the sample, or
 one is much slower than the best that agrees: what follows is slower still. What a search finds looks better on the
-rows that it was found by than it is, so it sees half of the sample; the labels of the other half have to agree as
-well, and these are what the certificate speaks of.
+rows that it was found by than it is, so ranges, sensitivity and the first choice come from one half of the sample;
+the labels of the other half have to agree as well, and these are what the certificate speaks of.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def print_measured(
     backend += " compiled" if certificate.backend.get("compile") else ""
     console.print(
         f"certified: {backend}{f' ({certificate.file})' if certificate.file else ''}, {ratio:.1f} x fp32, "
-        f"labels equal in {certificate.agreement:.2%} of {certificate.sample_rows:,} rows that the search did not see. "
+        f"labels equal in {certificate.agreement:.2%} of {certificate.sample_rows:,} rows held out. "
         "`backend: {type: auto}` uses it",
         highlight=False,
     )

@@ -1,4 +1,7 @@
-"""What a job would do: splits, rows done and left, columns, expected speed. Loads no weights, changes nothing."""
+"""What a job would do: splits, rows done and left, columns, expected speed. Loads no weights, changes nothing.
+
+With `backend: auto` the weights are hashed, and a certificate that does not hold is refused as `run` would refuse it.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ EFFICIENCY = 0.5
 """Share of a plain matrix product's speed that a transformer reaches on the same processor; measured 0.4 to 0.6."""
 
 MEASURED = "the engine alone, as `tagstream optimize` measured it here with its sample"
+PRETENDED = "as the constant backend's ms_per_row says"
 
 
 @dataclass
@@ -126,17 +130,17 @@ def _estimated(job: Job) -> tuple[float | None, str]:
     """The classifiers' seconds a row, which add up. What a certificate does not say comes from the size of the model,
     the length of the first rows and the speed of a matrix product on this CPU.
     """
-    seconds, unknown = 0.0, []
+    seconds, known_from, unknown = 0.0, PRETENDED, []
     for classifier in job.spec.classify:
         backend = classifier.backend
         if isinstance(backend, ConstantBackend):
             seconds += backend.ms_per_row / 1000
         elif isinstance(backend, AutoBackend) and (certified := certified_rows_per_s(classifier)):
-            seconds += 1 / certified
+            seconds, known_from = seconds + 1 / certified, MEASURED
         else:
             unknown.append(classifier)
     if not unknown:
-        return (1 / seconds, MEASURED) if seconds else (None, "no model: as fast as input can be read")
+        return (1 / seconds, known_from) if seconds else (None, "no model: as fast as input can be read")
     block = next((b for split in job.splits[:1] for b in job.source.read(split, split.start)), None)
     if block is None or not block.batch.num_rows:
         return None, "the first block has no rows"

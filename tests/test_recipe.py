@@ -101,6 +101,21 @@ def test_a_folder_loads_as_it_was_measured(
     assert np.allclose(loop.score(loaded, encoded, exact=True), logits / 2, atol=1e-4)
 
 
+def test_training_computes_with_what_is_kept(model: BertForSequenceClassification) -> None:
+    """Rounding weights and embeddings beforehand changes nothing more."""
+    model.eval()
+    ids = torch.arange(2, 14)[None]
+
+    def pooled(kept_as: torch.dtype) -> torch.Tensor:
+        with torch.inference_mode(), rounded(model, kept_as):
+            return model.bert(input_ids=ids).pooler_output
+
+    kept_as = torch.float8_e4m3fn
+    fine, coarse = pooled(torch.float16), pooled(kept_as)
+    export.stored(model, kept_as)
+    assert (pooled(kept_as) - coarse).abs().max() < (fine - coarse).abs().max() / 5
+
+
 def test_rounding_is_small_and_ends_with_its_block(model: BertForSequenceClassification) -> None:
     model.eval()
     ids = torch.arange(2, 14)[None]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @contextmanager
 def rounded(model: nn.Module, kept_as: torch.dtype = torch.float16, *, enabled: bool = True) -> Iterator[None]:
     """Inside, every linear layer computes with rounded weights and activations, its weights (and the embeddings) being
-    what is left of them after storage, `kept_as` that.
+    what is left of them in `kept_as`.
     """
     kinds: dict[type[nn.Module], Callable[[nn.Module, torch.dtype], object]] = {
         nn.Linear: _rounded_linear,

@@ -114,7 +114,7 @@ def full(folder: Path) -> Tokenizer:
 
 
 def choose_vocabulary(base: Tokenizer, texts: Sequence[str], size: int) -> list[str]:
-    """The `size` entries to keep: specials, every single character that the texts use, then the most frequent ones.
+    """The entries to keep, at most `size`: specials, single characters that the texts use, then the most frequent ones.
 
     Entries are taken away in rounds and counted anew: words that go fall apart into pieces, which then are wanted more.
     """

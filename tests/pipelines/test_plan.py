@@ -89,6 +89,9 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
     plan = plan_job(job.spec(classify=classify))
     assert plan.rows_per_s == 25.0
     assert "optimize" in plan.speed_from
+    plan = plan_job(job.spec(classify=classify[1:]))
+    assert plan.rows_per_s == 50.0
+    assert "ms_per_row" in plan.speed_from
     monkeypatch.setattr(auto, "cpu_name", lambda: "another machine")
     auto._choose.cache_clear()
     plan = plan_job(job.spec(classify=classify))
@@ -97,10 +100,11 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
     assert 25 < plan.rows_per_s <= 50, "20 ms of the second and next to nothing of the tiny first"
 
 
-def test_speed_of_onnx_is_no_reading_speed(job: BulkJob, tmp_path: Path) -> None:
-    """It has a model, whose size is known."""
+@pytest.mark.parametrize("backend", ["onnx", "auto"])
+def test_speed_of_a_model_is_no_reading_speed(job: BulkJob, tmp_path: Path, backend: str) -> None:
+    """Without a certificate its size is known."""
     model = make_model(tmp_path / "model")
-    plan = plan_job(job.spec(classify=[{"model": str(model), "backend": {"type": "onnx"}}]))
+    plan = plan_job(job.spec(classify=[{"model": str(model), "backend": {"type": backend}}]))
     assert "rough estimate" in plan.speed_from
     assert plan.rows_per_s is not None
 
