@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import random
 import shutil
@@ -18,6 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
 RANDOM = random.SystemRandom()
 """Hypothesis seeds the other one."""
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32
+PORTS = itertools.cycle(RANDOM.sample(range(10_000 + 700 * WORKER, 10_700 + 700 * WORKER), 700))
+"""Each worker's own, in turn. Those that systems give to outgoing connections could be taken while a service that had
+one is killed and started again.
+"""
 FETCHES = 3
 """Attempts: a repository far away may refuse once."""
 
@@ -66,18 +72,14 @@ def unavailable(reason: str) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different; none of those that systems give to outgoing connections.
-
-    One of these could be taken before its process has it, or while that is killed and started again.
-    """
-    found: set[int] = set()
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32  # each its own: none asks for
-    while len(found) < count:  # what another has not bound yet
-        port = RANDOM.randrange(10_000 + 700 * worker, 10_700 + 700 * worker)
+    """Ports that were free a moment ago, none of those that the last calls gave: these may not be bound yet."""
+    found: list[int] = []
+    while len(found) < count:
+        port = next(PORTS)
         with socket.socket() as s, contextlib.suppress(OSError):
             s.bind(("127.0.0.1", port))
-            found.add(port)
-    return list(found)
+            found.append(port)
+    return found
 
 
 def wait_until(condition, deadline: float, what: str, pause: float = 0.02):
