@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.plan import Plan, plan_job, print_plan
 from schemas.errors import ModelError, SourceError
-from tests.certificates import certified
+from tests.certified import certified
 from tests.models import make_model
 from tests.pipelines.jobs import BulkJob
 from transforms.backends import auto

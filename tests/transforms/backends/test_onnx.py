@@ -18,7 +18,7 @@ from pipelines.measure import Sample, same_labels
 from pipelines.optimize import optimize_classifier
 from schemas.errors import ModelError
 from schemas.spec import Classifier
-from tests.certificates import certified
+from tests.certified import certified
 from tests.models import make_model, random_texts
 from transforms.backends import auto, identify, load_backend
 from transforms.certificate import Certificate
