@@ -24,9 +24,9 @@ FILE = "certificate.json"
 @dataclass(frozen=True)
 class Certificate:
     """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
-    and maximum; both of the `sample_rows` texts held out, whose hash is `sample`. rows_per_s: engine alone. `max_length`,
-    `long_text` and `thresholds`: the classifier's. `device`: kind of it, cpu, cuda or mps. `file`: the optimised model
-    beside the certificate, `file_hash`: its SHA-256.
+    and maximum; both of the `sample_rows` texts held out, whose hash is `sample`. rows_per_s: engine alone.
+    `max_length`, `long_text` and `thresholds`: the classifier's. `device`: kind of it, cpu, cuda or mps. `file`: the
+    optimised model beside the certificate, `file_hash`: its SHA-256.
     """
 
     weights: str
