@@ -22,6 +22,9 @@ demo: $(STAMP)  ## classify real messages with the bundled models
 lint: $(STAMP)  ## style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@rm -rf .typing && mkdir -p .typing/tagstream/models  # mypy knows no mapped packages: links with the installed names
+	@ln -s $(addprefix $(CURDIR)/,$(wildcard api/*) schemas transforms pipelines) .typing/tagstream
+	@ln -s $(CURDIR)/models/__init__.py .typing/tagstream/models
 	$(BIN)/mypy
 
 test: $(STAMP) lint  ## every test

@@ -57,7 +57,7 @@ def run(command: list[str]) -> Child:
 
 def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
     """`tagstream run SPEC --report`, and that report."""
-    child = run([PYTHON, "-m", "pipelines.cli", "run", str(spec), "--overwrite", "--report", str(report)])
+    child = run([PYTHON, "-m", "tagstream", "run", str(spec), "--overwrite", "--report", str(report)])
     return child, json.loads(report.read_text())
 
 
@@ -81,7 +81,7 @@ def certify(model: str, sample: str | Path, folder: Path, *options: str) -> tupl
     """`tagstream optimize`: the `backend:` that uses what it certifies for this machine, and what that is, in words."""
     out, report = folder / "certified", folder / "certificate.json"
     print("tagstream optimize …", flush=True)
-    command = [PYTHON, "-m", "pipelines.cli", "optimize", model, "--sample", str(sample), *options]
+    command = [PYTHON, "-m", "tagstream", "optimize", model, "--sample", str(sample), *options]
     run([*command, "--out", str(out), "--report", str(report)])
     (found,) = json.loads(report.read_text()).values()
     words = filter(None, (*map(found["backend"].get, ("type", "precision")), found["file"]))

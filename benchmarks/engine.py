@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 
 from benchmarks.children import SAMPLE, certify
 from benchmarks.results import save, versions
-from schemas.spec import Classifier
-from transforms.engine import Engine, close_engines, shared_engine
+from tagstream.schemas.spec import Classifier
+from tagstream.transforms.inference.engine import Engine, close_engines, shared_engine
 
 BLOCK_ROWS, BLOCKS = 512, 4
 TRICKLE_SECONDS = 0.02

@@ -49,7 +49,7 @@ sink: {type: kafka, topic: {target}, mode: headers}
 blocks: {rows: 512}
 runner: RUNNER
 """
-COMMAND = [PYTHON, "-m", "pipelines.cli", "run"]
+COMMAND = [PYTHON, "-m", "tagstream", "run"]
 
 
 def runner(cluster: FlinkCluster, parallelism: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transforms.machine import cpu_model, usable_cores
+from tagstream.transforms.runtime.machine import cpu_model, usable_cores
 
 RESULTS = Path(__file__).with_name("RESULTS.md")
 _HEAD = """# Measured

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.children import CACHE, FP32, PYTHON, parquet_job, run
 from benchmarks.plot import draw
 from benchmarks.results import save, versions
-from transforms.machine import usable_cores
+from tagstream.transforms.runtime.machine import usable_cores
 
 CORES = (1, 2, 4, 8)
 TOKENS = (16, 32, 64, 128, 256, 512)

@@ -36,8 +36,8 @@ from benchmarks.children import PYTHON, SAMPLE, certify, tagstream
 from benchmarks.environments import environment, same
 from benchmarks.results import save, versions
 from benchmarks.topics import Contestant, Run, send, unaccounted
+from tagstream.transforms.model_files import find_model
 from tests.services.kafka import KafkaBroker
-from transforms.model_files import find_model
 
 PEERS = Path(__file__).parent / "peers"
 TITLES = {
@@ -64,7 +64,7 @@ PATIENCE = 30.0
 
 
 def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
-    spec, command = SPEC.replace("{classify}", classify), [PYTHON, "-m", "pipelines.cli", "run"]
+    spec, command = SPEC.replace("{classify}", classify), [PYTHON, "-m", "tagstream", "run"]
     confluent = spec.replace("mode: headers", "mode: headers, producer: confluent-kafka")
     confluent = confluent.replace("topics: {source}", "topics: {source}, consumer: confluent-kafka")
     found = [Contestant("tagstream", command, spec), Contestant("tagstream_confluent", command, confluent)]

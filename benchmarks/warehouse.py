@@ -29,15 +29,15 @@ from rich.console import Console
 from benchmarks.children import SAMPLE, run
 from benchmarks.environments import environment
 from benchmarks.results import save, versions
-from pipelines.run import run_job
-from schemas.block import POSITION, Block
-from schemas.fingerprint import Fingerprint
-from schemas.results import no_dead
-from schemas.spec import JobSpec
+from tagstream.pipelines.jobs.run import run_job
+from tagstream.schemas.block import POSITION, Block
+from tagstream.schemas.dead_letters import no_dead
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.database.adbc import connect
+from tagstream.transforms.io.memory import put_table
+from tagstream.transforms.io.registry import open_sink, open_source
 from tests.services.postgres import Postgres
-from transforms.io import open_sink, open_source
-from transforms.io.memory import put_table
-from transforms.io.sql_session import connect
 
 PEERS = Path(__file__).parent / "peers"
 

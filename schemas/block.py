@@ -25,7 +25,7 @@ ORIGIN_POSITION = "__origin_position"
 """Column of a replayed block: int64, the row's position in that split."""
 
 AGAIN = "again"
-"""In the payload of a split whose rows were labelled and are to be labelled again: see `transforms.io.Again`."""
+"""In the payload of a split whose rows were labelled and are to be labelled again: see `io.contracts.Again`."""
 
 END = 10**12
 """Stop of a split that is read and committed whole, whatever number of rows it has by then."""

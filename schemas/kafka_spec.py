@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import Spec, TextColumns
 
 META: tuple[str, ...] = ("topic", "partition", "offset", "timestamp", "key", "headers")
 """Names that every message has, besides the fields of its payload."""

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import Spec, TextColumns
 
 Settings = Annotated[
     dict[str, SecretStr],

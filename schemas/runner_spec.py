@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.spec_base import Spec
+from tagstream.schemas.spec_base import Spec
 
 Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="host:port")]
 

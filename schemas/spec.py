@@ -11,11 +11,18 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
-from schemas.lake_spec import DeltaDeadLetters, DeltaSink, DeltaSource, IcebergDeadLetters, IcebergSink, IcebergSource
-from schemas.runner_spec import LocalRunner, Runner
-from schemas.spec_base import Spec, TextColumns
-from schemas.sql_spec import DuckDBDeadLetters, DuckDBSink, DuckDBSource, SqlDeadLetters, SqlSink, SqlSource
+from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from tagstream.schemas.lake_spec import (
+    DeltaDeadLetters,
+    DeltaSink,
+    DeltaSource,
+    IcebergDeadLetters,
+    IcebergSink,
+    IcebergSource,
+)
+from tagstream.schemas.runner_spec import LocalRunner, Runner
+from tagstream.schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.sql_spec import DuckDBDeadLetters, DuckDBSink, DuckDBSource, SqlDeadLetters, SqlSink, SqlSource
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _.")]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -33,7 +40,7 @@ class ParquetSource(TextColumns):
 
 
 class MemorySource(TextColumns):
-    """An Arrow table registered with `transforms.io.memory.put_table`, for tests and notebooks."""
+    """An Arrow table registered with `io.memory.put_table`, for tests and notebooks."""
 
     type: Literal["memory"] = "memory"
     table: str

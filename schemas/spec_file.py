@@ -14,8 +14,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from schemas.errors import SpecError
-from schemas.spec import JobSpec
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import JobSpec
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 Location = tuple[str | int, ...]

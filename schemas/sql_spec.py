@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import Spec, TextColumns
 
 Names = Annotated[
     tuple[str, ...],

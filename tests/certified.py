@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from tagstream.transforms.inference.backends.onnx_export import export_fp32
+from tagstream.transforms.inference.backends.onnx_int8 import Int8, quantise
+from tagstream.transforms.inference.certificate import Certificate, hash_file
+from tagstream.transforms.model_files import find_model
 from tests.models import make_model
-from transforms.backends.onnx_export import export_fp32
-from transforms.backends.onnx_int8 import Int8, quantise
-from transforms.certificate import Certificate, hash_file
-from transforms.model_files import find_model
 
 
 def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, Path]:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-from transforms.machine import usable_cores
-from transforms.stop import STOP
+from tagstream.transforms.runtime.machine import usable_cores
+from tagstream.transforms.runtime.stop import STOP
 
 pytest_plugins = [
     "tests.services.flink",

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from models import bundled
 from models.train.augment import EVASIONS
+from tagstream.models import bundled
 
 MESSAGES = Path(__file__).parents[1] / "examples" / "sms.parquet"
 LABELS = {"tagstream/spam": ["ham", "spam"], "tagstream/sentiment": ["negative", "neutral", "positive"]}

@@ -14,8 +14,8 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.spec import Blocks, Classifier
-from transforms.engine import shared_engine
+from tagstream.schemas.spec import Blocks, Classifier
+from tagstream.transforms.inference.engine import shared_engine
 
 
 def main(model, source, backend):

@@ -32,9 +32,9 @@ def look(device):
 
 
 def tagstream(model, texts, device, compiled=False):
-    from schemas.spec import Blocks, Classifier, PyTorchBackend
-    from transforms.engine import shared_engine
-    from transforms.metrics import METRICS
+    from tagstream.schemas.spec import Blocks, Classifier, PyTorchBackend
+    from tagstream.transforms.inference.engine import shared_engine
+    from tagstream.transforms.runtime.metrics import METRICS
 
     backend = PyTorchBackend(device=device, precision="bf16", compile=compiled)
     engine = shared_engine(Classifier(model=model, backend=backend))
@@ -74,9 +74,9 @@ def transformers(model, texts, device):
 
 
 def tokeniser(model, texts, _):
-    from schemas.spec import Blocks
-    from transforms.model_files import find_model
-    from transforms.tokenise import TextTokenizer
+    from tagstream.schemas.spec import Blocks
+    from tagstream.transforms.model_files import find_model
+    from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer(find_model(model, None), None, "truncate")
     tokenizer.encode(texts.slice(0, WARM_UP_ROWS))

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from models import ROOT
 from models.train import demo, encoder, export, loop, report, shrink, teacher, tokenizer, transfer
 from models.train.data import TRAIN, TUNE
 from models.train.task import at_most
 from models.train.tasks import TASKS
+from tagstream.models import ROOT
 
 if TYPE_CHECKING:
     from models.train.task import Task

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from models import ROOT
+from tagstream.models import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from models import ROOT
 from models.train import transfer
 from models.train.export import size_of
 from models.train.measure import Figures, measure
 from models.train.tasks import TASKS
+from tagstream.models import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

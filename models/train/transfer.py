@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from models import ROOT
 from models.train.measure import Classifier, Figures, of_source
+from tagstream.models import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from typer.main import get_command
 
-from pipelines.cli import app
-from schemas.spec import JobSpec
-from schemas.spec_file import load_spec
+from tagstream.pipelines.cli.main import app
+from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.spec_file import load_spec
 from tests.services.java import ROOT
 
 DEPLOY = ROOT / "deploy"

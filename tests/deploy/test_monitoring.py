@@ -13,10 +13,11 @@ from collections.abc import Iterator
 import promql_parser as promql
 import pytest
 
-from pipelines.prometheus import JobCollector, PoolCollector, serve_metrics
+from tagstream.pipelines.report.prometheus import JobCollector, PoolCollector, serve_metrics
+from tagstream.transforms.io.contracts import FeedStatus
+from tagstream.transforms.runtime.metrics import METRICS, STAGES
+from tagstream.transforms.stages.read_live import FEEDS
 from tests.deploy.files import DEPLOY, documents
-from transforms.live import FEEDS, FeedStatus
-from transforms.metrics import METRICS, STAGES
 
 FLINK = {
     "flink_jobmanager_job_numRestarts",

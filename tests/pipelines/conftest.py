@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.database.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
 
 
 @pytest.fixture(params=["postgres", "sqlite", "duckdb"])

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipelines.run import run_job
-from schemas.spec import JobSpec
-from tests.transforms.io.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
-from tests.transforms.io.lakes import DeltaLake, IcebergLake, Lake
-from tests.transforms.io.test_parquet_sink import read_all
+from tagstream.pipelines.jobs.run import run_job
+from tagstream.schemas.spec import JobSpec
+from tests.transforms.io.database.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
+from tests.transforms.io.lake.lakes import DeltaLake, IcebergLake, Lake
+from tests.transforms.io.parquet.test_sink import read_all
 
 ROWS = 150
 SYSTEMS = ["parquet", "postgres", "sqlite", "duckdb", "iceberg", "delta"]

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.block import POSITION, TEXT, Block, Span, Split, split_id
-from schemas.errors import DeadCode
-from schemas.results import dead_letters, no_dead
+from tagstream.schemas.block import POSITION, TEXT, Block, Span, Split, split_id
+from tagstream.schemas.dead_letters import dead_letters, no_dead
+from tagstream.schemas.errors import DeadCode
 
 KEPT = pa.schema([("id", pa.int64())])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.fingerprint import Fingerprint
+from tagstream.schemas.fingerprint import Fingerprint
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),

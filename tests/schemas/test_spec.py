@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from schemas.spec import Classifier, JobSpec
+from tagstream.schemas.spec import Classifier, JobSpec
 
 GOOD = {
     "source": {"type": "parquet", "path": "in", "id": "id", "keep": ["a", "id", "b", "a"]},

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import SpecError
-from schemas.spec import JobSpec
-from schemas.spec_file import load_spec, parse_override
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.spec_file import load_spec, parse_override
 
 GOOD = """\
 source:

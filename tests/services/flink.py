@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipelines.flink import Flink
-from schemas.errors import RunnerError
+from tagstream.pipelines.runners.flink_rest import Flink
+from tagstream.schemas.errors import RunnerError
 from tests.services.java import ROOT, free_ports, jars, java, wait_until
 
 OPENS = [
@@ -145,7 +145,7 @@ class FlinkCluster:
     def _command(self, name: str) -> list[str]:
         if name == "workers":
             ports = [f"--port={self.worker_port}", f"--metrics-port={self.metrics_port}"]
-            return [sys.executable, "-m", "pipelines.cli", "workers", *ports]
+            return [sys.executable, "-m", "tagstream", "workers", *ports]
         entry = "org.apache.flink.runtime"
         if name != "jobserver":
             (self.exporters[name],) = free_ports(1)

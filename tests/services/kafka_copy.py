@@ -12,11 +12,11 @@ import signal
 import sys
 import threading
 
-from schemas.errors import ChainMovedError
-from transforms.io.kafka_client import Cluster
-from transforms.io.kafka_commit import Append, Chain, PartitionLostError, commit_together
-from transforms.io.kafka_member import Member
-from transforms.io.kafka_producer import Record
+from tagstream.schemas.errors import ChainMovedError
+from tagstream.transforms.io.kafka.client.chain import Append, Chain, PartitionLostError, commit_together
+from tagstream.transforms.io.kafka.client.cluster import Cluster
+from tagstream.transforms.io.kafka.client.contracts import Record
+from tagstream.transforms.io.kafka.client.member import Member
 
 
 class Chains:

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from schemas.errors import ModelError
-from schemas.spec import Classifier
+from tagstream.schemas.errors import ModelError
+from tagstream.schemas.spec import Classifier
+from tagstream.transforms.inference.backends.registry import describe, identify
+from tagstream.transforms.model_files import find_model
 from tests.models import make_model
-from transforms.backends import describe, identify
-from transforms.model_files import find_model
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_labels_that_make_no_sense(folder: Path, id2label: Any) -> None:
 
 def test_broken_tokenizer_and_weights_are_found_when_loaded(folder: Path) -> None:
     """The message names the folder; no traceback of a library."""
-    from transforms.backends import load_backend
+    from tagstream.transforms.inference.backends.registry import load_backend
 
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"the tokenizer in .*model can't be loaded"):

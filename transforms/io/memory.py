@@ -8,13 +8,13 @@ from typing import cast
 
 import pyarrow as pa
 
-from schemas.block import POSITION, Block, Split, split_id
-from schemas.errors import ChainMovedError, LedgerError, SourceError
-from schemas.fingerprint import Fingerprint
-from schemas.spec import JobSpec, MemorySink, MemorySource
-from transforms.io import Commit, Progress
-from transforms.io.blocks import BlockCutter, check_columns
-from transforms.io.chain import ChainWriter
+from tagstream.schemas.block import POSITION, Block, Split, split_id
+from tagstream.schemas.errors import ChainMovedError, LedgerError, SourceError
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.spec import JobSpec, MemorySink, MemorySource
+from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns
+from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.contracts import Commit, Progress
 
 _TABLES: dict[str, pa.Table] = {}
 _OUTPUTS: dict[str, Output] = {}
@@ -134,10 +134,10 @@ class _Sink:
 
 
 def open_source(spec: JobSpec) -> _Source:
-    """See `transforms.io.open_source`."""
+    """See `io.registry.open_source`."""
     return _Source(spec)
 
 
 def open_sink(spec: JobSpec) -> _Sink:
-    """See `transforms.io.open_sink`."""
+    """See `io.registry.open_sink`."""
     return _Sink(spec)

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from schemas.block import POSITION, Block, Span, Split
-from schemas.errors import ChainMovedError, DeadCode, LedgerError
-from schemas.fingerprint import Fingerprint
-from schemas.results import dead_schema
-from schemas.spec import JobSpec
-from transforms.io import Commit, Progress, Sink, Writer
+from tagstream.schemas.block import POSITION, Block, Span, Split
+from tagstream.schemas.dead_letters import dead_schema
+from tagstream.schemas.errors import ChainMovedError, DeadCode, LedgerError
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.contracts import Commit, Progress, Sink, Writer
 
 KEPT = pa.schema([("id", pa.string())])
 SPLIT = Split("file-0123456789ab", 0, 1_000)

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from schemas.block import POSITION, TEXT, Block
-from schemas.errors import SourceError
-from schemas.results import dead_schema
-from schemas.spec import JobSpec
-from transforms.io import Source
+from tagstream.schemas.block import POSITION, TEXT, Block
+from tagstream.schemas.dead_letters import dead_schema
+from tagstream.schemas.errors import SourceError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.contracts import Source
 
 ROWS = 500
 

@@ -8,12 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from schemas.block import TEXT
-from schemas.errors import SourceError
+from tagstream.schemas.block import TEXT
+from tagstream.schemas.errors import SourceError
+from tagstream.transforms.io.contracts import Sink, Source
+from tagstream.transforms.io.memory import output, put_table
+from tagstream.transforms.io.registry import open_sink, open_source
 from tests.transforms.io.sink_contract import SinkContract
 from tests.transforms.io.source_contract import SourceContract, job
-from transforms.io import Sink, Source, open_sink, open_source
-from transforms.io.memory import output, put_table
 
 
 class TestMemorySource(SourceContract):

@@ -1,0 +1,46 @@
+"""The pipeline as a sentence: splits, read, classified, written. Map-only: nothing is shuffled after the read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, cast
+
+import apache_beam as beam
+
+from tagstream.pipelines.jobs.job import Job
+from tagstream.schemas.block import Split
+from tagstream.transforms.io.contracts import LiveSource
+from tagstream.transforms.stages.infer import Classify
+from tagstream.transforms.stages.read import ReadSplits
+from tagstream.transforms.stages.read_live import ReadLive
+from tagstream.transforms.stages.write import WriteLabels
+
+Expected = list[dict[str, Any]] | None
+
+
+def build(
+    pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], key: str, expected: Expected = None
+) -> None:
+    """Put the job's transforms into a pipeline.
+
+    `left`: splits and the position each starts from; `expected`: `Job.expectations`, where workers are elsewhere.
+    """
+    (
+        pipeline
+        | "Splits" >> beam.Create(list(left), reshuffle=False)
+        | "Spread" >> beam.Reshuffle()
+        | "Read" >> ReadSplits(key, job.source, job.sink)
+        | "Classify" >> Classify(job.spec, expected)
+        | "Write" >> WriteLabels(key, job.spec)
+    )
+
+
+def build_live(pipeline: beam.Pipeline, job: Job, seats: int, key: str, expected: Expected = None) -> None:
+    """The same for a source without an end. `seats`: some times as many as there are parallel workers."""
+    (
+        pipeline
+        | "Seats" >> beam.Create(list(range(seats)), reshuffle=False)
+        | "Read" >> ReadLive(key, cast("LiveSource", job.source), job.sink)
+        | "Classify" >> Classify(job.spec, expected)
+        | "Write" >> WriteLabels(key, job.spec)
+    )

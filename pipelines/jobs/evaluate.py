@@ -1,0 +1,143 @@
+"""How good the labels are: a job's classifiers against a column of true labels. scikit-learn computes the metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from tagstream.pipelines.jobs.run import run_job
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import JobSpec, MemorySink
+from tagstream.transforms.inference.backends.registry import describe
+from tagstream.transforms.io.memory import output
+from tagstream.transforms.tasks.text_classification import Head
+
+BINS = 15
+Array = np.ndarray
+
+
+def evaluate_job(
+    spec: JobSpec, label: str, console: Console, *, limit: int | None = None, without: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Metrics by classifier. `label`: column of the true labels; `without`: labels that the model may not choose.
+
+    Rows whose true label is null are left out, dead letters are counted. Raises TagstreamError.
+    """
+    # the output lives in memory only: names that can't be the label's or the id's
+    columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.classify))]
+    changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}
+    classify = tuple(
+        c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.classify, columns, strict=True)
+    )
+    source = spec.source.model_copy(update={"keep": (label,)})
+    memory = MemorySink(name=f"evaluate-{spec.name}")
+    job = spec.model_copy(update={"source": source, "sink": memory, "classify": classify, "dead_letters": None})
+    heads = [describe(classifier)[0] for classifier in spec.classify]
+    for classifier, head in zip(spec.classify, heads, strict=True):
+        if head.activation == "identity":
+            raise SpecError(f"{classifier.as_}: a regression model has no labels to evaluate")
+        if unknown := sorted(set(without) - set(head.names)):
+            raise SpecError(f"{classifier.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
+        if not set(head.names) - set(without):
+            raise SpecError(f"{classifier.as_}: --without leaves no label to choose")
+    report = run_job(job, console, overwrite=True, limit=limit)
+    labels = output(memory.name).labels()
+    labels = labels.filter(pc.is_valid(labels[label])) if labels.num_rows else labels
+    if not labels.num_rows:
+        raise SpecError(f"no row has both a true label in {label!r} and a prediction")
+    result: dict[str, Any] = {"rows": labels.num_rows, "dead_letters": dict(report.counts.dead), "label": label}
+    result["classifiers"] = {
+        c.as_: _metrics(head, labels[f"{column}_scores"], labels[label], without)
+        for c, head, column in zip(spec.classify, heads, columns, strict=True)
+    }
+    return result
+
+
+def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, without: tuple[str, ...]) -> dict[str, Any]:
+    columns = [pc.struct_field(scores, name).to_numpy() for name in head.names]
+    values = np.stack(columns, axis=1)
+    values[:, [head.names.index(name) for name in without]] = -1.0
+    names = [name for name in head.names if name not in without]
+    if head.activation == "sigmoid":
+        return _multi_label(head, values, truth)
+    try:
+        true = truth.cast(pa.string()).to_numpy()
+    except pa.ArrowException:
+        raise SpecError(f"the true labels are {truth.type}; one label a row must be text or a number") from None
+    predicted = np.asarray(head.names, object)[values.argmax(axis=1)]
+    unknown = sorted(set(true) - set(names))
+    from sklearn.metrics import classification_report, confusion_matrix
+
+    names += unknown
+    table = classification_report(true, predicted, labels=names, output_dict=True, zero_division=0)
+    correct = predicted == true
+    return {
+        "accuracy": float(correct.mean()),
+        "labels": {name: table[name] for name in names},
+        "macro": table["macro avg"],
+        "weighted": table["weighted avg"],
+        "confusion": {"labels": names, "rows_true": confusion_matrix(true, predicted, labels=names).tolist()},
+        "expected_calibration_error": calibration_error(values.max(axis=1), correct),
+        "labels_the_model_lacks": unknown,
+    }
+
+
+def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str, Any]:
+    """True labels are a list column, or a string of names between commas."""
+    from sklearn.metrics import classification_report
+
+    lists = truth.to_pylist()
+    sets = [{name.strip() for name in (v.split(",") if isinstance(v, str) else v)} - {""} for v in lists]
+    true = np.array([[name in labels for name in head.names] for labels in sets])
+    predicted = values >= 0.5
+    table = classification_report(true, predicted, target_names=list(head.names), output_dict=True, zero_division=0)
+    return {
+        "accuracy": float((true == predicted).all(axis=1).mean()),
+        "labels": {name: table[name] for name in head.names},
+        "macro": table["macro avg"],
+        "weighted": table["weighted avg"],
+        "expected_calibration_error": calibration_error(values.ravel(), true.ravel()),
+        "labels_the_model_lacks": sorted(set().union(*sets) - set(head.names)),
+    }
+
+
+def calibration_error(confidence: Array, correct: Array) -> float:
+    """Expected calibration error, 15 equal bins: mean |accuracy - confidence|, weighted by rows (Guo et al. 2017)."""
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    counts = np.bincount(bins, minlength=BINS)
+    gaps = np.abs(
+        np.bincount(bins, weights=correct, minlength=BINS) - np.bincount(bins, weights=confidence, minlength=BINS)
+    )
+    return float(gaps.sum() / max(1, counts.sum()))
+
+
+def print_evaluation(console: Console, result: dict[str, Any]) -> None:
+    """A table of labels and a confusion matrix by classifier."""
+    for name, metrics in result["classifiers"].items():
+        table = Table(
+            title=f"{name}: {result['rows']:,} rows, accuracy {metrics['accuracy']:.4f}", title_justify="left"
+        )
+        for column in ("label", "precision", "recall", "F1", "rows"):
+            table.add_column(column, justify="left" if column == "label" else "right")
+        for label, m in [*metrics["labels"].items(), ("macro", metrics["macro"]), ("weighted", metrics["weighted"])]:
+            cells = (f"{m[key]:.4f}" for key in ("precision", "recall", "f1-score"))
+            table.add_row(label, *cells, f"{m['support']:,.0f}")
+        console.print(table)
+        if "confusion" in metrics:
+            confusion = Table(title="true label (rows), predicted label (columns)", title_justify="left")
+            confusion.add_column("")
+            for label in metrics["confusion"]["labels"]:
+                confusion.add_column(label, justify="right")
+            for label, row in zip(metrics["confusion"]["labels"], metrics["confusion"]["rows_true"], strict=True):
+                confusion.add_row(label, *(f"{count:,}" for count in row))
+            console.print(confusion)
+        console.print(f"expected calibration error {metrics['expected_calibration_error']:.4f}", highlight=False)
+        if lacking := metrics["labels_the_model_lacks"]:
+            console.print(f"[yellow]labels that the model does not have: {', '.join(lacking[:10])}[/]")
+    if result["dead_letters"]:
+        console.print(f"dead letters: {result['dead_letters']}", highlight=False)

@@ -1,0 +1,221 @@
+"""A job made ready: source, sink, splits, fingerprint. What `run`, `plan`, `evaluate` and `replay` have in common."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from tagstream.schemas.block import Split
+from tagstream.schemas.errors import LedgerError, SpecError
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.inference.backends.registry import describe, identify
+from tagstream.transforms.io.contracts import (
+    PlanKeeper,
+    PlanningSource,
+    Progress,
+    ReclassifyingSink,
+    Sink,
+    Source,
+    again_of,
+)
+from tagstream.transforms.io.registry import open_sink, open_source
+
+
+@dataclass
+class Job:
+    """See the module.
+
+    `splits`: those of the whole input, cut to the limit if there is one; `replays`: the input is dead letters.
+    """
+
+    spec: JobSpec
+    source: Source
+    sink: Sink
+    splits: list[Split]
+    limit: int | None = None
+    replays: bool = False
+    known: set[str] = field(default_factory=set, init=False, repr=False)
+    """Ids of the whole input's splits, without the limit."""
+    _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
+
+    @classmethod
+    def open(cls, spec: JobSpec, limit: int | None = None, *, overwrite: bool = False) -> Job:
+        """Look at source and sink without touching either. `overwrite`: what the output holds does not count.
+
+        Raises SpecError, SourceError.
+        """
+        _keep_apart(spec)
+        source, sink = open_source(spec), open_sink(spec)
+        if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
+            raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
+        job = cls(spec, source, sink, [], limit)
+        agreed = [] if overwrite else job.plan()
+        more = source.more_splits(_planned(agreed)) if isinstance(source, PlanningSource) else []
+        job.splits = job.splits_of(agreed + more)
+        return job
+
+    def settle(self) -> None:
+        """Agree with the sink, which is prepared, on the splits: other processes may have planned differently."""
+        if self.replays:
+            return
+        agreed = self.plan()
+        more = self.source.more_splits(_planned(agreed)) if isinstance(self.source, PlanningSource) else []
+        if more and isinstance(self.sink, PlanKeeper):
+            before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
+            if len(agreed) == before:
+                raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
+        if agreed:
+            self.splits = self.splits_of(agreed)
+
+    def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
+        """What earlier runs have done, and what is left; the sink is prepared.
+
+        The limit on dead letters is for the first rows of a job: with rows done it is lifted.
+        """
+        self.settle()
+        progress = self.sink.progress()
+        if self.rows_done(progress):
+            self.spec = self.spec.model_copy(update={"max_dead": 1.0})
+        return progress, self.left(progress)
+
+    def plan(self) -> list[Split]:
+        """What the sink keeps: the plan of a source that has one, and what is to be labelled again."""
+        keeps = isinstance(self.source, PlanningSource) or isinstance(self.sink, ReclassifyingSink)
+        return self.sink.plan() if keeps and isinstance(self.sink, PlanKeeper) else []
+
+    def splits_of(self, agreed: list[Split]) -> list[Split]:
+        """The input's splits, and those of the last round of labelling again, cut to the limit."""
+        splits = _planned(agreed) if isinstance(self.source, PlanningSource) else self.source.splits()
+        there = {split.id for split in splits}
+        rounds = [(again, split) for split in agreed if (again := again_of(split)) is not None]
+        last = max((again.number for again, _ in rounds), default=0)
+        repeated = [split for again, split in rounds if again.number == last and again.of in there]
+        self.known = {split.id for split in [*splits, *repeated]}
+        return _first_rows([*splits, *repeated], self.limit)
+
+    @property
+    def live(self) -> bool:
+        """The input has no end."""
+        return any(split.stop is None for split in self.splits)
+
+    @property
+    def rows(self) -> int:
+        return sum(split.rows for split in self.splits)
+
+    @property
+    def columns(self) -> pa.Schema:
+        """What is written for a labelled row."""
+        position = [pa.field("split", pa.string()), pa.field("position", pa.int64())]
+        return pa.schema(
+            [
+                *self.source.kept,
+                *(field for classifier in self.spec.classify for field in describe(classifier)[0].fields),
+                *(position if getattr(self.spec.sink, "position", False) else []),
+            ]
+        )
+
+    def fingerprint(self) -> Fingerprint:
+        """Of this job. Reads the weights at the first call, to hash them. Raises ModelError."""
+        self._fingerprint = self._fingerprint or self._hashed()
+        return self._fingerprint
+
+    def _hashed(self) -> Fingerprint:
+        settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
+        heads = [describe(classifier)[0] for classifier in self.spec.classify]
+        return Fingerprint(
+            {
+                "classify": [
+                    {
+                        "as": c.as_,
+                        **c.model_dump(mode="json", include=settings),
+                        "names": list(head.names),
+                        "activation": head.activation,
+                        **identify(c),
+                    }
+                    for c, head in zip(self.spec.classify, heads, strict=True)
+                ],
+                "text": self.spec.source.text,
+                "split_rows": getattr(self.spec.source, "split_rows", None),  # other splits would do all rows again
+                "columns": [f"{field.name}: {field.type}" for field in self.columns],
+            },
+            self.columns,
+        )
+
+    def expectations(self) -> list[dict[str, Any]]:
+        """What workers elsewhere must find: the same models and precision, and the same version of tagstream."""
+        version = importlib.metadata.version("tagstream")
+        return [{"tagstream": version, **identify(classifier)} for classifier in self.spec.classify]
+
+    def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
+        """Splits that are not done, with the position that each one's chain has reached."""
+        reached = [(split, progress[split.id].stop if split.id in progress else split.start) for split in self.splits]
+        return [(split, position) for split, position in reached if split.stop is None or position < split.stop]
+
+    def rows_done(self, progress: dict[str, Progress]) -> int:
+        """Rows of this input that the ledger has, dead letters included."""
+        reached = ((split, progress.get(split.id)) for split in self.splits)
+        return sum(split.rows_up_to(p.stop) for split, p in reached if p is not None)
+
+    def foreign(self, progress: dict[str, Progress]) -> int:
+        """Splits in the output that the input does not have (any more): it was changed or moved."""
+        if self.replays:
+            return 0
+        return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
+
+
+def _planned(agreed: list[Split]) -> list[Split]:
+    """Those splits of a plan that a source has planned."""
+    return [split for split in agreed if again_of(split) is None]
+
+
+def values_schema(spec: JobSpec) -> dict[str, Any]:
+    """The Avro schema of the values that a job writes, whatever its sink's mode. Touches neither input nor output."""
+    from tagstream.transforms.io.kafka.avro_rows import avro_schema
+
+    columns = Job(spec, open_source(spec), open_sink(spec), []).columns
+    return avro_schema(pa.schema([field for field in columns if not field.name.startswith("~")]), spec.name)
+
+
+def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
+    if limit is None:
+        return splits
+    kept, room = [], limit
+    for split in splits:
+        if room <= 0:
+            break
+        kept.append(split if split.whole else replace(split, stop=split.start + min(split.rows, room)))
+        room -= split.rows
+    return kept
+
+
+def _keep_apart(spec: JobSpec) -> None:
+    """Output inside the input would be read as input the next time; labels and dead letters have the same names."""
+    if spec.sink.type != "parquet":
+        return
+    if spec.dead_letters is not None and _plain(getattr(spec.dead_letters, "path", "")) == _plain(spec.sink.path):
+        raise SpecError(f"dead_letters.path {spec.sink.path} is sink.path too: choose a folder of their own")
+    if spec.source.type != "parquet":
+        return
+    source = _plain(spec.source.path)
+    for name, path in (
+        ("sink.path", spec.sink.path),
+        ("dead_letters.path", getattr(spec.dead_letters, "path", None)),
+    ):
+        if path and (_plain(path) == source or _plain(path).startswith(source + "/")):
+            raise SpecError(f"{name} {path} lies inside source.path {spec.source.path}: choose a folder outside it")
+
+
+def _plain(path: str) -> str:
+    """Absolute path, up to the first part with a wildcard."""
+    try:
+        path = fsspec.core.url_to_fs(path)[1]
+    except (ImportError, ValueError):
+        return path
+    parts = path.rstrip("/").split("/")
+    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
+    return "/".join(parts[:wild])

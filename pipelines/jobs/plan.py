@@ -1,0 +1,173 @@
+"""What a job would do: splits, rows done and left, columns, expected speed. Loads no weights, changes nothing.
+
+With `backend: auto` the weights are hashed, and a certificate that does not hold is refused as `run` would refuse it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+
+from tagstream.pipelines.jobs.job import Job
+from tagstream.schemas.block import TEXT
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.runner_spec import FlinkRunner
+from tagstream.schemas.spec import AutoBackend, Classifier, ConstantBackend, JobSpec
+from tagstream.transforms.inference.backends.auto import certified_rows_per_s
+from tagstream.transforms.inference.backends.huggingface import files_of
+from tagstream.transforms.io.contracts import Progress
+
+BYTES_A_TOKEN = 4.0
+EFFICIENCY = 0.5
+"""Share of a plain matrix product's speed that a transformer reaches on the same processor; measured 0.4 to 0.6."""
+
+MEASURED = "the engine alone, as `tagstream optimize` measured it here with its sample"
+PRETENDED = "as the constant backend's ms_per_row says"
+
+
+@dataclass
+class Plan:
+    """See the module. `rows_per_s` is None where nothing is known; `speed_from` says how it is known."""
+
+    job: str
+    splits: int
+    splits_done: int
+    rows: int
+    rows_done: int
+    foreign_splits: int
+    columns: dict[str, str]
+    rows_per_s: float | None
+    speed_from: str
+    output: str
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def rows_left(self) -> int:
+        return self.rows - self.rows_done
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**self.__dict__, "rows_left": self.rows_left}
+
+
+def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
+    """Look at input, output and model config. Raises TagstreamError."""
+    job = Job.open(spec, limit)
+    if job.live:
+        raise SpecError("plan is for input that ends; --set source.until=latest plans what is in the topic now")
+    progress = job.sink.progress()
+    left = job.left(progress)
+    rows_per_s, speed_from = _measured(progress)
+    if rows_per_s is None and left:
+        rows_per_s, speed_from = _estimated(job)
+    return Plan(
+        job=spec.name,
+        splits=len(job.splits),
+        splits_done=len(job.splits) - len(left),
+        rows=job.rows,
+        rows_done=job.rows_done(progress),
+        foreign_splits=job.foreign(progress),
+        columns={field.name: str(field.type) for field in job.columns},
+        rows_per_s=rows_per_s and round(rows_per_s, 1),
+        speed_from=speed_from,
+        output=spec.output,
+        advice=_advice(spec, len(left)),
+    )
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """As a table."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    table.add_row("splits", f"{plan.splits:,} ({plan.splits_done:,} done)")
+    table.add_row("rows", f"{plan.rows:,}")
+    table.add_row("rows done", f"{plan.rows_done:,}")
+    table.add_row("rows left", f"{plan.rows_left:,}")
+    if plan.foreign_splits:
+        table.add_row("", f"the output also holds {plan.foreign_splits} splits of input that is not there any more")
+    if plan.rows_left:
+        speed = f"{plan.rows_per_s:,.0f} rows/s" if plan.rows_per_s else "unknown"
+        table.add_row("expected speed", f"{speed} ({plan.speed_from})")
+        if plan.rows_per_s:
+            table.add_row("expected time", f"{plan.rows_left / plan.rows_per_s / 60:,.1f} minutes on this machine")
+    else:
+        table.add_row("", "nothing to do")
+    table.add_row("columns", ", ".join(f"{name}: {kind}" for name, kind in plan.columns.items()))
+    table.add_row("output", plan.output)
+    for sentence in plan.advice:
+        table.add_row("advice", sentence)
+    console.print(table)
+
+
+def _advice(spec: JobSpec, left: int) -> list[str]:
+    """For a cluster: what would leave slots idle, or hold a model in memory more often than needed."""
+    if not isinstance(spec.runner, FlinkRunner):
+        return []
+    found = []
+    if 0 < left < spec.runner.parallelism:
+        found.append(f"{left} splits for {spec.runner.parallelism} slots: some stay idle; lower source.split_rows")
+    if any(c.backend.type != "constant" for c in spec.classify):
+        found.append(
+            "a task manager's slots share one worker process and one model; two task managers on one GPU would hold "
+            "it twice and pack smaller micro-batches: run one a GPU"
+        )
+    return found
+
+
+def _measured(progress: dict[str, Progress]) -> tuple[float | None, str]:
+    rows = sum(p.rows for p in progress.values())
+    seconds = sum(p.seconds for p in progress.values())
+    return (rows / seconds, "measured by this output's commits") if rows and seconds else (None, "")
+
+
+def _estimated(job: Job) -> tuple[float | None, str]:
+    """The classifiers' seconds a row, which add up. What a certificate does not say comes from the size of the model,
+    the length of the first rows and the speed of a matrix product on this CPU.
+    """
+    seconds, known_from, unknown = 0.0, PRETENDED, []
+    for classifier in job.spec.classify:
+        backend = classifier.backend
+        if isinstance(backend, ConstantBackend):
+            seconds += backend.ms_per_row / 1000
+        elif isinstance(backend, AutoBackend) and (certified := certified_rows_per_s(classifier)):
+            seconds, known_from = seconds + 1 / certified, MEASURED
+        else:
+            unknown.append(classifier)
+    if not unknown:
+        return (1 / seconds, known_from) if seconds else (None, "no model: as fast as input can be read")
+    block = next((b for split in job.splits[:1] for b in job.source.read(split, split.start)), None)
+    if block is None or not block.batch.num_rows:
+        return None, "the first block has no rows"
+    size = np.nan_to_num(pc.binary_length(block.batch.column(TEXT)).to_numpy(zero_copy_only=False).astype(float))
+    work = sum(_flops_a_row(classifier, size) for classifier in unknown)
+    seconds += work / (EFFICIENCY * _matmul_flops())
+    return 1 / seconds, "a rough estimate from model size and this CPU; a GPU is faster"
+
+
+def _flops_a_row(classifier: Classifier, size: Any) -> float:
+    """2 FLOP a weight and token: 4 h² of attention and 2 h i of feed-forward a layer; embeddings are look-ups."""
+    config = files_of(classifier).config
+    hidden = config.get("hidden_size") or config.get("dim") or config.get("n_embd") or 768
+    layers = config.get("num_hidden_layers") or config.get("n_layers") or config.get("n_layer") or 12
+    inner = config.get("intermediate_size") or config.get("hidden_dim") or 4 * hidden
+    window = classifier.max_length or config.get("max_position_embeddings") or 512
+    tokens = float(np.minimum(size / BYTES_A_TOKEN + 2, window).mean())
+    return 2.0 * layers * (4 * hidden**2 + 2 * hidden * inner) * tokens
+
+
+def _matmul_flops() -> float:
+    """FLOP/s of a float32 matrix product, best of three."""
+    n = 1024
+    a = np.ones((n, n), np.float32)
+    best = 0.0
+    for _ in range(3):
+        started = time.perf_counter()
+        a @ a
+        best = max(best, 2.0 * n**3 / (time.perf_counter() - started))
+    return best

@@ -1,0 +1,26 @@
+"""Running a job's dead letters again: what succeeds now is appended to the output, the rest is dead-lettered anew."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from tagstream.pipelines.jobs.job import Job
+from tagstream.pipelines.jobs.run import run_opened
+from tagstream.pipelines.report.report import Report
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.contracts import ReplayingSink
+from tagstream.transforms.io.registry import open_sink, open_source
+
+
+def replay_job(spec: JobSpec, console: Console) -> Report:
+    """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
+    spec = spec.model_copy(update={"max_dead": 1.0})
+    sink = open_sink(spec)
+    if not isinstance(sink, ReplayingSink):
+        raise SpecError(f"replay can't read the dead letters of a {spec.sink.type} sink")
+    letters = sink.dead_letters(lambda: open_source(spec).kept)
+    job = Job(spec, letters, sink, letters.splits(), replays=True)
+    report = run_opened(job, console)
+    letters.retire(sink.progress())
+    return report

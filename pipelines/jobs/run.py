@@ -1,0 +1,164 @@
+"""Running a job on this machine: passes of the pipeline until nothing is left, progress, signals, report.
+
+Order of things: input and model files are checked, the output is claimed, models are loaded, then rows move. A
+pass may leave splits that another process took over; the ledger tells, and the next pass looks at them again.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.console import Console
+
+from tagstream.pipelines.jobs.build import build
+from tagstream.pipelines.jobs.job import Job
+from tagstream.pipelines.jobs.reclassify import Choice, reclassify
+from tagstream.pipelines.jobs.run_live import run_live
+from tagstream.pipelines.jobs.run_remote import run_pass_remote
+from tagstream.pipelines.report.progress import ProgressLine, print_notes
+from tagstream.pipelines.report.report import Report
+from tagstream.pipelines.runners.local import execute
+from tagstream.schemas.block import Split
+from tagstream.schemas.errors import LedgerError, SpecError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.inference.engine import shared_engine
+from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.stop import STOP
+
+
+def run_job(
+    spec: JobSpec,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    limit: int | None = None,
+    max_seconds: float | None = None,
+    again: Choice | None = None,
+) -> Report:
+    """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError.
+
+    `again`: labelled rows that a model which is another one than before is to label again.
+    """
+    if again is not None and overwrite:
+        raise SpecError("--reclassify keeps the output and --overwrite replaces it: give one of them")
+    if again is not None and limit is not None:
+        raise SpecError("--reclassify is for all rows that are labelled: leave out --limit")
+    if spec.live and limit is not None:
+        raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
+    with console.status("looking at the input"):
+        job = Job.open(spec, limit, overwrite=overwrite)
+    if again is not None:
+        reclassify(job, job.fingerprint(), again, console)
+    return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
+
+
+def run_opened(job: Job, console: Console, *, overwrite: bool = False, max_seconds: float | None = None) -> Report:
+    """Run a job that is open; see `run_job`."""
+    METRICS.reset()
+    STOP.clear()
+    with _signals(console), _time_limit(max_seconds):
+        return (run_live if job.live else _run)(job, console, overwrite=overwrite)
+
+
+def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
+    with console.status("hashing the model"):
+        fingerprint = job.fingerprint()
+    job.sink.prepare(fingerprint, overwrite=overwrite)
+    progress, left = job.resume()
+    before = job.rows_done(progress)
+    if foreign := job.foreign(progress):
+        console.print(
+            f"[yellow]the output holds {foreign} splits of input that is not there any more (or was changed)[/]; "
+            "their rows stay. --overwrite starts anew"
+        )
+    started = time.monotonic()
+    load_seconds = 0.0
+    if left and job.spec.runner.type != "local":
+        while left and not STOP.is_set():
+            run_pass_remote(job, left, console)
+            left = _still_left(job, left)
+    elif left:
+        with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
+            for classifier in job.spec.classify:
+                shared_engine(classifier)
+        load_seconds = time.monotonic() - started
+        print_notes(console)
+        with ProgressLine(console, job.rows, before, len(job.spec.classify)) as line:
+            started = line.started
+            while left and not STOP.is_set():
+                _run_pass(job, left, line)
+                left = _still_left(job, left)
+    seconds = time.monotonic() - started
+    rows_left = job.rows - job.rows_done(job.sink.progress())
+    return Report(
+        job=job.spec.name,
+        state="stopped" if rows_left else "done",
+        fingerprint=fingerprint.hash,
+        rows_total=job.rows,
+        rows_before=before,
+        rows_left=rows_left,
+        seconds=seconds,
+        load_seconds=load_seconds,
+        counts=METRICS.snapshot(),
+        output=job.spec.output,
+        remote=job.spec.runner.type != "local",
+        classifiers=len(job.spec.classify),
+    )
+
+
+def _still_left(job: Job, before: list[tuple[Split, int]]) -> list[tuple[Split, int]]:
+    """What a pass has left undone. Raises LedgerError if it has done nothing at all."""
+    left = job.left(job.sink.progress())
+    if left == before and not STOP.is_set():
+        raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
+    return left
+
+
+def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:
+    """One pipeline over what is left."""
+    at = random.randrange(len(left))  # noqa: S311  processes that share an output start at different places
+    execute(lambda pipeline: build(pipeline, job, left[at:] + left[:at], f"{job.spec.name}-{id(job)}"), line)
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Asks the job to stop after `seconds`, as SIGTERM would."""
+    timer = threading.Timer(seconds, STOP.request) if seconds is not None else None
+    if timer:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        if timer:
+            timer.cancel()
+
+
+@contextmanager
+def _signals(console: Console) -> Iterator[None]:
+    """SIGTERM and Ctrl-C: finish what is in flight, commit, exit 0; the second time exit at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, _: FrameType | None) -> None:
+        if STOP.is_set():
+            os._exit(128 + number)
+        STOP.request()
+        console.print("stopping: finishing what is in flight (again: exit at once)")
+
+    before: list[tuple[int, Callable[[int, FrameType | None], None] | int | None]] = [
+        (number, signal.signal(number, handle)) for number in (signal.SIGTERM, signal.SIGINT)
+    ]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""Running a job whose source has no end on this machine: one seat, and a line that says how far behind it is."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+
+from tagstream.pipelines.jobs.build import build_live
+from tagstream.pipelines.jobs.job import Job
+from tagstream.pipelines.jobs.run_remote import run_live_remote
+from tagstream.pipelines.report.progress import StatusLine, print_notes
+from tagstream.pipelines.report.report import Report, verdict
+from tagstream.pipelines.runners.local import execute
+from tagstream.schemas.errors import TagstreamError
+from tagstream.transforms.inference.engine import shared_engine
+from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.stop import FAILURES, STOP
+from tagstream.transforms.runtime.watchdog import DONE
+from tagstream.transforms.stages.read_live import FEEDS
+
+RETRY_SECONDS = 1.0
+WORRY_SECONDS = 5.0
+"""Without an answer, or without a partition, for longer than this is said."""
+
+
+def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
+    """Run until it is asked to stop. What is in flight then is committed."""
+    with console.status("hashing the model"):
+        fingerprint = job.fingerprint()
+    job.sink.prepare(fingerprint, overwrite=overwrite)
+    DONE.add("--overwrite")
+    started = time.monotonic()
+    if job.spec.runner.type != "local":
+        run_live_remote(job, console)
+        return _report(job, fingerprint.hash, started, 0.0)
+    with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
+        for classifier in job.spec.classify:
+            shared_engine(classifier)
+    load_seconds = time.monotonic() - started
+    print_notes(console)
+    with LiveLine(console) as line:
+        while not STOP.is_set():
+            try:
+                execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+            except TagstreamError as error:
+                if not error.transient:
+                    raise
+                console.print(f"{error}; trying again", highlight=False, soft_wrap=True)
+                FAILURES.clear()
+                STOP.wait(RETRY_SECONDS)
+    return _report(job, fingerprint.hash, line.started, load_seconds)
+
+
+def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> Report:
+    counts = METRICS.snapshot()
+    return Report(
+        job=job.spec.name,
+        state="stopped",
+        fingerprint=fingerprint,
+        rows_total=counts.rows_in,
+        rows_before=0,
+        rows_left=0,
+        seconds=time.monotonic() - started,
+        load_seconds=load_seconds,
+        counts=counts,
+        output=job.spec.output,
+        remote=job.spec.runner.type != "local",
+        classifiers=len(job.spec.classify),
+    )
+
+
+class LiveLine(StatusLine):
+    """Of a job without an end: speed and lag."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._before = (self.started, 0)
+        self._speed = 0.0
+
+    def line(self) -> str:
+        """Messages, speed, lag by partition, latency, dead letters, last commit, and what is wrong."""
+        now, at = METRICS.snapshot(), time.monotonic()
+        if at - self._before[0] >= 1:
+            self._speed = (now.rows_in - self._before[1]) / (at - self._before[0])
+            self._before = (at, now.rows_in)
+        lag: dict[str, int] = {}
+        worries: list[str] = []
+        for status in (feed.status() for feed in FEEDS.all()):
+            lag |= status.lag
+            if status.silence > WORRY_SECONDS:
+                worries.append(f"no answer from {status.where} for {status.silence:.0f} s")
+            elif not status.splits and status.age > WORRY_SECONDS:
+                worries.append("no partition is assigned to this process")
+            if status.strangers:
+                worries.append(f"another program is in the group and takes messages: {', '.join(status.strangers)}")
+        parts = [f"{now.rows_in:,} messages committed", f"{self._speed:,.0f}/s", f"lag {sum(lag.values()):,}"]
+        if any(lag.values()):
+            worst = sorted(lag.items(), key=lambda item: -item[1])[:3]
+            parts[-1] += " (" + ", ".join(f"{name} {behind:,}" for name, behind in worst) + ")"
+        if (latency := METRICS.latency(0.5, 0.99)) is not None:
+            parts.append(f"latency p50 {latency[0] * 1000:,.0f} ms, p99 {latency[1] * 1000:,.0f} ms")
+        parts.append(f"dead letters {now.dead_rows:,}")
+        if METRICS.last_commit is not None:
+            parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
+        if (busiest := verdict(now)) is not None:
+            parts.append(f"busiest: {busiest}")
+        return " · ".join(worries + parts)

@@ -1,0 +1,121 @@
+"""A job on a cluster: the same transforms, the same ledger; only who runs them differs.
+
+The models are loaded by the workers. So this process knows of progress what the sink's ledger says, and of speed what
+follows from it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from tagstream.pipelines.jobs.build import build, build_live
+from tagstream.pipelines.jobs.job import Job
+from tagstream.pipelines.runners.flink_rest import Flink, FlinkJob
+from tagstream.pipelines.runners.submit import GONE, Build, follow_flink, run_beam, submit_flink
+from tagstream.schemas.block import Split
+from tagstream.schemas.errors import RunnerError, SpecError, TagstreamError
+from tagstream.schemas.runner_spec import FlinkRunner, OptionsRunner
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.stop import STOP
+
+LEDGER_SECONDS = 5.0
+"""How often the ledger is asked: listing a large output takes a while."""
+
+
+def run_pass_remote(job: Job, left: list[tuple[Split, int]], console: Console) -> None:
+    """One pass over what is left, on the cluster; counts what the ledger gained. Raises RunnerError."""
+    _run(job, console, _filler(job, left))
+
+
+def run_live_remote(job: Job, console: Console) -> None:
+    """A job without an end, until it is asked to stop, here or there. Raises RunnerError."""
+    if _run(job, console, _filler(job, [])) == GONE:
+        raise RunnerError(
+            "Flink does not know the job any more: its JobManager has started anew, without high availability. "
+            "Run it again: it goes on where it stopped"
+        )
+
+
+def detach_job(
+    spec: JobSpec, console: Console, *, limit: int | None = None, overwrite: bool = False
+) -> FlinkJob | None:
+    """Submit the job, wait until it runs, and leave it to the cluster. None if there is nothing to do.
+
+    Raises TagstreamError.
+    """
+    if not isinstance(spec.runner, FlinkRunner):
+        raise SpecError(f"--detach needs a cluster that goes on alone: runner.type flink, not {spec.runner.type}")
+    with console.status("looking at the input"):
+        job = Job.open(spec, limit, overwrite=overwrite)
+        job.sink.prepare(job.fingerprint(), overwrite=overwrite)
+    if job.live:
+        return _submit(job, spec.runner, console, _filler(job, []))
+    _, left = job.resume()
+    return _submit(job, spec.runner, console, _filler(job, left)) if left else None
+
+
+def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
+    key = f"{job.spec.name}-{id(job)}"
+    expected = job.expectations()
+    if not job.live:
+        return lambda pipeline: build(pipeline, job, left, key, expected)
+    runner = job.spec.runner
+    if isinstance(runner, FlinkRunner):
+        seats = runner.seats_per_slot * runner.parallelism
+    else:
+        assert isinstance(runner, OptionsRunner)
+        seats = runner.seats
+    return lambda pipeline: build_live(pipeline, job, seats, key, expected)
+
+
+def _run(job: Job, console: Console, fill: Build) -> str:
+    """Returns the state in which it ended."""
+    state = "DONE"
+    runner = job.spec.runner
+    before = job.rows_done(job.sink.progress())
+    if isinstance(runner, OptionsRunner):
+        with console.status("running; progress is on the runner's own pages"):
+            run_beam(runner, job.spec.name, fill)
+    else:
+        assert isinstance(runner, FlinkRunner)
+        submitted = _submit(job, runner, console, fill)
+        with console.status("running on Flink") as status:
+            state = follow_flink(runner, submitted, _reporter(job, before, status.update))
+    METRICS.add(rows_in=job.rows_done(job.sink.progress()) - before)
+    return state
+
+
+def _submit(job: Job, runner: FlinkRunner, console: Console, fill: Build) -> FlinkJob:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    with console.status("submitting to Flink"):
+        submitted = submit_flink(runner, job.spec.name, fill, live=job.live, say=say)
+    say(f"running on Flink: {Flink(runner.rest).url(submitted)}")
+    return submitted
+
+
+def _reporter(job: Job, before: int, update: Callable[[str], Any]) -> Callable[[str], None]:
+    started = asked = time.monotonic()
+    done = before
+
+    def report(state: str) -> None:
+        nonlocal asked, done
+        now = time.monotonic()
+        if now - asked > LEDGER_SECONDS:
+            asked = now
+            try:
+                done = job.rows_done(job.sink.progress())
+            except TagstreamError as error:
+                if not (job.live and error.transient):
+                    raise
+        speed = (done - before) / (now - started) if now > started else 0.0
+        rows = f"{done:,} positions" if job.live else f"{done:,}/{job.rows:,} rows committed · {speed:,.0f} rows/s"
+        update(f"{'stopping' if STOP.is_set() else state} on Flink · {rows} · {now - started:.0f} s")
+
+    return report

@@ -1,0 +1,58 @@
+"""A few committed rows, text beside labels, for the eye."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from tagstream.pipelines.jobs.job import Job
+from tagstream.schemas.block import TEXT, take_rows
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.contracts import ReadableSink
+from tagstream.transforms.io.registry import open_sink
+from tagstream.transforms.runtime.stop import STOP
+
+_LOOK_THROUGH = 100_000
+"""Rows of the input among which the texts of committed rows are looked for."""
+
+
+def readable_sink(spec: JobSpec) -> ReadableSink:
+    """The sink, if its labels can be looked at; else SpecError."""
+    sink = open_sink(spec)
+    if not isinstance(sink, ReadableSink):
+        raise SpecError(f"--show can't read the labels of this {spec.sink.type} sink; run without it")
+    return sink
+
+
+def sample_rows(spec: JobSpec, count: int) -> pa.Table:
+    """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+    STOP.clear()  # a job that was asked to stop has done so
+    rows = readable_sink(spec).sample(4 * count)
+    column = spec.source.id
+    if rows.num_rows and not spec.live and isinstance(column, str) and spec.source.text not in rows.column_names:
+        texts = _texts(spec, column, rows[column], count)
+        ids = rows[column].to_pylist()
+        found = [number for number, id_ in enumerate(ids) if id_ in texts]
+        if found:
+            batch = take_rows(rows.combine_chunks().to_batches()[0], found)
+            text = pa.array([texts[ids[number]] for number in found], pa.large_binary()).view(pa.large_string())
+            rows = pa.Table.from_batches([batch]).append_column(spec.source.text, text)
+            rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
+    return rows.slice(0, count) if rows.num_columns else rows  # a slice of no columns has rows in Arrow
+
+
+def _texts(spec: JobSpec, column: str, ids: pa.ChunkedArray, count: int) -> dict[Any, bytes]:
+    """Texts of at least `count` of the ids, if they are near the begin of the input; rows may be no UTF-8."""
+    job, seen = Job.open(spec), 0
+    texts: dict[Any, bytes] = {}
+    wanted = set(ids.to_pylist())
+    for block in (block.batch for split in job.splits for block in job.source.read(split, split.start)):
+        numbers = [number for number, id_ in enumerate(block[column].to_pylist()) if id_ in wanted]
+        found = take_rows(block.select([column, TEXT]), numbers)
+        texts |= zip(found[column].to_pylist(), found[TEXT].cast(pa.large_binary()).to_pylist(), strict=True)
+        seen += block.num_rows
+        if len(texts) >= count or seen >= _LOOK_THROUGH:
+            break
+    return texts

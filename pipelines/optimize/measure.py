@@ -1,0 +1,168 @@
+"""Running a sample through one backend: rows/s, and how far labels and scores are from those of fp32."""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+
+from tagstream.schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tagstream.transforms.inference.backends.registry import load_backend
+from tagstream.transforms.inference.engine import Engine
+
+Array = np.ndarray
+WARM_UP_ROWS = 64
+TRIAL_ROWS = 256
+BLOCK_ROWS = 2048
+LABELS_DIFFER, TOO_SLOW, HELD_DIFFER = "labels differ", "too slow", "labels differ where held out"
+HOPELESS = 0.75
+"""A candidate that is slower than this share of the best in the trial is not run to the end."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """`searched`: texts that the search takes ranges from and chooses by; `held`: those that the certificate speaks of.
+    What was chosen for its labels looks better on the rows it was chosen by than it is.
+    """
+
+    searched: pa.LargeStringArray
+    held: pa.LargeStringArray
+
+    @classmethod
+    def halves(cls, texts: pa.LargeStringArray) -> Self:
+        """Every other distinct text is held out, with all its copies."""
+        held = texts.dictionary_encode().indices.to_numpy() % 2 == 1
+        return cls(texts.filter(pa.array(~held)), texts.filter(pa.array(held)))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A backend to try. `file`: the ONNX file it needs, None for PyTorch."""
+
+    name: str
+    backend: PyTorchBackend | OnnxBackend
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """rows_per_s: engine alone, of all `rows` that were run, the first ones; trial_rows_per_s: of TRIAL_ROWS.
+
+    agreement and drift against fp32, see `Certificate`: of the rows held out, or if none of them was run of the others.
+    `stopped`: why it can't be certified; empty if it can. `device`: kind of it.
+    """
+
+    candidate: Candidate
+    scores: Array
+    rows_per_s: float
+    trial_rows_per_s: float
+    token_budget: int
+    device: str
+    agreement: float = 1.0
+    drift_p99: float = 0.0
+    drift_max: float = 0.0
+    stopped: str = ""
+
+    @property
+    def rows(self) -> int:
+        return len(self.scores)
+
+
+def measure(
+    classifier: Classifier,
+    candidate: Candidate,
+    sample: Sample,
+    fp32: Measured | None = None,
+    least_agreement: float = 0.0,
+    best: Measured | None = None,
+) -> Measured:
+    """The whole sample, in an engine of its own, without loading and warm-up. Raises ModelError.
+
+    It ends after a trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if it is much
+    slower there than `best`; and before the rows held out if too many labels of the others differ.
+    """
+    first, searched = sample.searched.slice(0, TRIAL_ROWS), len(sample.searched)
+    engine = Engine(load_backend(classifier.model_copy(update={"backend": candidate.backend})))
+    try:
+        engine.submit(first.slice(0, WARM_UP_ROWS)).result()
+        scores, seconds = _timed(engine, first)
+        trial_rows_per_s = len(scores) / seconds
+        head = engine.backend.head
+        usual = 0.5 if head.activation == "sigmoid" else 0.0
+        thresholds = np.array([classifier.thresholds.get(label, usual) for label in head.names], np.float32)
+        equal = functools.partial(_equal, activation=head.activation, thresholds=thresholds)
+        start, stopped = 0, ""
+        if fp32 and equal(scores, fp32.scores[:searched]).mean() < least_agreement:
+            stopped = LABELS_DIFFER
+        elif best and trial_rows_per_s < HOPELESS * best.trial_rows_per_s:
+            stopped = TOO_SLOW
+        parts = (sample.searched.slice(TRIAL_ROWS), 0, LABELS_DIFFER), (sample.held, searched, HELD_DIFFER)
+        for texts, begin, differ in parts:
+            if stopped or not len(texts):
+                continue
+            more, more_seconds = _timed(engine, texts)
+            start = begin
+            scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
+            if fp32 and equal(scores[start:], fp32.scores[start : len(scores)]).mean() < least_agreement:
+                stopped = differ
+        budget, device = engine.token_budget, engine.backend.device.partition(":")[0]
+    finally:
+        engine.close()
+    rows_per_s = len(scores) / seconds
+    if fp32 is None:
+        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device)
+    ours, theirs = scores[start:], fp32.scores[start : len(scores)]
+    drift = np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs)).max(axis=1)
+    return Measured(
+        candidate,
+        scores,
+        rows_per_s,
+        trial_rows_per_s,
+        budget,
+        device,
+        agreement=float(equal(ours, theirs).mean()),
+        drift_p99=float(np.quantile(drift, 0.99)),
+        drift_max=float(drift.max()),
+        stopped=stopped,
+    )
+
+
+def same_labels(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
+    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread.
+
+    `thresholds`: by label, [labels]; a best label below its own is none.
+    """
+    if activation == "softmax":
+        least = np.zeros(scores.shape[1]) if thresholds is None else thresholds
+        labels = [np.where(s.max(axis=1) < least[s.argmax(axis=1)], -1, s.argmax(axis=1)) for s in (scores, reference)]
+        return np.asarray(labels[0] == labels[1])
+    if activation == "sigmoid":
+        least = np.full(scores.shape[1], 0.5) if thresholds is None else thresholds
+        return np.asarray(((scores >= least) == (reference >= least)).all(axis=1))
+    return np.asarray((np.abs(scores - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
+
+
+def _equal(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
+    """`same_labels` of all rows of the reference, those that have no scores yet taken as equal; a row that only one of
+    them could label is not.
+    """
+    scores = np.concatenate([scores, reference[len(scores) :]])
+    failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
+    same = same_labels(np.nan_to_num(scores), np.nan_to_num(reference), activation, thresholds)
+    return np.asarray((same & ~failed & ~expected) | (failed & expected))
+
+
+def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
+    """Scores, NaN for rows that failed, and seconds."""
+    started = time.perf_counter()
+    futures = [engine.submit(texts.slice(at, BLOCK_ROWS)) for at in range(0, len(texts), BLOCK_ROWS)]
+    found = [future.result() for future in futures]
+    seconds = time.perf_counter() - started
+    for prediction in found:
+        prediction.scores[list(prediction.errors)] = np.nan
+    return np.concatenate([prediction.scores for prediction in found]), seconds

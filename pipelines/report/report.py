@@ -1,0 +1,125 @@
+"""What a job did, in numbers: for the table at the end, the JSON report, and the verdict on what bounds it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tagstream.schemas.errors import REASONS, DeadCode, SinkError
+from tagstream.transforms.runtime.metrics import STAGES, Snapshot
+
+ADVICE = {
+    "read": "reading the input: fewer or smaller kept columns, a faster disk or network",
+    "tokenise": "tokenising: more CPU cores",
+    "infer": "the model: `tagstream optimize`, a smaller one, or a GPU",
+    "write": "writing the output: a faster disk or network, a lighter compression",
+}
+
+
+@dataclass
+class Report:
+    """One run of a job. `rows_total`: of the input; `rows_before`: done by earlier runs; seconds: wall time."""
+
+    job: str
+    state: str
+    fingerprint: str
+    rows_total: int
+    rows_before: int
+    rows_left: int
+    seconds: float
+    load_seconds: float
+    counts: Snapshot
+    output: str
+    remote: bool = False
+    """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
+    classifiers: int = 1
+
+    @property
+    def rows_per_s(self) -> float:
+        return self.counts.rows_in / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for `--report`."""
+        counts = self.counts
+        labels: dict[str, dict[str, int]] = {}
+        for (column, label), count in counts.labels.most_common():
+            labels.setdefault(column, {})[label] = count
+        unknown: dict[str, Any] = {}
+        if self.remote:
+            names = (
+                "rows_out",
+                "dead_letters",
+                "labels",
+                "truncated",
+                "duplicates",
+                "remembered",
+                "commits",
+                "dropped",
+                "tokens",
+                "tokens_per_s",
+                "padding",
+                "micro_batches",
+                "busy_seconds",
+                "bottleneck",
+                "advice",
+            )
+            unknown = dict.fromkeys(names)
+        return {
+            "job": self.job,
+            "state": self.state,
+            "fingerprint": self.fingerprint,
+            "output": self.output,
+            "rows_total": self.rows_total,
+            "rows_before": self.rows_before,
+            "rows_left": self.rows_left,
+            "rows_in": counts.rows_in,
+            "rows_out": counts.rows_out,
+            "dead_letters": dict(counts.dead),
+            "labels": labels,
+            "truncated": counts.truncated,
+            "duplicates": counts.duplicates,
+            "remembered": counts.remembered,
+            "commits": counts.commits,
+            "dropped": counts.dropped,
+            "seconds": round(self.seconds, 3),
+            "load_seconds": round(self.load_seconds, 3),
+            "rows_per_s": round(self.rows_per_s, 1),
+            "tokens": counts.tokens,
+            "tokens_per_s": round(counts.tokens / self.seconds, 1) if self.seconds else 0.0,
+            "padding": round(counts.padding, 4),
+            "micro_batches": counts.micro_batches,
+            "busy_seconds": {stage: round(counts.busy[stage], 3) for stage in STAGES},
+            "bottleneck": bottleneck(counts),
+            "advice": verdict(counts),
+            **unknown,
+        }
+
+
+def write_json(path: str, data: dict[str, Any]) -> None:
+    """What `--report` asks for. Raises SinkError."""
+    try:
+        Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SinkError(f"--report {path}: can't be written: {error.strerror}") from None
+
+
+def bottleneck(counts: Snapshot) -> str | None:
+    """The stage that was busy longest; None before anything was."""
+    if not counts.busy:
+        return None
+    stage, _ = Counter(counts.busy).most_common(1)[0]
+    return stage
+
+
+def verdict(counts: Snapshot) -> str | None:
+    """What bounds the job, and what to change; None before anything was done."""
+    stage = bottleneck(counts)
+    return None if stage is None else ADVICE[stage]
+
+
+def dead_lines(dead: Counter[str]) -> list[tuple[str, int, str]]:
+    """Code, count and sentence of each kind of dead letter."""
+    return [(code, count, REASONS[DeadCode(code)]) for code, count in dead.most_common()]

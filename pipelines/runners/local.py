@@ -1,0 +1,49 @@
+"""A pipeline on this machine, in a thread of its own, so that the main one hears signals."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from tagstream.schemas.errors import TagstreamError
+from tagstream.transforms.io.common.open_writers import close_writers
+from tagstream.transforms.runtime.stop import FAILURES, STOP
+from tagstream.transforms.stages.read_live import FEEDS
+
+_OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_save_main_session"]
+
+
+class Line(Protocol):
+    """What shows how it goes on."""
+
+    note: str
+
+
+def execute(build: Callable[[beam.Pipeline], None], line: Line) -> None:
+    """Run the pipeline that `build` fills to its end. Raises what made a stage fail, not the runner's text of it."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(_OPTIONS))
+            build(pipeline)
+            pipeline.run().wait_until_finish()
+        except BaseException as error:  # noqa: BLE001  re-raised below, in the thread that can act on it
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="pipeline", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+        if STOP.is_set():
+            line.note = "stopping"
+    FEEDS.close()
+    close_writers()
+    if raised:
+        known = next((f for f in FAILURES if isinstance(f, TagstreamError)), None)
+        raise known or (FAILURES[0] if FAILURES else raised[0])

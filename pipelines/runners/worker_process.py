@@ -1,0 +1,55 @@
+"""One Python worker of a pool: Beam's harness, and a clean end.
+
+A worker that is told to end, or whose runner has gone, commits what it has read and leaves its consumer group, so that
+another worker takes over at once. It must not know who started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from apache_beam.runners.worker.sdk_worker import SdkHarness
+
+from tagstream.pipelines.report.logs import quiet
+from tagstream.pipelines.report.prometheus import serve_metrics
+from tagstream.transforms.runtime.stop import GRACE, STOP
+from tagstream.transforms.stages.read_live import FEEDS
+
+log = logging.getLogger(__name__)
+PORT_SUFFIX = ".port"
+
+
+def main(control: str, worker_id: str, ports: str) -> None:
+    """`control`: the runner's address; `ports`: folder for a file, named by this process, with its metrics' port."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
+    quiet(logging.getLogger("kafka"))
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, name="leave").start())
+    port = serve_metrics(0, address="127.0.0.1")
+    Path(ports, f"{os.getpid()}{PORT_SUFFIX}").write_text(str(port))
+    try:
+        SdkHarness(control, worker_id=worker_id, state_cache_size=0, data_buffer_time_limit_ms=0).run()
+    except Exception as error:  # noqa: BLE001  the connection ended, and with it the job
+        log.info("the runner is gone: %s", str(error).partition("\n")[0])
+    _leave()
+
+
+def _leave() -> None:
+    """Ends this process; what is in flight is committed first."""
+    STOP.request()
+    ends = time.monotonic() + GRACE
+    while FEEDS.busy and time.monotonic() < ends:
+        time.sleep(0.02)
+    with contextlib.suppress(Exception):
+        FEEDS.close()
+    os._exit(0)  # threads of libraries may hang
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,92 @@
+"""A few committed rows for the eye: text beside its labels, whatever the columns are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tagstream.pipelines.jobs.show import sample_rows
+from tagstream.pipelines.report.progress import print_rows
+from tagstream.transforms.io.memory import put_table
+from tests.pipelines.bulk_jobs import BulkJob
+from tests.transforms.io.source_contract import columns_of_all_types
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> BulkJob:
+    bulk = BulkJob(tmp_path)
+    bulk.put("a.parquet", [None if i % 3 == 0 else f"text {i}" for i in range(60)], **columns_of_all_types(60))
+    return bulk
+
+
+def shown(job: BulkJob, count: int = 5, **overrides: Any) -> pa.Table:
+    job.run(max_dead=1, **overrides)
+    rows = sample_rows(job.spec(**overrides), count)
+    print_rows(job.console, rows, "rows")
+    return rows
+
+
+def test_text_is_found_by_id(job: BulkJob) -> None:
+    """Beside the labels of its own row; dead rows are left out."""
+    rows = shown(job)
+    assert rows.column_names == ["id", "text", "tag", "tag_score", "tag_truncated"]
+    assert rows["text"].to_pylist() == [f"text {i}" for i in rows["id"].to_pylist()]
+    assert rows.num_rows == 5
+    assert "text 1" in job.said
+
+
+def test_nested_columns(job: BulkJob) -> None:
+    """All scores are a struct, kept columns may be anything: they are shown as well."""
+    keep = [name for name in columns_of_all_types(1) if name != "null"]
+    rows = shown(job, source__keep=keep, classify__0__scores="all")
+    assert rows["text"].to_pylist() == [f"text {i}" for i in rows["id"].to_pylist()]
+    assert rows["tag_scores"].to_pylist() == [{"ham": 1.0}] * 5
+    assert set(keep) <= set(rows.column_names)
+
+
+@pytest.mark.parametrize("column", ["category", "string", "uint64", "instant", "view"])
+def test_ids_of_other_types(job: BulkJob, column: str) -> None:
+    """Ids may be dictionaries, strings, numbers, times."""
+    rows = shown(job, source__id=column)
+    assert rows.num_rows == 5
+    assert rows["text"].null_count < 5
+
+
+def test_kept_text_and_no_id(job: BulkJob) -> None:
+    """A text that is in the output already is shown from there; without an id there are labels only."""
+    assert shown(job, source__keep=["text"])["text"].to_pylist() == ["text 1", "text 2", "text 4", "text 5", "text 7"]
+
+
+def test_without_id(job: BulkJob) -> None:
+    """Nothing tells which text a row belongs to."""
+    assert shown(job, source__id=None).column_names == ["tag", "tag_score", "tag_truncated"]
+
+
+def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
+    """They have no label, and do not keep the others from being shown."""
+    job = BulkJob(tmp_path)
+    job.put("a.parquet", [])
+    text = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
+    pq.write_table(pa.table({"id": pa.array(range(3), pa.int64()), "text": text}), tmp_path / "in/a.parquet")
+    assert shown(job)["text"].to_pylist() == ["a", "c"]
+
+
+@pytest.mark.parametrize("texts", [[], [None]])
+def test_nothing_to_show(tmp_path: Path, texts: list) -> None:
+    """No rows are no error."""
+    job = BulkJob(tmp_path)
+    job.put("a.parquet", texts)
+    assert shown(job).num_rows == 0
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_memory(tmp_path: Path, rows: int) -> None:
+    """The sink in memory too."""
+    put_table(str(tmp_path), pa.table({"id": pa.array(range(rows)), "text": pa.array(["x"] * rows, pa.string())}))
+    job = BulkJob(tmp_path)
+    memory = {"source": {"type": "memory", "table": str(tmp_path), "id": "id"}, "dead_letters": None}
+    assert shown(job, sink={"type": "memory", "name": str(tmp_path)}, **memory).num_rows == rows

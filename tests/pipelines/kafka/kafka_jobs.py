@@ -1,0 +1,90 @@
+"""What tests of whole Kafka jobs share: topics, a specification, and a job that runs while a test looks on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import threading
+
+from kafka import KafkaProducer
+from rich.console import Console
+
+from tagstream.pipelines.jobs.run import run_job
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.runtime.stop import STOP
+from tests.services.kafka_faults import read_all
+
+numbers = itertools.count()
+
+
+class Topics:
+    """Input, output and dead-letter topic of one test, and the job that goes with them."""
+
+    def __init__(self, broker, partitions=2, servers=None, client=None):
+        self.broker = broker
+        self.servers = servers or broker.servers
+        self.client = client or {}
+        self.name = f"whole-job-{os.getpid()}-{next(numbers)}"
+        self.source = broker.create_topic(f"{self.name}-in", partitions)
+        self.target = broker.create_topic(f"{self.name}-out", partitions)
+        self.dead = broker.create_topic(f"{self.name}-out-dead", partitions)
+
+    def spec(self, source=None, sink=None, backend=None, **job):
+        kafka = {"type": "kafka", "servers": self.servers, "topics": self.source, "client": self.client}
+        return JobSpec.model_validate(
+            {
+                "name": self.name,
+                "source": kafka | (source or {}),
+                "classify": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
+                "sink": sink if sink and "path" in sink else {"type": "kafka", "topic": self.target} | (sink or {}),
+                **job,
+            }
+        )
+
+    def send(self, values, **kwargs):
+        producer = KafkaProducer(bootstrap_servers=self.broker.servers, max_request_size=20 << 20)
+        for value in values:
+            producer.send(self.source, value, **kwargs)
+        producer.flush(30)
+        producer.close()
+
+    def labelled(self):
+        return sum(map(len, read_all(self.broker.servers, self.target).values()))
+
+    def all(self, topic):
+        return [record for records in read_all(self.broker.servers, topic).values() for record in records]
+
+
+@contextlib.contextmanager
+def running(spec, console=None, **kwargs):
+    """The job runs while the body does; then it is asked to stop. Gives a dictionary that gets the report."""
+    result = {}
+
+    def run():
+        try:
+            result["report"] = run_job(spec, console or Console(file=io.StringIO()), **kwargs)
+        except BaseException as error:
+            result["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield result
+    finally:
+        STOP.request()
+        thread.join(60)
+        assert not thread.is_alive(), "the job does not stop"
+        if "error" in result:
+            raise result["error"]
+
+
+def headers_of(record):
+    return dict(record.headers)
+
+
+def yaml_of(spec):
+    """JSON is YAML."""
+    return json.dumps(spec.model_dump(mode="json", by_alias=True))

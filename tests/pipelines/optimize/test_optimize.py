@@ -1,0 +1,332 @@
+"""The search of `tagstream optimize`: what is tried, where it ends, what is certified."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tagstream.pipelines.cli.main import app
+from tagstream.pipelines.optimize import search as optimize
+from tagstream.pipelines.optimize.measure import (
+    HELD_DIFFER,
+    LABELS_DIFFER,
+    TOO_SLOW,
+    TRIAL_ROWS,
+    Candidate,
+    Measured,
+    Sample,
+    _equal,
+    _timed,
+    measure,
+)
+from tagstream.schemas.errors import ModelError, SourceError
+from tagstream.schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tagstream.transforms.inference.backends import auto
+from tagstream.transforms.inference.backends.auto import certificate_folder
+from tagstream.transforms.inference.backends.onnx_export import export_fp32
+from tagstream.transforms.inference.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
+from tagstream.transforms.inference.backends.registry import load_backend
+from tagstream.transforms.inference.certificate import hash_file
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.model_files import find_model
+from tagstream.transforms.runtime.metrics import METRICS
+from tests.models import make_model, random_texts
+
+TEXTS = pa.array([*random_texts(300, seed=1, longest=20), "", "!"], pa.large_string())
+SAMPLE = Sample(TEXTS, pa.array(random_texts(300, seed=2, longest=20), pa.large_string()))
+BOTH = pa.concat_arrays([SAMPLE.searched, SAMPLE.held])
+FP32 = Candidate("pytorch fp32", PyTorchBackend(precision="fp32"))
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has a cache folder of its own."""
+    monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
+    auto._choose.cache_clear()
+    METRICS.reset()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_model(tmp_path / "model", hidden_size=64, intermediate_size=256)
+
+
+def spec(model: Path, **backend) -> Classifier:
+    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+
+
+def scores(classifier: Classifier, texts: pa.LargeStringArray = TEXTS) -> np.ndarray:
+    engine = Engine(load_backend(classifier))
+    try:
+        return engine.submit(texts).result(120).scores
+    finally:
+        engine.close()
+
+
+def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Path) -> None:
+    """Smaller than fp32, scores near its; `auto` takes each, one text of two tokens alone included."""
+    classifier, files = spec(model), find_model(str(model))
+    fp32, folder = measure(classifier, FP32, SAMPLE), tmp_path / "certificate"
+    export = export_fp32(files, tmp_path)
+    rows, sizes = optimize._single_rows(classifier, TEXTS), {}
+    ranked = by_sensitivity(export, rows[:16])
+    for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
+        path = quantise(export, way, folder / "int8.onnx", rows, ranked)
+        sizes[way] = path.stat().st_size
+        found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), SAMPLE, fp32)
+        assert 0 < found.drift_max < 0.5, way
+        certificate = optimize._certificate(classifier, found, fp32, SAMPLE)
+        assert certificate.file_hash == hash_file(path)
+        path = path.rename(folder / certificate.file)
+        certificate.write(folder)
+        auto._choose.cache_clear()
+        chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
+        assert auto.resolve(chosen).backend.file == str(path)
+        np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[len(TEXTS) - 2], atol=0.2)
+        assert not METRICS.snapshot().notes
+    careful = Int8(smooth=True, keep=0.1), Int8(smooth=True, keep=0.5)
+    assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
+
+
+def test_rows_that_ranges_come_from_have_no_padding(model: Path) -> None:
+    """From the whole sample, none longer than the classifier reads."""
+    rows = optimize._single_rows(spec(model).model_copy(update={"max_length": 8}), TEXTS)
+    assert len(rows) == optimize.RANGE_ROWS
+    assert all(row["attention_mask"].all() and row["input_ids"].shape == row["attention_mask"].shape for row in rows)
+    assert {row["input_ids"].shape[0] for row in rows} == {1}
+    assert max(row["input_ids"].shape[1] for row in rows) == 8
+    assert rows[-1]["input_ids"].shape[1] == 3, "the sample's last text is '!'"
+
+
+def test_a_row_that_only_one_can_label_is_a_difference() -> None:
+    """A failed row has no label: it does not agree with fp32's, whatever that is."""
+    ham, spam, failed = [0.9, 0.1], [0.2, 0.8], [np.nan, np.nan]
+    reference = np.array([ham, spam, ham, ham, failed, failed])
+    scores = np.array([ham, spam, spam, failed, failed])
+    assert _equal(scores, reference, "softmax").tolist() == [True, True, False, False, True, True]
+    assert not _equal(np.array([ham]), np.array([failed]), "softmax").any()
+    strict = np.array([0.0, 0.9])  # 0.8 is no spam then, and 0.95 is
+    assert _equal(np.array([spam, spam]), np.array([spam, [0.05, 0.95]]), "softmax", strict).tolist() == [True, False]
+    assert _equal(np.array([spam]), np.array([[0.2, 0.95]]), "sigmoid", strict).tolist() == [False]
+
+
+def test_failed_rows_have_no_scores(model: Path) -> None:
+    """So that they are counted."""
+    refused = spec(model).model_copy(update={"long_text": "dead_letter"})
+    engine = Engine(load_backend(refused))
+    try:
+        found, _ = _timed(engine, pa.array(["short", "long " * 500, "short too"], pa.large_string()))
+    finally:
+        engine.close()
+    assert np.isnan(found).all(axis=1).tolist() == [False, True, False]
+
+
+def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Column, folder and agreement are the job's, unless the command line says otherwise."""
+    pq.write_table(pa.table({"body": ["a", "b"]}), tmp_path / "sample.parquet")
+    job = {
+        "source": {"type": "parquet", "path": str(tmp_path), "text": "body"},
+        "classify": [
+            {
+                "model": "tagstream/spam",
+                "as": "x",
+                "backend": {"type": "auto", "certificate": "c", "min_agreement": 0.9},
+            }
+        ],
+        "sink": {"type": "parquet", "path": f"{tmp_path}/out"},
+    }
+    (tmp_path / "job.yaml").write_text(json.dumps(job))
+    asked = []
+
+    def note(classifier, texts, folder, least, _, *, compiled):
+        asked.append((texts.to_pylist(), str(folder or certificate_folder(classifier)), least, compiled))
+        raise ModelError("enough")
+
+    monkeypatch.setattr(optimize, "optimize_classifier", note)
+    command = ["optimize", str(tmp_path / "job.yaml"), "--sample", str(tmp_path / "sample.parquet")]
+    for more in ([], ["--out", "elsewhere", "--min-agreement", "0.99", "--compile"]):
+        assert CliRunner().invoke(app, [*command, *more]).exit_code == 4
+    assert asked == [(["a", "b"], "c", 0.9, False), (["a", "b"], "elsewhere", 0.99, True)]
+
+
+def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
+    """And where they win, `auto` compiles."""
+    short, folder = spec(model, type="auto").model_copy(update={"max_length": 16}), model.parent
+    plain, tried = (
+        {name: make for ladder in optimize._ladders(short, TEXTS, folder, compiled) for name, make in ladder}
+        for compiled in (False, True)
+    )
+    assert {*tried} - {*plain} == {"pytorch fp32 compiled", "pytorch bf16 compiled"}
+    fp32 = measure(short, FP32, SAMPLE)
+    found = dataclasses.replace(fp32, candidate=tried["pytorch fp32 compiled"]())
+    certificate = optimize._certificate(short, found, fp32, SAMPLE)
+    certificate.write(certificate_folder(short))
+    assert auto.resolve(short).backend == found.candidate.backend
+    assert found.candidate.backend.compile
+
+
+def test_a_token_budget_is_of_one_machine(model: Path) -> None:
+    """On another one the certified backend runs with its own."""
+    classifier = spec(model, type="auto")
+    fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), SAMPLE)
+    certificate = optimize._certificate(classifier, fp32, fp32, SAMPLE)
+    for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
+        dataclasses.replace(certificate, machine=machine).write(certificate_folder(classifier))
+        auto._choose.cache_clear()
+        assert auto.resolve(classifier).backend.token_budget == budget
+
+
+def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
+    """What a GPU computes in bf16 says nothing of a CPU's bf16: fp32 then, and it is said."""
+    classifier = spec(model, type="auto")
+    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE)
+    certificate = optimize._certificate(classifier, found, found, SAMPLE)
+    certificate.write(certificate_folder(classifier))
+    assert auto.resolve(classifier).backend.precision == "bf16"
+    other = "cuda" if certificate.device == "cpu" else "cpu"
+    dataclasses.replace(certificate, device=other).write(certificate_folder(classifier))
+    auto._choose.cache_clear()
+    assert auto.resolve(classifier).backend.precision == "fp32"
+    assert any(f"measured on {other}" in note and "optimize" in note for note in METRICS.snapshot().notes)
+
+
+def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None:
+    """They decide which labels change."""
+    plain = spec(model, type="auto", certificate=str(tmp_path / "c"))
+    strict = plain.model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    optimize._certificate(plain, fp32, fp32, SAMPLE).write(tmp_path / "c")
+    assert auto.resolve(plain).backend.precision == "fp32"
+    with pytest.raises(ModelError, match=r"measured with thresholds \{\}, the SPEC has \{'LABEL_1': 0.9\}"):
+        auto.resolve(strict)
+    assert certificate_folder(spec(model, type="auto")) != certificate_folder(
+        spec(model, type="auto").model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+    )
+
+
+def test_a_sample_that_says_too_little(model: Path) -> None:
+    with pytest.raises(SourceError, match=r"1\d\d texts to certify with \(half of 398, .*200 at least"):
+        optimize.optimize_classifier(spec(model), BOTH[:398], None, 0.99, Console(quiet=True))
+    assert not certificate_folder(spec(model)).exists()
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, model: Path) -> None:
+    """Said before anything is measured."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ModelError, match=r"file/certificates: the certificate can't be written there"):
+        optimize.optimize_classifier(spec(model), BOTH, tmp_path / "file/certificates", 0.99, Console(quiet=True))
+
+
+def test_copies_of_a_text_are_in_one_half() -> None:
+    """What the search has seen certifies nothing."""
+    halves = Sample.halves(pa.array(["a", "b", "a", "c", "b", "d", "b"], pa.large_string()))
+    assert halves.searched.to_pylist() == ["a", "a", "c"]
+    assert halves.held.to_pylist() == ["b", "b", "d", "b"]
+
+
+def test_a_hopeless_candidate_is_stopped_after_the_trial(model: Path) -> None:
+    """Much slower than the best, or labels that differ in more rows than may differ in all that the search has."""
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    assert (fp32.rows, fp32.stopped, fp32.agreement) == (len(BOTH), "", 1.0)
+    assert measure(spec(model), FP32, SAMPLE, fp32, 0.995, fp32).agreement == 1.0
+    best = dataclasses.replace(fp32, trial_rows_per_s=1e9)
+    slow = measure(spec(model), FP32, SAMPLE, fp32, 0.995, best)
+    assert (slow.rows, slow.stopped, slow.agreement) == (TRIAL_ROWS, TOO_SLOW, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("searched", "held", "stopped", "rows", "agreement"),
+    [
+        ((0, 3), 3, "", len(BOTH), 1 - 3 / 300),
+        ((0, 3), 0, "", len(BOTH), 1.0),
+        ((0, 4), 0, LABELS_DIFFER, TRIAL_ROWS, 1 - 4 / TRIAL_ROWS),
+        ((298, 302), 0, LABELS_DIFFER, len(TEXTS), 1 - 4 / 302),
+        ((0, 0), 4, HELD_DIFFER, len(BOTH), 1 - 4 / 300),
+    ],
+)
+def test_rows_held_out_certify(
+    model: Path, searched: tuple[int, int], held: int, stopped: str, rows: int, agreement: float
+) -> None:
+    """Of 302 rows that the search sees 3 may differ, of 300 held out 3; what differs among the others counts not."""
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    other = fp32.scores.copy()
+    for flipped in (slice(*searched), slice(len(TEXTS), len(TEXTS) + held)):
+        other[flipped] = other[flipped, ::-1]
+    found = measure(spec(model), FP32, SAMPLE, dataclasses.replace(fp32, scores=other), 0.99)
+    assert (found.stopped, found.rows) == (stopped, rows)
+    assert found.agreement == pytest.approx(agreement)
+    assert (found.drift_max > 0.01) == (agreement < 1)
+
+
+def test_a_ladder_is_climbed_until_the_labels_agree(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or until a way is much slower than the best; the winner is the fastest that was not stopped."""
+    results = {
+        "pytorch fp32": (100, 1.0, ""),
+        "a1": (900, 0.9, LABELS_DIFFER),
+        "a2": (800, 0.97, HELD_DIFFER),
+        "a3": (500, 0.999, ""),
+        "a4": (400, 1.0, ""),
+        "b1": (950, 1.0, TOO_SLOW),
+        "b2": (700, 1.0, ""),
+        "c1": (300, 0.5, LABELS_DIFFER),
+    }
+
+    def fake(classifier, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
+        rate, agreement, stopped = results[candidate.name.split(",")[0]]
+        asked.append((candidate.name, best and best.candidate.name))
+        assert (folder / "before.onnx").exists(), "jobs use it meanwhile"
+        return Measured(candidate, np.zeros((3, 2)), rate, rate, 1024, "cpu", agreement, stopped=stopped)
+
+    def ready(name: str) -> Candidate:
+        path = tmp_path / f"{name}.onnx"
+        path.write_text(name)
+        return Candidate(name, OnnxBackend(file=str(path)), path)
+
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    before = dataclasses.replace(optimize._certificate(spec(model), fp32, fp32, SAMPLE), file="before.onnx")
+    folder = certificate_folder(spec(model))
+    before.write(folder)
+    (folder / "before.onnx").write_text("before")
+    killed = folder / ".candidates-of-yesterday"
+    killed.mkdir()
+    os.utime(killed, (0, 0))
+    asked: list[tuple[str, str | None]] = []
+    ladders = [[(name, lambda name=name: ready(name)) for name in results if name[0] == kind] for kind in "abc"]
+    monkeypatch.setattr(optimize, "measure", fake)
+
+    def ladders_of(_, texts, *__) -> list:
+        assert texts == Sample.halves(BOTH).searched, "ranges come from what is not held out"
+        return ladders
+
+    monkeypatch.setattr(optimize, "_ladders", ladders_of)
+    certificate, measured, failed = optimize.optimize_classifier(spec(model), BOTH, None, 0.99, Console(quiet=True))
+    assert not failed
+    assert asked[:6] == [
+        ("pytorch fp32", None),
+        ("a1", "pytorch fp32"),
+        ("a2", "pytorch fp32"),
+        ("a3", "pytorch fp32"),
+        ("b1", "a3"),
+        ("c1", "a3"),
+    ]
+    assert certificate.file == f"a3-{hashlib.sha256(b'a3').hexdigest()[:8]}.onnx"
+    assert [m.candidate.name for m in measured][:6] == [name for name, _ in asked[:6]]
+    assert sorted(path.name for path in folder.iterdir()) == [certificate.file, "certificate.json"]
+    console = Console(record=True, width=140, file=io.StringIO())
+    optimize.print_measured(console, certificate, measured, failed)
+    printed = console.export_text()
+    assert all(f"3: {why}" in printed for why in (TOO_SLOW, LABELS_DIFFER, HELD_DIFFER))
+    assert all(name in printed for name, _ in asked)

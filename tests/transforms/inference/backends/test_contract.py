@@ -1,0 +1,88 @@
+"""What the engine relies on, for every backend: see `transforms.inference.backends.registry`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tagstream.schemas.spec import Classifier
+from tagstream.transforms.inference.backends.contracts import Backend
+from tagstream.transforms.inference.backends.registry import describe, identify, load_backend
+from tests.models import make_model, random_texts
+
+TEXTS = ["good", "", *random_texts(30, seed=4, longest=20), "free " * 200]
+BACKENDS = {
+    "constant": {"type": "constant", "label": "x"},
+    "pytorch": {"type": "pytorch"},
+    "onnx": {"type": "onnx"},
+}
+
+
+@pytest.fixture(scope="module", params=sorted(BACKENDS))
+def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+    folder = tmp_path_factory.mktemp("contract")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TAGSTREAM_CACHE", str(folder / "cache"))
+    model = make_model(folder / "model", labels=("a", "b", "c"))
+    yield Classifier.model_validate({"model": str(model), "as": "x", "backend": BACKENDS[request.param]})
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def backend(classifier: Classifier) -> Backend:
+    loaded = load_backend(classifier)
+    yield loaded
+    loaded.close()
+
+
+def strings(*texts: str) -> pa.LargeStringArray:
+    return pa.array(texts, pa.large_string())
+
+
+def test_head_is_the_described_one(classifier: Classifier, backend: Backend) -> None:
+    """What `plan` shows without loading is what the loaded backend writes; identity is stable and holds JSON values."""
+    assert backend.head == describe(classifier)[0]
+    assert identify(classifier) == identify(classifier)
+    assert all(isinstance(value, str) for value in identify(classifier).values())
+    assert backend.token_budget > 0
+    assert backend.max_rows > 0
+
+
+def test_token_budget_that_is_given_is_not_looked_for(classifier: Classifier, backend: Backend) -> None:
+    """One that is not is, and what is found holds for the device."""
+    given = classifier.model_copy(update={"backend": classifier.backend.model_copy(update={"token_budget": 64})})
+    loaded = load_backend(given)
+    loaded.close()
+    assert (loaded.token_budget, loaded.speed_key) == (64, "")
+    assert bool(backend.speed_key) is (classifier.backend.type != "constant")
+
+
+def test_encode_gives_sequences_of_every_text(backend: Backend) -> None:
+    """One or more sequences a text, in order of text, each with a length above zero; dtypes as documented."""
+    encoded = backend.encode(strings(*TEXTS))
+    assert not encoded.errors
+    assert (encoded.lengths.dtype, encoded.text.dtype) == (np.int32, np.int32)
+    assert encoded.tokens.dtype == np.int32
+    assert encoded.truncated.dtype == bool
+    assert len(encoded.lengths) == len(encoded.text)
+    assert encoded.lengths.min() > 0
+    assert (np.diff(encoded.text) >= 0).all()
+    assert sorted(set(encoded.text.tolist())) == list(range(len(TEXTS)))
+    assert len(encoded.tokens) == len(encoded.truncated) == len(TEXTS)
+
+
+def test_forward_keeps_the_order_of_what_it_is_given(backend: Backend) -> None:
+    """Logits belong to the picked sequences in order, whatever is beside them and from however many submissions."""
+    first, second = backend.encode(strings(*TEXTS)), backend.encode(strings(*TEXTS[::-1]))
+    n = len(first.lengths)
+    whole = backend.forward([(first, np.arange(n, dtype=np.int32))])
+    assert whole.shape == (n, len(backend.head.names))
+    assert whole.dtype == np.float32
+    some = np.array([5, 0, n - 1, 7], np.int32)
+    mixed = backend.forward([(first, some), (second, np.array([0, n - 1], np.int32))])
+    np.testing.assert_allclose(mixed, whole[[5, 0, n - 1, 7, n - 1, 0]], atol=1e-4)
+    alone = [backend.forward([(first, np.array([i], np.int32))])[0] for i in (0, 1, n - 1)]
+    np.testing.assert_allclose(alone, whole[[0, 1, n - 1]], atol=1e-4)
+    if whole.shape[1] > 1:
+        assert np.ptp(whole, axis=0).max() > 0.1, "a model whose logits are all alike would show nothing"

@@ -1,0 +1,175 @@
+"""ONNX exports say what PyTorch says; low precision runs with a valid certificate only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from tagstream.pipelines.cli.main import app
+from tagstream.pipelines.optimize.measure import Sample, same_labels
+from tagstream.pipelines.optimize.search import optimize_classifier
+from tagstream.schemas.errors import ModelError
+from tagstream.schemas.spec import Classifier
+from tagstream.transforms.inference.backends import auto
+from tagstream.transforms.inference.backends.registry import identify, load_backend
+from tagstream.transforms.inference.certificate import Certificate
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.runtime.metrics import METRICS
+from tests.certified import certified
+from tests.models import make_model, random_texts
+
+TEXTS = [*random_texts(80, seed=1, longest=30), "", "!", "free " * 200]
+SAMPLE = [*TEXTS, *random_texts(400, seed=2, longest=30)]
+"""As many as `optimize` wants."""
+HELD = Sample.halves(pa.array(SAMPLE, pa.large_string())).held.to_pylist()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each test has a cache folder of its own."""
+    monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
+    auto._choose.cache_clear()
+    METRICS.reset()
+    return tmp_path / "cache"
+
+
+def scores(classifier: Classifier, texts: Sequence[str] = TEXTS) -> np.ndarray:
+    engine = Engine(load_backend(classifier))
+    try:
+        return engine.submit(pa.array(texts, pa.large_string())).result(120).scores
+    finally:
+        engine.close()
+
+
+def spec(model: Path, **backend) -> Classifier:
+    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
+def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
+    """fp32 ONNX scores are those of PyTorch within 1e-4, whatever the padding."""
+    model = make_model(tmp_path / "model", architecture, labels=("a", "b", "c"))
+    expected = scores(spec(model))
+    assert np.ptp(expected) > 0.2, "a model whose scores are all alike would show nothing"
+    np.testing.assert_allclose(scores(spec(model, type="onnx")), expected, atol=1e-4)
+    np.testing.assert_allclose(scores(spec(model, type="onnx", token_budget=64)), expected, atol=1e-4)
+
+
+def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
+    """The certificate names weights, sample, agreement; auto then runs exactly that backend, without a notice."""
+    model = make_model(tmp_path / "model")
+    sample = pa.array(SAMPLE, pa.large_string())
+    certificate, measured, failed = optimize_classifier(spec(model), sample, None, 0.9, Console(quiet=True))
+    assert not failed
+    assert {"pytorch fp32", "pytorch bf16", "onnx fp32", "onnx int8"} <= {m.candidate.name for m in measured}
+    winner = max((m for m in measured if not m.stopped), key=lambda m: m.rows_per_s)
+    assert certificate.agreement == winner.agreement >= 0.9
+    assert certificate.backend == winner.candidate.backend.model_dump(mode="json", exclude={"file"})
+    tuned = [m for m in measured if "tokens" in m.candidate.name]
+    assert tuned
+    assert all(m.candidate.name.endswith(f", {m.token_budget:,} tokens") for m in tuned)
+    assert certificate.sample_rows == len(HELD)
+    folder = auto.certificate_folder(spec(model))
+    assert Certificate.read(folder) == certificate
+    chosen = spec(model, type="auto", min_agreement=0.9)
+    np.testing.assert_allclose(scores(chosen, HELD), winner.scores[-len(HELD) :], atol=1e-3)
+    assert not METRICS.snapshot().notes
+    assert identify(chosen)["backend"] == certificate.backend["type"]
+
+
+def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
+    """Nothing runs in low precision by itself."""
+    model = make_model(tmp_path / "model")
+    np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
+    assert "no certificate" in METRICS.snapshot().notes[0]
+    assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
+
+
+def test_valid_certificate_is_used(tmp_path: Path) -> None:
+    """The int8 file beside it runs."""
+    model, folder = certified(tmp_path, real=True)
+    classifier = spec(model, type="auto", certificate=str(folder))
+    assert auto.resolve(classifier).backend.file == str(folder / "int8-0.onnx")
+    assert len(scores(classifier)) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "backend", "message"),
+    [
+        ({"weights": "f" * 16}, {}, "is for weights ffffffffffffffff"),
+        ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
+        ({"max_length": 64}, {}, "was measured with max_length 64, the SPEC has None"),
+        ({"long_text": "window"}, {}, "was measured with long_text window, the SPEC has truncate"),
+        ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
+        ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
+        ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
+        ({"file": "gone.onnx"}, {}, "not the file that the certificate speaks of"),
+    ],
+)
+def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, backend, message: str) -> None:
+    """Other weights, another tokenizer, too little agreement, another file: an error that says what to do."""
+    model, folder = certified(tmp_path, **changes)
+    with pytest.raises(ModelError, match=message) as raised:
+        load_backend(spec(model, type="auto", certificate=str(folder), **backend))
+    assert "tagstream optimize" in str(raised.value)
+
+
+def test_classifiers_of_one_model_have_a_certificate_each(tmp_path: Path) -> None:
+    """Another length or another way with long text was measured for itself."""
+    model = make_model(tmp_path / "model")
+    first = spec(model, type="auto")
+    others = [first.model_copy(update=update) for update in ({"max_length": 64}, {"long_text": "window"})]
+    assert len({auto.certificate_folder(one) for one in (first, *others)}) == 3
+
+
+def test_damaged_certificate_is_refused(tmp_path: Path) -> None:
+    """Not JSON, or not all fields."""
+    model, folder = certified(tmp_path)
+    (folder / "certificate.json").write_text(json.dumps({"weights": "x"}))
+    with pytest.raises(ModelError, match="damaged certificate"):
+        load_backend(spec(model, type="auto", certificate=str(folder)))
+
+
+def test_missing_file_and_device_are_clear(tmp_path: Path) -> None:
+    """Named in the message."""
+    model = make_model(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"nothere\.onnx: no such file"):
+        load_backend(spec(model, type="onnx", file="nothere.onnx"))
+    with pytest.raises(ModelError, match="no CUDA"):
+        load_backend(spec(model, type="onnx", device="cuda:0"))
+    (tmp_path / "bad.onnx").write_bytes(b"not a model")
+    with pytest.raises(ModelError, match="can't load it"):
+        load_backend(spec(model, type="onnx", file=str(tmp_path / "bad.onnx")))
+
+
+def test_same_labels() -> None:
+    """Best label, set of labels, or a value within 1 % of the spread."""
+    reference = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    assert same_labels(np.array([[0.6, 0.4], [0.7, 0.3]]), reference, "softmax").tolist() == [True, False]
+    assert same_labels(np.array([[0.6, 0.6], [0.1, 0.7]]), reference, "sigmoid").tolist() == [False, True]
+    assert same_labels(reference + np.array([[0.001], [0.1]]), reference, "identity").tolist() == [True, False]
+
+
+def test_command(tmp_path: Path, cache: Path) -> None:
+    """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
+    model = make_model(tmp_path / "model")
+    pq.write_table(pa.table({"body": [*SAMPLE, None]}), tmp_path / "sample.parquet")
+    result = CliRunner().invoke(
+        app,
+        ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet"), "--text", "body", "--report",
+         str(tmp_path / "report.json"), "--min-agreement", "0.9"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "certified:" in result.output
+    assert json.loads((tmp_path / "report.json").read_text())["model"]["sample_rows"] == len(HELD)
+    assert list(cache.glob("*/*/certificate.json"))
+    wrong = CliRunner().invoke(app, ["optimize", str(model), "--sample", str(tmp_path / "sample.parquet")])
+    assert wrong.exit_code == 3

@@ -1,0 +1,81 @@
+"""The backend without a model: one label for every row, at a chosen speed, with chosen failures. Loads no PyTorch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tagstream.schemas.errors import OutOfMemoryError, SpecError
+from tagstream.schemas.spec import Classifier, ConstantBackend
+from tagstream.transforms.tasks.text_classification import Head
+from tagstream.transforms.tokenization.encoded import Encoded
+
+Array = np.ndarray
+
+
+@dataclass
+class EncodedTexts(Encoded):
+    """The texts themselves; a text's bytes count as its tokens."""
+
+    texts: pa.LargeStringArray = None
+
+
+class _Constant:
+    def __init__(self, classifier: Classifier) -> None:
+        self.spec = cast("ConstantBackend", classifier.backend)
+        self.head, _ = describe(classifier)
+        self.device = f"constant-{id(self)}"
+        self.token_budget = self.spec.token_budget or 1 << 20
+        self.max_rows = 1 << 16
+        self.parallel = 1
+        self.buckets: tuple[int, ...] = ()
+        self.speed_key = ""
+        if self.spec.fail_on is not None:
+            try:
+                pc.match_substring_regex(pa.array([""]), self.spec.fail_on)
+            except pa.ArrowInvalid as error:
+                raise SpecError(f"{classifier.as_}: backend.fail_on is no RE2 pattern: {error}") from None
+
+    def encode(self, texts: pa.LargeStringArray) -> EncodedTexts:
+        tokens = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int32)
+        n = len(texts)
+        return EncodedTexts(np.maximum(tokens, 1), np.arange(n, dtype=np.int32), tokens, np.zeros(n, bool), texts=texts)
+
+    def forward(self, parts: list[tuple[EncodedTexts, Array]]) -> Array:
+        rows = sum(len(picked) for _, picked in parts)
+        if self.spec.memory_tokens is not None:
+            longest = max(int(encoded.lengths[picked].max()) for encoded, picked in parts)
+            if rows * longest > self.spec.memory_tokens:
+                raise OutOfMemoryError(f"{rows} x {longest} bytes")
+        if self.spec.ms_per_row:
+            time.sleep(rows * self.spec.ms_per_row / 1000)
+        if self.spec.fail_on is not None:
+            for encoded, picked in parts:
+                if pc.any(pc.match_substring_regex(encoded.texts.take(pa.array(picked)), self.spec.fail_on)).as_py():
+                    raise RuntimeError(f"a text matches {self.spec.fail_on!r}")
+        return np.ones((rows, 1), np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
+    """Head with the one label, and what identifies it."""
+    spec = cast("ConstantBackend", classifier.backend)
+    head = Head.of(classifier, [spec.label], "softmax", f"constant:{spec.label}")
+    return head, {"backend": "constant", "label": spec.label}
+
+
+def identity(_: Classifier) -> dict[str, Any]:
+    """Nothing that `describe` does not know."""
+    return {}
+
+
+def load(classifier: Classifier) -> _Constant:
+    """Ready at once."""
+    return _Constant(classifier)

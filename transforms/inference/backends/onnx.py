@@ -1,0 +1,157 @@
+"""ONNX Runtime: an export of any Hugging Face sequence classifier, fp32 or certified int8."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from tagstream.schemas.errors import ModelError, OutOfMemoryError
+from tagstream.schemas.spec import Classifier, OnnxBackend
+from tagstream.transforms.inference.backends.cores import passes_and_threads, passes_on
+from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
+from tagstream.transforms.inference.backends.onnx_export import export_fp32
+from tagstream.transforms.inference.backends.onnx_session import exact_options, without_denormals
+from tagstream.transforms.runtime.machine import usable_cores
+from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
+
+Array = np.ndarray
+CPU_TOKENS = 512
+"""Tokens of a micro-batch on a CPU. Bundled spam model in int8, two passes at once, rows/s: 2,040 with 256, 2,065 with
+512, 1,950 with 1,024, 1,770 with 2,048, 1,600 with 4,096: activations outgrow a core's cache, padding grows."""
+GPU_TOKENS = 65_536
+DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""Of NVIDIA's GPUs on Linux, and on Windows' Linux."""
+
+
+class _Onnx:
+    def __init__(self, classifier: Classifier) -> None:
+        spec = cast("OnnxBackend", classifier.backend)
+        self.head, _ = describe(classifier)
+        self._tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
+        self.parallel, threads = passes_and_threads(usable_cores())
+        pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
+        file = model_file(classifier)
+        self._session, self.device = _session(file, spec.device, pool)
+        if self.device != "cpu":
+            self.parallel = 1
+        self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
+        self.max_rows = 4096
+        self.buckets: tuple[int, ...] = ()
+        self.speed_key = "" if spec.token_budget else f"onnx {file.name}, {passes_on(self.device, self.parallel)}"
+
+    def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
+        return self._tokenizer.encode(texts)
+
+    def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
+        ids, mask = self._tokenizer.pad(parts)
+        if ids.shape[1] < 2:  # the export's shortest sequence
+            ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=self._tokenizer.pad_id)
+            mask = np.pad(mask, ((0, 0), (0, 1)))
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        try:
+            if self.device == "cpu":
+                with without_denormals():
+                    logits = self._session.run(["logits"], inputs)[0]
+            else:
+                logits = self._bound(inputs)
+        except Exception as error:
+            if "allocate memory" in str(error) or "bad_alloc" in str(error):  # the arena's words
+                raise OutOfMemoryError(str(error)) from error
+            raise
+        return np.asarray(logits, np.float32)
+
+    def _bound(self, inputs: dict[str, Array]) -> Array:
+        """Inputs and logits in the device's memory: one copy to it before the pass, one from it after."""
+        import onnxruntime as ort
+
+        kind, _, index = self.device.partition(":")
+        binding = self._session.io_binding()
+        for name, array in inputs.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, kind, int(index or 0)))
+        binding.bind_output("logits", kind, int(index or 0))
+        self._session.run_with_iobinding(binding)
+        logits: Array = binding.copy_outputs_to_cpu()[0]
+        return logits
+
+    def close(self) -> None:
+        del self._session
+
+
+def load(classifier: Classifier) -> _Onnx:
+    """The session, ready to run. Raises ModelError."""
+    return _Onnx(classifier)
+
+
+def identity(classifier: Classifier) -> dict[str, Any]:
+    """Hashes of the model and of the export that runs."""
+    with model_file(classifier).open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+    return {**weights_of(classifier), "backend": "onnx", "file": digest}
+
+
+def device_kind(classifier: Classifier) -> str:
+    """Kind of the device that it would run on here; loads no model."""
+    spec = cast("OnnxBackend", classifier.backend)
+    if spec.device != "auto":
+        return spec.device.partition(":")[0]
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        return "cpu"
+    return "cuda" if _built_for_cuda(ort) and any(Path(driver).exists() for driver in DRIVERS) else "cpu"
+
+
+def _built_for_cuda(ort: Any) -> bool:
+    return "CUDAExecutionProvider" in ort.get_available_providers()
+
+
+def model_file(classifier: Classifier) -> Path:
+    """The file that the specification names, or the fp32 export in the cache, made now if need be."""
+    spec = cast("OnnxBackend", classifier.backend)
+    if spec.file is None:
+        files = files_of(classifier)
+        return export_fp32(files, files.cache_folder())
+    path = Path(spec.file).expanduser()
+    if not path.is_file():
+        raise ModelError(f"{classifier.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")
+    return path
+
+
+def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise ModelError("backend onnx needs onnxruntime: pip install 'tagstream[onnx]'") from None
+    gpu = _built_for_cuda(ort)
+    if device.startswith("cuda") and not gpu:
+        raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or device: cpu")
+    on_gpu = gpu and device != "cpu"
+    options = exact_options()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin for work would take the tokenizer's core between two micro-batches.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # in its own threads; see without_denormals
+    options.log_severity_level = 4
+    index = int(device.partition(":")[2] or 0)
+    providers = [("CUDAExecutionProvider", {"device_id": index})] if on_gpu else []
+    # On a CPU the fused kernel adds up row by row without vectors: the plain LayerNormalization beside an Add makes the
+    # whole of a small int8 model 1.4 times as fast, of an fp32 one 1.2 times (onnxruntime 1.32).
+    unfused = [] if on_gpu else ["SkipLayerNormFusion"]
+    try:
+        with without_denormals():  # the first session of a process leaves the thread that makes it as its option says
+            session = ort.InferenceSession(
+                path, options, providers=[*providers, "CPUExecutionProvider"], disabled_optimizers=unfused
+            )
+    except Exception as error:
+        raise ModelError(f"{path}: onnxruntime can't load it: {' '.join(str(error).split())[:300]}") from error
+    if on_gpu and "CUDAExecutionProvider" not in session.get_providers():
+        if device.startswith("cuda"):
+            raise ModelError(f"device {device}: onnxruntime can't use CUDA here; is its CUDA version the driver's?")
+        return _session(path, "cpu", threads)
+    return session, f"cuda:{index}" if on_gpu else "cpu"

@@ -1,0 +1,117 @@
+"""From a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tagstream.schemas.errors import ModelError
+from tagstream.transforms.inference.backends.onnx_session import cpu_session
+from tagstream.transforms.model_files import ModelFiles
+
+OPSET = 20
+
+
+def export_fp32(files: ModelFiles, folder: Path) -> Path:
+    """The model as ONNX in `folder`; made at the first call. Raises ModelError."""
+    path = folder / "fp32-eager.onnx"
+    if path.exists():
+        return path
+    need("onnxscript")
+    import torch
+
+    from tagstream.transforms.inference.backends.pytorch import load_model
+
+    model = load_model(files, "cpu", "fp32")
+    model.set_attn_implementation("eager")  # the other looks for NaN in each attention: 9 % of a small model's time
+    batch = torch.export.Dim("batch", min=1, max=4096)
+    length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
+    # two tensors: one object for both inputs would be exported as one input
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    with writing(path) as tmp, quiet():
+        torch.onnx.export(
+            model,
+            (),
+            tmp,
+            kwargs=example,
+            input_names=list(example),
+            output_names=["logits"],
+            dynamo=True,
+            dynamic_shapes={name: {0: batch, 1: length} for name in example},
+            external_data=False,
+            opset_version=OPSET,
+            verbose=False,
+        )
+        _compare(files, model, tmp)
+    return path
+
+
+def _compare(files: ModelFiles, model: Any, path: Path) -> None:
+    """Logits of the export and of the model on padded random input. Raises ModelError if they differ by over 1e-3."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, int(files.config["vocab_size"]), (5, 24), generator=generator)
+    lengths = torch.tensor([24, 17, 9, 3, 2])
+    mask = (torch.arange(24) < lengths[:, None]).long()
+    ids = torch.where(mask.bool(), ids, int(files.config.get("pad_token_id") or 0))
+    with torch.inference_mode():
+        expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    session = cpu_session(path)
+    (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    if (worst := float(np.abs(logits - expected).max())) > 1e-3 * max(1.0, float(np.abs(expected).max())):
+        raise ModelError(f"{files.name}: the ONNX export's logits differ by {worst:.3g}; backend: pytorch works")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path` when the body is done: no half-written model is ever loaded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        with exporting():
+            yield tmp
+            tmp.replace(path)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+@contextmanager
+def exporting() -> Iterator[None]:
+    """Whatever the libraries raise becomes a ModelError that says what to do."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"ONNX export failed: {type(error).__name__}: {reason}. backend: pytorch works") from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings or log lines of the libraries that export and quantise."""
+    import logging
+
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def need(package: str) -> None:
+    """Raises ModelError if it is not installed."""
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise ModelError(f"ONNX needs {package}: pip install 'tagstream[onnx]'")

@@ -1,0 +1,94 @@
+"""The certificate of a low-precision backend: what was measured, on which sample, for which weights.
+
+`tagstream optimize` writes it beside the optimised model; `backend: auto` runs nothing in low precision without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tagstream.schemas.errors import ModelError
+from tagstream.schemas.spec import CERTIFIED_SETTINGS
+
+if TYPE_CHECKING:
+    from tagstream.schemas.spec import Classifier
+    from tagstream.transforms.model_files import ModelFiles
+
+FILE = "certificate.json"
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
+    and maximum; both of the `sample_rows` texts held out, whose hash is `sample`. rows_per_s: engine alone.
+    `max_length`, `long_text` and `thresholds`: the classifier's. `device`: kind of it, cpu, cuda or mps. `file`: the
+    optimised model beside the certificate, `file_hash`: its SHA-256.
+    """
+
+    weights: str
+    tokenizer: str
+    max_length: int | None
+    long_text: str
+    backend: dict[str, Any]
+    file: str | None
+    file_hash: str | None
+    sample: str
+    sample_rows: int
+    agreement: float
+    drift_p99: float
+    drift_max: float
+    rows_per_s: float
+    fp32_rows_per_s: float
+    machine: str
+    versions: dict[str, str]
+    date: str
+    thresholds: dict[str, float] = field(default_factory=dict)
+    device: str = ""
+
+    def write(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        tmp = folder / f".{FILE}"
+        tmp.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        tmp.replace(folder / FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """None if there is none. Raises ModelError for one that can't be read."""
+        try:
+            return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
+
+    def check(self, folder: Path, files: ModelFiles, classifier: Classifier, min_agreement: float) -> None:
+        """Raises ModelError if it does not hold for this model and classifier, or for what lies beside it."""
+        weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
+        again = "run `tagstream optimize` again"
+        if self.weights != weights:
+            raise ModelError(f"{folder / FILE} is for weights {self.weights}, this model has {weights}; {again}")
+        if self.tokenizer != tokenizer:
+            raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
+        for name in CERTIFIED_SETTINGS:
+            if (measured := getattr(self, name)) != (asked := getattr(classifier, name)):
+                raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
+        if self.agreement < min_agreement:
+            raise ModelError(
+                f"{folder / FILE}: labels agree with fp32 in {self.agreement:.2%} of the sample, "
+                f"min_agreement asks for {min_agreement:.2%}; {again}, or lower min_agreement"
+            )
+        if self.file is not None and hash_file(folder / self.file) != self.file_hash:
+            raise ModelError(f"{folder / self.file} is not the file that the certificate speaks of; {again}")
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file; empty if there is none."""
+    try:
+        with path.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""

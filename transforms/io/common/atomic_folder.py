@@ -1,0 +1,177 @@
+"""A folder to which files are added whole or not at all, on a local disk or an object store.
+
+`publish` is the compare-and-set that Parquet chains rest on: a name is created once, exclusively, with all its bytes.
+Locally by `os.link` after fsync; elsewhere by fsspec's mode `xb`, which object stores answer with a conditional write.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from contextlib import suppress
+from pathlib import Path
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from tagstream.schemas.errors import SinkError
+
+TMP = "_tmp"
+_ASIDE = "~"
+"""Between the name that a file will have and what tells it from others that want the same name."""
+_STALE_SECONDS = 24 * 3600
+
+
+class Folder:
+    """One folder by path or fsspec URL. Temporary files live in its `_tmp`; of object stores in the user's own here."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            self.fs, path = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise SinkError(f"{url}: {error}") from None
+        self.url = url
+        self.path = path.rstrip("/")
+        self.local = isinstance(self.fs, LocalFileSystem)
+        self._tmp = Path(self.path if self.local else f"{tempfile.gettempdir()}/tagstream-{os.getuid()}", TMP)
+
+    def create(self) -> None:
+        """Make the folder and its `_tmp`."""
+        self._tmp.mkdir(parents=True, exist_ok=True)
+        self.fs.makedirs(self.path, exist_ok=True)
+
+    def names(self) -> list[str]:
+        """Names of the files directly in the folder."""
+        try:
+            if self.local:
+                return [entry.name for entry in os.scandir(self.path)]
+            return [name.rpartition("/")[2] for name in self.fs.ls(self.path, detail=False, refresh=True)]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def at(self, name: str) -> str:
+        return f"{self.path}/{name}"
+
+    def exists(self, name: str) -> bool:
+        if self.local:
+            return Path(self.at(name)).exists()
+        self.fs.invalidate_cache(self.path)
+        return bool(self.fs.exists(self.at(name)))
+
+    def new_tmp(self) -> Path:
+        """A local path for a temporary file; its name tells which process it belongs to."""
+        self._tmp.mkdir(parents=True, exist_ok=True)  # a worker elsewhere did not create the folder
+        return self._tmp / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
+
+    def publish(self, tmp: Path, name: str) -> bool:
+        """Make the complete file `tmp` visible as `name`, unless that exists: then False. `tmp` stays."""
+        with tmp.open("rb") as opened:
+            os.fsync(opened.fileno())
+            if not self.local:
+                try:
+                    with self.fs.open(self.at(name), "xb") as remote:
+                        shutil.copyfileobj(opened, remote, 1 << 20)
+                except FileExistsError:
+                    return False
+                return True
+        try:
+            os.link(tmp, self.at(name))
+        except FileExistsError:
+            return False
+        self._sync()
+        return True
+
+    def publish_text(self, text: str, name: str) -> bool:
+        """The same for a small file of text."""
+        tmp = self.new_tmp()
+        tmp.write_text(text)
+        try:
+            return self.publish(tmp, name)
+        finally:
+            tmp.unlink(missing_ok=True)
+
+    def put_aside(self, tmp: Path, name: str) -> str:
+        """Keep the complete file `tmp` in the folder's `_tmp`, for `move_in` as `name`. Returns its name there."""
+        aside = f"{name}{_ASIDE}{tmp.name}"
+        with tmp.open("rb") as opened:
+            os.fsync(opened.fileno())
+            if not self.local:
+                self.fs.makedirs(f"{self.path}/{TMP}", exist_ok=True)
+                with self.fs.open(f"{self.path}/{TMP}/{aside}", "wb") as remote:
+                    shutil.copyfileobj(opened, remote, 1 << 20)
+        if self.local:
+            tmp.rename(self._tmp / aside)
+        else:
+            tmp.unlink()
+        return aside
+
+    def waiting(self, prefix: str = "") -> list[tuple[str, str]]:
+        """Files that were put aside and are still there: (name there, name to be) of those to be named `prefix`…"""
+        try:
+            found = self.fs.ls(f"{self.path}/{TMP}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return []
+        names = [path.rpartition("/")[2] for path in found]
+        return [(name, name.partition(_ASIDE)[0]) for name in names if _ASIDE in name and name.startswith(prefix)]
+
+    def move_in(self, aside: str, name: str) -> None:
+        """Make a file that was put aside visible. Repeating it changes nothing."""
+        source = f"{self.path}/{TMP}/{aside}"
+        if self.local:
+            try:
+                Path(source).rename(self.at(name))
+            except FileNotFoundError:
+                return
+            self._sync()
+            return
+        with suppress(FileNotFoundError):
+            self.fs.cp_file(source, self.at(name))
+            self.fs.rm_file(source)
+
+    def drop_aside(self, aside: str) -> None:
+        """Forget a file that was put aside."""
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(f"{self.path}/{TMP}/{aside}")
+
+    def delete(self, name: str) -> None:
+        try:
+            self.fs.rm_file(self.at(name))
+        except FileNotFoundError:
+            return
+
+    def clear_tmp(self, *, everything: bool) -> None:
+        """Remove what killed processes left: a day old, or all of it if no other folder's lies there too."""
+        if not self._tmp.is_dir():
+            return
+        everything = everything and self.local
+        for file in self._tmp.iterdir():
+            try:
+                if everything or time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                    file.unlink()
+            except FileNotFoundError:
+                continue
+
+    def error(self, error: OSError, doing: str) -> SinkError:
+        """What a failing disk or store means for the user."""
+        what = {
+            errno.ENOSPC: "no space left; free some and start again",
+            errno.EDQUOT: "disk quota used up; free some and start again",
+            errno.EROFS: "read-only file system; choose another sink.path",
+            errno.EACCES: "permission denied; choose another sink.path or change its rights",
+            errno.EPERM: "operation not permitted (no hard links there?); choose another sink.path",
+            errno.ENOTDIR: "part of the path is a file; choose another sink.path",
+            errno.EEXIST: "a file of that name is in the way; choose another sink.path",
+        }.get(error.errno or 0, str(error) or type(error).__name__)
+        return SinkError(f"{self.url}: {doing}: {what}. What was committed before stays and is continued from")
+
+    def _sync(self) -> None:
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

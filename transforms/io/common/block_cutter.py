@@ -1,0 +1,87 @@
+"""From record batches of any system to blocks: columns checked, renamed, cut by rows and bytes. For every source."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+
+from tagstream.schemas.block import POSITION, TEXT, Block, Span, Split
+from tagstream.schemas.dead_letters import no_dead
+from tagstream.schemas.errors import LedgerError, SourceError
+from tagstream.schemas.spec import Blocks
+from tagstream.schemas.spec_base import TextColumns
+from tagstream.transforms.tokenization.text_checks import as_text, is_text
+
+
+def check_planned(planned: list[Split], name: str, here: str) -> None:
+    """Raises LedgerError if the plan was made for another input: its splits' payload has that under `name`."""
+    if planned and planned[0].payload[name] != here:
+        raise LedgerError(
+            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name (and "
+            "output), or --overwrite"
+        )
+
+
+def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Schema:
+    """Schema of the id and kept columns. Raises SourceError, naming `where`, if one is missing or no text."""
+    for name, field in [(columns.text, "source.text"), *((kept, "source.keep") for kept in columns.kept)]:
+        if schema.get_field_index(name) < 0:
+            if name in schema.names:
+                raise SourceError(f"{where}: has several columns named {name!r}")
+            close = difflib.get_close_matches(name, schema.names, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise SourceError(
+                f"{where}: no column {name!r} ({'source.id' if name == columns.id else field}); "
+                f"{hint}there are: {', '.join(schema.names[:20])}"
+            )
+    text = schema.field(columns.text)
+    if not is_text(text.type):
+        raise SourceError(
+            f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
+        )
+    # nullable: rows of a file that can't be read have no values, and another file may allow nulls
+    return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in columns.kept])
+
+
+class BlockCutter:
+    """Cuts a source's record batches into blocks of the size that the specification allows."""
+
+    def __init__(self, columns: TextColumns, kept: pa.Schema, blocks: Blocks) -> None:
+        self.columns = columns
+        self.kept = kept
+        self.blocks = blocks
+        self.schema = pa.schema(
+            [*kept, pa.field(TEXT, pa.large_string()), pa.field(POSITION, pa.int64(), nullable=False)]
+        )
+        self._no_dead = no_dead(kept)
+
+    def cut(self, split: str, batch: pa.RecordBatch, start: int) -> Iterator[Block]:
+        """Blocks of consecutive positions from `start` on: one a row."""
+        positions = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
+        arrays = [batch.column(name) for name in self.kept.names]
+        text = as_text(batch.column(self.columns.text), self.columns.text)
+        whole = pa.RecordBatch.from_arrays([*arrays, text, positions], schema=self.schema)
+        for piece in self._pieces(whole):
+            first = start + piece[0]
+            yield Block(Span(split, first, first + piece[1]), whole.slice(piece[0], piece[1]), self._no_dead)
+
+    def _pieces(self, batch: pa.RecordBatch) -> Iterator[tuple[int, int]]:
+        """(offset, rows) of each block."""
+        row_bytes = max(1.0, batch.nbytes / max(1, batch.num_rows))
+        if batch.num_rows <= self.blocks.rows and batch.nbytes <= self.blocks.bytes:
+            if batch.num_rows:
+                yield 0, batch.num_rows
+            return
+        offsets = np.asarray(batch.column(TEXT).cast(pa.large_binary()).buffers()[1]).view(np.int64)
+        offsets = offsets[batch.column(TEXT).offset :][: batch.num_rows + 1]
+        other = row_bytes - (offsets[-1] - offsets[0]) / batch.num_rows
+        at = 0
+        while at < batch.num_rows:
+            size = (offsets[at + 1 :] - offsets[at]) + other * np.arange(1, batch.num_rows - at + 1)
+            rows = max(1, min(self.blocks.rows, int(np.searchsorted(size, self.blocks.bytes, side="right"))))
+            rows = min(rows, batch.num_rows - at)
+            yield at, rows
+            at += rows

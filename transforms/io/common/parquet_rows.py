@@ -1,0 +1,69 @@
+"""Rows of one Parquet file by number: how a file is cut into ranges, and how a range is streamed. For every source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tagstream.schemas.spec import Blocks
+
+_READ_BUFFER = 1 << 20
+
+
+def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Blocks) -> Iterator[pa.RecordBatch]:
+    """Batches of exactly the rows `start` to `stop`; a large row group is streamed, never held whole.
+
+    `opened`: a seekable binary file. Raises OSError if it has fewer rows, ArrowException.
+    """
+    file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
+    at = position = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if at < stop and at + rows > start:
+            position = at
+            size = _batch_rows(file.metadata.row_group(group), columns, blocks)
+            for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=False):
+                low, high = max(start - position, 0), min(stop - position, batch.num_rows)
+                if low < high:
+                    yield batch.slice(low, high - low)
+                position += batch.num_rows
+                if position >= stop:
+                    return
+        at += rows
+    if start < stop and at < stop:
+        raise OSError(f"ends at row {at:,} of {stop:,}")
+
+
+def row_groups(opened: Any) -> tuple[int, ...]:
+    """Rows of each row group of a file."""
+    metadata = pq.ParquetFile(opened).metadata
+    return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+
+
+def row_ranges(groups: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of at most `most` rows: whole row groups together where they fit, large ones cut evenly."""
+    start = stop = 0
+    for rows in groups:
+        if stop - start + rows > most and stop > start:
+            yield start, stop
+            start = stop
+        stop += rows
+        if rows > most:
+            parts = -(-rows // most)
+            bounds = [start + rows * i // parts for i in range(parts + 1)]
+            yield from pairwise(bounds)
+            start = stop
+    if stop > start:
+        yield start, stop
+
+
+def _batch_rows(group: Any, columns: list[str], blocks: Blocks) -> int:
+    """Rows to decode at a time, so that an average block of this row group stays within its bytes."""
+    chunks = (group.column(i) for i in range(group.num_columns))
+    size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    fitting = int(blocks.bytes * group.num_rows / max(1, size))
+    return max(1, min(blocks.rows, fitting))

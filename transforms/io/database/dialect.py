@@ -1,0 +1,250 @@
+"""How the databases differ: names, types, parameters, upserts. Statements only; opens no connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from tagstream.schemas.block import unwrapped_type
+from tagstream.schemas.errors import SpecError
+
+Query = Callable[[str], pa.Table]
+
+
+def quote(name: str) -> str:
+    """An identifier, taken literally."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def table_name(text: str) -> str:
+    """`schema.table` as quoted identifier; parts that hold dots or quotes come in double quotes themselves."""
+    parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', text)
+    names = [quoted.replace('""', '"') or plain for quoted, plain in parts]
+    if not names or ".".join(quote(n) if q else n for n, (q, _) in zip(names, parts, strict=True)) != text:
+        raise SpecError(f'{text!r} is no table name: write table, schema.table or "odd.schema"."odd table"')
+    return ".".join(quote(name) for name in names)
+
+
+def beside(text: str, name: str) -> str:
+    """The quoted table `name` in the schema of table `text`."""
+    *schema, _ = re.findall(r'"(?:[^"]|"")+"|[^".]+', text)
+    return table_name(".".join([*schema, quote(name)]))
+
+
+def last_part(text: str) -> str:
+    """The table's own name, without schema and quotes."""
+    last: str = re.findall(r'"(?:[^"]|"")+"|[^".]+', text)[-1]
+    return last.strip('"').replace('""', '"')
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a relation: how it is selected, as which Arrow type, and the database's name of its type.
+
+    `expression` has the column's own name; `declared` is None where a bound value needs no cast.
+    """
+
+    name: str
+    expression: str
+    type: pa.DataType
+    declared: str | None = None
+
+
+@dataclass
+class Values:
+    """Collects bound values; `add` gives each one's placeholder."""
+
+    dialect: Dialect
+    given: list[pa.Scalar] = field(default_factory=list)
+
+    def add(self, value: Any, cast: str | None = None) -> str:
+        self.given.append(value if isinstance(value, pa.Scalar) else pa.scalar(value))
+        mark = self.dialect.placeholder(len(self.given))
+        return f"CAST({mark} AS {cast})" if cast else mark
+
+
+class Dialect:
+    """Standard SQL, as the databases speak it that have nothing special below."""
+
+    name = "sql"
+    enforces_keys = False
+    """A primary key is unique. What a sink writes once rests on it; where it is a mere note, only sources are open."""
+    row_values = False
+    """Compares (a, b) > (c, d)."""
+    numbered = False
+    """A bound value may be named twice in a statement."""
+    drops_columns = True
+    """Also of a table that has an index."""
+    begin: tuple[str, ...] = ()
+    """Run first in a transaction that reads: the database's consistent snapshot."""
+    setup: tuple[str, ...] = ()
+    """Run once on every connection."""
+    keep_row = ""
+    """Behind a SELECT: nobody changes the rows before the transaction ends. Empty where one writes at a time anyway."""
+    refuses_nul = False
+    """A text may not hold the character U+0000."""
+    types: tuple[tuple[Any, str], ...] = (
+        (pa.types.is_boolean, "BOOLEAN"),
+        (pa.types.is_integer, "BIGINT"),
+        (pa.types.is_float32, "REAL"),
+        (pa.types.is_floating, "DOUBLE PRECISION"),
+        (pa.types.is_date, "DATE"),
+        (pa.types.is_timestamp, "TIMESTAMP"),
+        (pa.types.is_decimal, "NUMERIC"),
+        (pa.types.is_binary, "VARBINARY"),
+        (pa.types.is_large_binary, "VARBINARY"),
+    )
+    text_type = "VARCHAR"
+    json_type = "VARCHAR"
+
+    def placeholder(self, number: int) -> str:
+        """The mark of the bound value `number`, from 1."""
+        return "?"
+
+    def type_of(self, kind: pa.DataType) -> str:
+        """Type of a new column for values of an Arrow type; nested values are JSON."""
+        kind = unwrapped_type(kind)
+        if pa.types.is_nested(kind):
+            return self.json_type
+        return next((name for test, name in self.types if test(kind)), self.text_type)
+
+    def key_type(self, kind: pa.DataType) -> str:
+        """Type of a column in a primary key."""
+        return self.type_of(kind)
+
+    def columns(self, query: Query, relation: str, names: Sequence[str]) -> list[Column]:
+        """The columns of a relation. Types that Arrow does not have are selected as text."""
+        fields = query(f"SELECT {', '.join(quote(name) for name in names)} FROM {relation} WHERE 1 = 0").schema
+        return [self._column(field) for field in fields]
+
+    def _column(self, field: pa.Field) -> Column:
+        declared = self.declared(field)
+        if isinstance(field.type, pa.BaseExtensionType):
+            text = f"CAST({quote(field.name)} AS {self.text_type}) AS {quote(field.name)}"
+            return Column(field.name, text, pa.string(), declared)
+        return Column(field.name, quote(field.name), field.type, declared)
+
+    def declared(self, field: pa.Field) -> str | None:
+        """The database's type of a column of a result, where values staged as another type must be cast to it."""
+        return None
+
+    def above(self, columns: Sequence[str], marks: Sequence[str], compare: str) -> str:
+        """Condition `columns` > or <= `marks`, in the order of the key."""
+        names = [quote(column) for column in columns]
+        if len(names) == 1:
+            return f"{names[0]} {compare} {marks[0]}"
+        if self.row_values:
+            return f"({', '.join(names)}) {compare} ({', '.join(marks)})"
+        if self.numbered:
+            equal = [
+                " AND ".join(f"{n} = {m}" for n, m in zip(names[:i], marks[:i], strict=True)) for i in range(len(names))
+            ]
+            strict = [compare.rstrip("=")] * (len(names) - 1) + [compare]
+            parts = zip(equal, names, strict, marks, strict=True)
+            return "(" + " OR ".join(f"({e} AND {n} {c} {m})" if e else f"{n} {c} {m}" for e, n, c, m in parts) + ")"
+        raise SpecError(f"a key of several columns is not supported on {self.name}; give source.query with one column")
+
+    def upsert(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
+        """Insert rows, or update those whose key is there."""
+        names = ", ".join(quote(c) for c in columns)
+        sets = ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in columns if c not in key)
+        action = f"UPDATE SET {sets}" if sets else "NOTHING"
+        conflict = ", ".join(quote(k) for k in key)
+        insert = f"INSERT INTO {target} ({names}) SELECT * FROM ({select}) AS s WHERE true"
+        return f"{insert} ON CONFLICT ({conflict}) DO {action}"
+
+    def update(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
+        """Set `columns` of the rows whose key is in the selection."""
+        sets = ", ".join(f"{quote(c)} = s.{quote(c)}" for c in columns)
+        on = " AND ".join(f"{target}.{quote(k)} = s.{quote(k)}" for k in key)
+        return f"UPDATE {target} SET {sets} FROM ({select}) AS s WHERE {on}"
+
+
+class _WithKeys(Dialect):
+    """What sinks write to."""
+
+    enforces_keys = True
+    row_values = True
+
+
+class PostgreSQL(_WithKeys):
+    """PostgreSQL 12 and later."""
+
+    name = "PostgreSQL"
+    keep_row = "FOR SHARE"
+    refuses_nul = True
+    begin = ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
+    text_type = "TEXT"
+    json_type = "JSONB"
+    types = (
+        (lambda t: pa.types.is_int16(t) or pa.types.is_int8(t) or pa.types.is_uint8(t), "SMALLINT"),
+        (lambda t: pa.types.is_int32(t) or pa.types.is_uint16(t), "INTEGER"),
+        (lambda t: pa.types.is_timestamp(t) and t.tz is not None, "TIMESTAMPTZ"),
+        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BYTEA"),
+        *Dialect.types,
+    )
+
+    def placeholder(self, number: int) -> str:
+        return f"${number}"
+
+    def declared(self, field: pa.Field) -> str | None:
+        name = (field.metadata or {}).get(b"POSTGRESQL:type")
+        return quote(name.decode()) if name else None
+
+
+class SQLite(_WithKeys):
+    """SQLite 3.33 and later. Any value may be in any column: what is there decides a column's type."""
+
+    name = "SQLite"
+    setup = ("PRAGMA busy_timeout = 5000",)
+    text_type = "TEXT"
+    json_type = "TEXT"
+    types = (
+        (lambda t: pa.types.is_boolean(t) or pa.types.is_integer(t), "INTEGER"),
+        (lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t), "REAL"),
+        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BLOB"),
+    )
+
+    def placeholder(self, number: int) -> str:
+        return f"?{number}"
+
+    def columns(self, query: Query, relation: str, names: Sequence[str]) -> list[Column]:
+        found = []
+        for name in names:
+            column = quote(name)
+            kinds = query(f"SELECT DISTINCT typeof({column}) AS kind FROM {relation} WHERE {column} IS NOT NULL")[
+                "kind"
+            ]
+            kind, cast = _AFFINITY.get(frozenset(kinds.to_pylist()), (pa.string(), "TEXT"))
+            found.append(Column(name, f"CAST({column} AS {cast}) AS {column}", kind))
+        return found
+
+
+class DuckDB(_WithKeys):
+    """DuckDB 1.2 and later. Takes a range of row values for a BETWEEN, and fails."""
+
+    name = "DuckDB"
+    row_values = False
+    numbered = True
+    drops_columns = False
+    json_type = "JSON"
+    types = (
+        (lambda t: pa.types.is_timestamp(t) and t.tz is not None, "TIMESTAMPTZ"),
+        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BLOB"),
+        *Dialect.types,
+    )
+
+    def placeholder(self, number: int) -> str:
+        return f"${number}"
+
+
+_AFFINITY = {
+    frozenset({"integer"}): (pa.int64(), "INTEGER"),
+    frozenset({"real"}): (pa.float64(), "REAL"),
+    frozenset({"integer", "real"}): (pa.float64(), "REAL"),
+    frozenset({"blob"}): (pa.binary(), "BLOB"),
+}

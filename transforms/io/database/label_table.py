@@ -1,0 +1,153 @@
+"""The label table: which columns a job writes there, making those that are missing, and moving staged rows in.
+
+A column that the job did not make is not written to, unless the specification says `adopt: true`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from tagstream.schemas.block import POSITION
+from tagstream.schemas.errors import LedgerError, SinkError
+from tagstream.schemas.sql_spec import SqlSink
+from tagstream.transforms.io.database.dialect import quote, table_name
+from tagstream.transforms.io.database.ledger import create_table
+from tagstream.transforms.io.database.session import Session
+
+Columns = list[str] | None
+"""Names of a table's columns; None if there is no such table."""
+TABLE = "*"
+"""In the list of what a job made: the table itself."""
+
+
+class Target:
+    """See the module. `key`: columns by which update and upsert find a row; `kept`: the source's, key included."""
+
+    def __init__(self, sink: SqlSink, key: Sequence[str], kept: Sequence[str]) -> None:
+        self.sink = sink
+        self.key = tuple(key)
+        self.kept = tuple(kept)
+        self.table = table_name(sink.table)
+        self.refuses_nul = False
+        self._declared: dict[str, str] | None = None
+        self._labels: list[str] = []
+
+    @property
+    def known(self) -> bool:
+        """`ensure` has seen the columns."""
+        return self._declared is not None
+
+    def written(self, schema: pa.Schema) -> list[str]:
+        """Names of the columns that go into the table: key and labels for update, kept columns too for the others."""
+        names = [name for name in schema.names if not name.startswith("__")]
+        if self.sink.mode == "update":
+            names = [name for name in names if name in self.key or name not in self.kept]
+        return names
+
+    def ensure(self, session: Session, schema: pa.Schema, there: Columns, made: list[str]) -> list[str]:
+        """Make what is missing for columns of `schema`; `there`: the table's columns now, None if it is not there.
+
+        Returns what the job has made by now. Raises SinkError.
+        """
+        names = self.written(schema)
+        self._labels = [name for name in names if name not in self.key]
+        if there is None:
+            if self.sink.mode == "update":
+                raise SinkError(f"table {self.sink.table} is not there; mode: update writes to the table of the rows")
+            key = self.key if self.sink.mode == "upsert" else ()
+            session.run(create_table(session, self.table, pa.schema([schema.field(name) for name in names]), key))
+            made = [TABLE, *names]
+        else:
+            made = self._extend(session, schema, there, made)
+        self.refuses_nul = session.dialect.refuses_nul
+        now = session.query(f"SELECT * FROM {self.table} WHERE 1 = 0").schema
+        declared = ((field.name, session.dialect.declared(field)) for field in now)
+        self._declared = {name: kind for name, kind in declared if kind is not None}
+        return made
+
+    def _extend(self, session: Session, schema: pa.Schema, there: list[str], made: list[str]) -> list[str]:
+        names = self.written(schema)
+        own = names if self.sink.mode != "update" else [name for name in names if name not in self.key]
+        foreign = [name for name in own if name in there and name not in made]
+        if foreign and not self.sink.adopt:
+            raise LedgerError(
+                f"table {self.sink.table} has a column {foreign[0]!r} that this job did not make; choose another name "
+                "for the classifier's columns (as) or the table, or allow it with adopt: true"
+            )
+        if missing := [name for name in self.key if name in names and name not in there]:
+            raise SinkError(f"table {self.sink.table} has no key column {missing[0]!r}; it has {', '.join(there)}")
+        for name in (name for name in names if name not in there):
+            kind = session.dialect.type_of(schema.field(name).type)
+            session.run(f"ALTER TABLE {self.table} ADD COLUMN {quote(name)} {kind}")
+            made = [*made, name]
+        return made
+
+    def clear(self, session: Session, there: Columns, made: list[str]) -> tuple[Columns, list[str]]:
+        """Take away what the job has made; `there` as in `ensure`. Returns what is left, of the table and of `made`.
+
+        Raises LedgerError where the job's rows can't be told from others.
+        """
+        if there is None:
+            return None, []
+        if TABLE in made:
+            session.run(f"DROP TABLE {self.table}")
+            return None, []
+        if self.sink.mode == "update":
+            mine = [name for name in made if name in there]
+            if mine and not session.dialect.drops_columns:
+                session.run(f"UPDATE {self.table} SET {', '.join(f'{quote(name)} = NULL' for name in mine)}")
+                return there, mine
+            for name in mine:
+                session.run(f"ALTER TABLE {self.table} DROP COLUMN {quote(name)}")
+            return [name for name in there if name not in made], []
+        if self.sink.mode == "append":
+            raise LedgerError(
+                f"table {self.sink.table} was not made by this job: its rows can't be told from others. Delete them "
+                "yourself and give the job another name"
+            )
+        return there, []
+
+    def move(self, session: Session, staged: str, schema: pa.Schema) -> None:
+        """Staged rows into the table, by one statement that casts them to the table's types. By key: the last of each.
+
+        An upsert can't have two rows of one key in one statement, and an update would take any of them.
+        """
+        names = [name for name in schema.names if name != POSITION]
+        rows = staged
+        if self.sink.mode != "append":
+            key = ", ".join(map(self._as_declared, self.key))
+            number = f"row_number() OVER (PARTITION BY {key} ORDER BY {quote(POSITION)} DESC) AS n_"
+            rows = f"(SELECT *, {number} FROM {staged}) AS r_ WHERE n_ = 1"
+        select = f"SELECT {', '.join(map(self._cast, names))} FROM {rows}"
+        if self.sink.mode == "upsert":
+            session.run(session.dialect.upsert(self.table, names, self.key, select))
+        elif self.sink.mode == "update":
+            session.run(session.dialect.update(self.table, [n for n in names if n not in self.key], self.key, select))
+        else:
+            session.run(f"INSERT INTO {self.table} ({', '.join(quote(name) for name in names)}) {select}")
+
+    def unlabel(self, session: Session, staged: str, schema: pa.Schema) -> None:
+        """Take the labels away from the rows with the staged keys."""
+        where = f"EXISTS (SELECT 1 FROM {self.staged_keys(staged)} AS s WHERE {self.same_key('s')})"
+        if self.sink.mode == "update":
+            sets = ", ".join(f"{quote(name)} = NULL" for name in self._labels)
+            session.run(f"UPDATE {self.table} SET {sets} WHERE {where}")
+        else:
+            session.run(f"DELETE FROM {self.table} WHERE {where}")
+
+    def staged_keys(self, staged: str, more: Sequence[str] = ()) -> str:
+        """Staged key columns, with the table's types, and others as they are."""
+        return f"(SELECT {', '.join([*map(self._cast, self.key), *map(quote, more)])} FROM {staged})"
+
+    def same_key(self, alias: str) -> str:
+        """Condition that a row of the table has the key of `alias`."""
+        return " AND ".join(f"{self.table}.{quote(k)} = {alias}.{quote(k)}" for k in self.key)
+
+    def _cast(self, name: str) -> str:
+        return f"{self._as_declared(name)} AS {quote(name)}"
+
+    def _as_declared(self, name: str) -> str:
+        kind = (self._declared or {}).get(name)
+        return f"CAST({quote(name)} AS {kind})" if kind else quote(name)

@@ -1,0 +1,292 @@
+"""A table of a database as a sink, with the ledger beside it. For every database that has a `Session`.
+
+One commit is one transaction: the ledger row first, whose primary key (job, split, start) lets only one writer go on;
+then labels and dead letters, ingested as Arrow into temporary tables and moved by one statement each. Crash points:
+
+1. anywhere before the database commits: nothing happened, whoever comes next does the span again
+2. after that, before we hear of it: the retry finds its own writer's name in the ledger and is done
+
+Rows wait for their commit in a file (`Spool`), so that a lost connection, a deadlock or a lock costs another try only.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeVar, cast
+
+import pyarrow as pa
+
+from tagstream.schemas.block import POSITION, Block, Split
+from tagstream.schemas.dead_letters import DEAD_ROW
+from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
+from tagstream.schemas.fingerprint import Fingerprint, not_ours
+from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.sql_spec import SqlSink
+from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
+from tagstream.transforms.io.common.dead_letter_source import TableLetters
+from tagstream.transforms.io.common.spool import Spool
+from tagstream.transforms.io.contracts import Again, Commit, Progress, again_of
+from tagstream.transforms.io.database.dialect import beside, last_part, quote, table_name
+from tagstream.transforms.io.database.label_table import Target
+from tagstream.transforms.io.database.ledger import Ledger, columns_in
+from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
+from tagstream.transforms.io.database.rows import flat, plain, without_nul
+from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
+
+_SPOOL_BYTES = 256 << 20
+T = TypeVar("T")
+
+
+class _Writer(ChainWriter):
+    def __init__(self, sink: TableSink, split: Split, position: int, commit_every: float) -> None:
+        super().__init__(split, position, commit_every)
+        self._sink = sink
+        self._labels: Spool | None = None
+        self._letters: Spool | None = None
+        self._unlabelled: Spool | None = None
+        self._id = uuid.uuid4().hex
+
+    @property
+    def due(self) -> bool:
+        waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
+        return super().due or waiting >= _SPOOL_BYTES
+
+    def write(self, block: Block) -> Block:
+        self._sink.know_columns(block.batch.schema)
+        return super().write(without_nul(block) if self._sink.target.refuses_nul else block)
+
+    def _stage(self, block: Block) -> None:
+        order = [] if self._sink.sink.mode == "append" else [POSITION]  # which row of a key is the last one
+        labels = flat(block.batch.select([*self._sink.target.written(block.batch.schema), *order]))
+        self._labels = self._labels or Spool(labels.schema)
+        self._labels.add(labels)
+        if block.dead.num_rows:
+            letters = letter_rows(self._sink.spec.name, block.dead)
+            self._letters = self._letters or Spool(letters.schema)
+            self._letters.add(letters)
+            if again_of(self.split) is not None:  # what the row was labelled before is not its label any more
+                held = block.dead.column(DEAD_ROW)
+                keys = [plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
+                self._unlabelled = self._unlabelled or Spool(
+                    pa.schema(zip(self._sink.target.key, (k.type for k in keys), strict=True))
+                )
+                self._unlabelled.add(pa.RecordBatch.from_arrays(keys, schema=self._unlabelled.schema))
+
+    def _append(self, commit: Commit, seconds: float) -> None:
+        assert self._labels is not None
+        labels = self._labels
+        span = commit.span
+        for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None):
+            try:
+                return self._sink.within(lambda session: self._move(session, commit, seconds, labels))
+            except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
+                writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
+                if writer == self._id:
+                    return None
+                if writer is not None:
+                    raise ChainMovedError(self._sink.end(self.split)) from None
+                if pause is None:
+                    raise SinkError(f"{self._sink.where}: a key is there twice: {failure}") from None
+            time.sleep(pause)  # DuckDB knows of the keys of others before these have committed
+        return None
+
+    def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
+        """One transaction, but for its end."""
+        sink = self._sink
+        sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
+        sink.check_owner(session)
+        before = sink.ledger.end(session, commit.span.split, below=commit.span.start)
+        before = self.split.start if before is None else before
+        if before < commit.span.start:  # the same job has emptied the ledger: its own chain begins below
+            raise LedgerError(sink.overwritten)
+        if before > commit.span.start:
+            raise ChainMovedError(before)
+        if replaces := self.split.payload.get(REPLACES):
+            sink.ledger.forget_letters(session, **replaces)
+        moves = (
+            (labels, sink.target.move),
+            (self._letters, sink.move_letters),
+            (self._unlabelled, sink.target.unlabel),
+        )
+        for spool, move in moves:
+            if spool is not None and spool.rows:
+                staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", spool.reader())
+                move(session, staged, spool.schema)
+                session.run(f"DROP TABLE {staged}")
+
+    def _discard(self) -> None:
+        for spool in (self._labels, self._letters, self._unlabelled):
+            if spool is not None:
+                spool.close()
+        self._labels = self._letters = self._unlabelled = None
+
+
+class TableSink:
+    """See `io.contracts.Sink`. `connect` opens a session; `where` is the database as it may be shown."""
+
+    def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
+        self.spec = spec
+        self.sink = cast("SqlSink", spec.sink)
+        self.sessions = Sessions(connect)
+        self.where = where
+        key = self.sink.key or getattr(spec.source, "key", ()) or tuple(filter(None, [spec.source.id]))
+        if self.sink.mode != "append" and not key:
+            raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key: give source.id or sink.key")
+        if missing := [name for name in key if name not in spec.source.kept]:
+            raise SpecError(f"sink.key: {missing[0]!r} is no id or kept column of the source")
+        dead = getattr(spec.dead_letters, "table", None)
+        self.dead = table_name(dead) if dead else beside(self.sink.table, f"{last_part(self.sink.table)}_dead")
+        self.ledger = Ledger(spec.name, self.sink.table, self.dead)
+        self.target = Target(self.sink, key, spec.source.kept)
+        self.fingerprint = ""
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        self.fingerprint = fingerprint.hash
+
+        def work(session: Session) -> None:
+            there = columns_in(session, self.target.table)
+            self.ledger.create(session)
+            held = self.ledger.job_row(session)
+            made = held.made if held else []
+            if held is not None and held.target != self.sink.table:
+                raise LedgerError(
+                    f"{self.where}: job {self.spec.name!r} already writes to {held.target}; give this one another name"
+                )
+            if held is not None and overwrite:
+                there, made = self.target.clear(session, there, made)
+                self.ledger.forget(session)
+                held = None
+            if held is not None and held.fingerprint.hash != fingerprint.hash:
+                raise LedgerError(self._differs(held.fingerprint, fingerprint))
+            if held is None:
+                self.ledger.insert_job(session, fingerprint)
+            if fingerprint.schema is not None:
+                made = self.target.ensure(session, fingerprint.schema, there, made)
+                self.ledger.set_made(session, made)
+
+        self._first(work)
+
+    def know_columns(self, schema: pa.Schema) -> None:
+        """Make the table or the columns that are missing, if `prepare` was not told of them."""
+        if self.target.known:
+            return
+
+        def work(session: Session) -> None:
+            there = columns_in(session, self.target.table)
+            held = self.ledger.job_row(session)
+            self.ledger.set_made(session, self.target.ensure(session, schema, there, held.made if held else []))
+
+        self._first(work)
+
+    def _first(self, work: Callable[[Session], None]) -> None:
+        """Run what makes tables: another process may make the same ones in this moment, and is then done first."""
+        for _ in range(3):
+            with suppress(DatabaseError):
+                self.within(work)
+                return
+        raise SinkError(f"{self.where}: other processes make and remove the job's tables all the time")
+
+    def progress(self) -> dict[str, Progress]:
+        return self.within(lambda s: self.ledger.progress(s) if self.ledger.exists(s) else {})
+
+    def plan(self) -> list[Split]:
+        """See `io.contracts.Sink`."""
+        return self.within(lambda s: self.ledger.plan(s) if self.ledger.exists(s) else [])
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        """See `io.contracts.Sink`."""
+        with suppress(DatabaseError):  # another process was first
+            self.within(lambda session: self.ledger.insert_plan(session, planned, more))
+        return self.plan()
+
+    def open(self, split: Split, known: int | None = None) -> _Writer:
+        return _Writer(self, split, self.end(split), self.sink.commit_every)
+
+    def made_by(self) -> Fingerprint | None:
+        """See `io.contracts.ReclassifyingSink`."""
+        held = self.within(lambda s: self.ledger.job_row(s) if self.ledger.exists(s) else None)
+        return held.fingerprint if held else None
+
+    def reclassify(self, fingerprint: Fingerprint, planned: int, more: list[Split]) -> bool:
+        """See `io.contracts.ReclassifyingSink`."""
+
+        def work(session: Session) -> None:
+            for again in filter(None, map(again_of, more[:1])):
+                check_choice(session, self.spec, self.target, again)
+            take_over(session, self.ledger, fingerprint, planned, more)
+
+        with suppress(DatabaseError):  # another process was first
+            self.within(work)
+            return True
+        return False
+
+    def chosen(self, block: Block, again: Again) -> Block:
+        """See `io.contracts.ReclassifyingSink`."""
+        if again.everything:
+            return block
+        return self.within(lambda session: rows_chosen(session, self.spec, self.target, block, again))
+
+    def sample(self, count: int) -> pa.Table:
+        """See `io.contracts.ReadableSink`."""
+
+        def work(session: Session) -> pa.Table:
+            labels = {name for c in self.spec.classify for name in c.columns}
+            ours = {*self.spec.source.kept, self.spec.source.text, *labels}
+            names = [name for name in columns_in(session, self.target.table) or () if name in ours]
+            if not labels & {*names}:
+                return pa.table({})
+            made = " OR ".join(f"{quote(c.as_)} IS NOT NULL" for c in self.spec.classify)
+            select = ", ".join(quote(name) for name in names)
+            return session.query(f"SELECT {select} FROM {self.target.table} WHERE {made} LIMIT {count}")
+
+        return self.within(work)
+
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetters:
+        """See `io.contracts.ReplayingSink`."""
+        ledger = self.ledger
+        groups = self.within(lambda session: ledger.letters(session) if ledger.exists(session) else [])
+
+        def fetch(split: str, stop: int) -> pa.Table:
+            return self.within(lambda session: ledger.letters_below(session, split, stop))
+
+        return TableLetters(f"{self.where}: {self.dead}", kept(), self.spec.blocks, groups, fetch)
+
+    def end(self, split: Split) -> int:
+        """Where the split's chain ends."""
+        end = self.within(lambda session: self.ledger.end(session, split.id))
+        return split.start if end is None else end
+
+    def within(self, work: Callable[[Session], T]) -> T:
+        """What `work` returns, in one transaction, retried as a whole. Raises SinkError; DatabaseError: it exists."""
+
+        def attempt() -> T:
+            with self.sessions.lent() as session:
+                result = work(session)
+                session.commit()
+                return result
+
+        return retried(attempt, SinkError, lambda message: f"{self.where}: {message}")
+
+    def check_owner(self, session: Session) -> None:
+        """The output still belongs to this job as it was when it began, and does until the transaction ends."""
+        held = self.ledger.job_row(session, session.dialect.keep_row)
+        if held is None or held.fingerprint.hash != self.fingerprint:
+            raise LedgerError(self.overwritten)
+
+    @property
+    def overwritten(self) -> str:
+        """What to tell a run whose output is gone."""
+        return f"{self.where}: the output of job {self.spec.name!r} was overwritten while this one ran"
+
+    def move_letters(self, session: Session, staged: str, schema: pa.Schema) -> None:
+        names = ", ".join(quote(name) for name in schema.names)
+        session.run(f"INSERT INTO {self.dead} ({names}) SELECT {names} FROM {staged}")
+
+    def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
+        told = not_ours(self.sink.path, held, mine, f"another job {self.spec.name!r}")
+        again = "" if self.sink.mode == "append" else "--reclassify labels its rows again, key by key; "
+        return f"{told}\n{again}--overwrite replaces it; another name and table write beside it"

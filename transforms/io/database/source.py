@@ -1,0 +1,262 @@
+"""A table or a query with a key as a source. For every database that has a `Session`.
+
+What is a position that stays true while rows are inserted, deleted and updated? None that counts rows. So:
+
+- **Planning** cuts the key space once into ranges (lo, hi] of `split_rows` rows each: exact quantiles, whatever the
+  distribution. The sink keeps the plan, and whoever plans first wins; later runs and other processes take that plan.
+- **A split is read and committed whole**: its positions, row numbers in key order, matter only inside one attempt. A
+  kill costs at most one split's work. Positions end at `END`, whatever number of rows there was.
+- Rows inserted into a range that is not read yet are labelled with it; into one that was read, or above the last
+  range, they are not: `only_new` plans another range above the highest key each time. Keys must therefore ascend with
+  time for `only_new` to find every row; a row whose key commits late, below the highest key seen, is not found.
+- A split is read in one snapshot where the database has one (PostgreSQL: REPEATABLE READ), page by page, `key > last`,
+  in the key's order as the database sees it; values are bound, never pasted. A connection that is lost in between
+  is opened again and reading goes on above the last key, in a new snapshot.
+
+The key must be unique and not null; planning checks it, and reading again.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tagstream.schemas.block import END, Block, Span, Split, split_id
+from tagstream.schemas.dead_letters import empty_batch, no_dead
+from tagstream.schemas.errors import SourceError
+from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.sql_spec import SqlSource
+from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns, check_planned
+from tagstream.transforms.io.database.dialect import Column, Values, last_part, quote, table_name
+from tagstream.transforms.io.database.session import DatabaseError, Kind, Session, Sessions, retried
+
+_FIRST_PAGE = 256
+_PAGE_BYTES = 32 << 20
+"""Text and kept columns that are fetched at once; a page of rows much longer than those before may exceed it."""
+Key = list[pa.Scalar]
+
+
+class TableSource:
+    """See `io.contracts.PlanningSource`. `connect` opens a session; `where` is the database as it may be shown."""
+
+    def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
+        self.spec = cast("SqlSource", spec.source)
+        self.sessions = Sessions(connect)
+        self.relation = table_name(self.spec.table) if self.spec.table else f"({_select(self.spec)}) AS q"
+        self.where = f"{where}: {self.spec.table or 'query'}"
+        self.columns = self._inspect()
+        self.kept = check_columns(self._schema(self.columns), self.spec, self.where)
+        self.cutter = BlockCutter(self.spec, self.kept, spec.blocks)
+        self.row_bytes: float | None = None
+
+    def splits(self) -> list[Split]:
+        """The plan of a first run."""
+        return self.more_splits([])
+
+    def more_splits(self, planned: list[Split]) -> list[Split]:
+        """Splits of the rows above all that are planned, if the specification asks for them."""
+        check_planned(planned, "relation", self.relation)
+        if planned and not self.spec.only_new:
+            return []
+        low = planned[-1].payload["hi"] if planned else None
+        return retried(lambda: self._plan(low), SourceError, lambda message: f"{self.where}: {message}")
+
+    def read(self, split: Split, start: int) -> Iterator[Block]:
+        """The split from its first row on, whatever `start` is; rows below it are dropped."""
+        if start < END:
+            yield from (block.after(start) for block in self._blocks(split) if block.span.stop > start)
+
+    def _blocks(self, split: Split) -> Iterator[Block]:
+        high, last = self._decode(split.payload["hi"]), self._decode(split.payload["lo"])
+        position, before = 0, None
+        with self._reading() as reader:
+            while True:
+                rows = reader.rows()
+                page = reader.page(last, cast("Key", high), rows)
+                if page.num_rows:
+                    keys = page.select(self.spec.key)
+                    self._refuse_duplicates(keys if before is None else pa.concat_tables([before, keys]))
+                    before = keys.slice(keys.num_rows - 1)
+                    last = [before[name][0] for name in self.spec.key]
+                    for batch in page.combine_chunks().to_batches():
+                        yield from self.cutter.cut(split.id, batch, position)
+                        position += batch.num_rows
+                if page.num_rows < rows:
+                    break
+        yield Block(Span(split.id, position, END), empty_batch(self.cutter.schema), no_dead(self.kept))
+
+    @contextmanager
+    def _reading(self) -> Iterator[_Reader]:
+        reader = _Reader(self)
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    def _inspect(self) -> list[Column]:
+        def work() -> list[Column]:
+            with self.sessions.lent() as session:
+                every = session.query(f"SELECT * FROM {self.relation} WHERE 1 = 0").schema.names
+                wanted = [n for n in dict.fromkeys([*self.spec.kept, self.spec.text]) if n in every]
+                found = {c.name: c for c in session.dialect.columns(session.query, self.relation, wanted)}
+                return [found.get(name) or Column(name, quote(name), pa.null()) for name in every]
+
+        return retried(work, SourceError, lambda message: f"{self.where}: {message}")
+
+    def _schema(self, columns: list[Column]) -> pa.Schema:
+        return pa.schema([(column.name, column.type) for column in columns])
+
+    def _plan(self, low: Any) -> list[Split]:
+        with self.sessions.lent() as session:
+            for statement in session.dialect.begin:
+                session.run(statement)
+            key = ", ".join(quote(name) for name in self.spec.key)
+            nulls = " OR ".join(f"{quote(name)} IS NULL" for name in self.spec.key)
+            if session.query(f"SELECT 1 FROM {self.relation} WHERE {nulls} LIMIT 1").num_rows:
+                raise SourceError(
+                    f"{self.where}: there are rows whose key ({key}) is NULL; give a key that every row has"
+                )
+            values = Values(session.dialect)
+            where = self.range_clause(values, self._decode(low), None)
+            same = f"SELECT {key} FROM {self.relation} {where} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
+            if (double := session.query(same, values.given)).num_rows:
+                raise SourceError(
+                    f"{self.where}: the key ({key}) is not unique: {double.to_pylist()[0]} is there twice"
+                )
+            select = ", ".join(column.expression for column in self.columns_of(self.spec.key))
+            bounds = session.query(
+                f"SELECT {select}, n_ FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS n_, "
+                f"count(*) OVER () AS of_ FROM {self.relation} {where}) AS r_ "
+                f"WHERE n_ % {self.spec.split_rows} = 0 OR n_ = of_ ORDER BY n_",
+                values.given,
+            )
+        return self._splits(bounds, low)
+
+    def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
+        """One split up to each bound; the rows' numbers are in the last column."""
+        splits, first = [], 0
+        numbers = bounds.columns[-1].to_pylist()
+        stem = last_part(self.spec.table) if self.spec.table else "query"
+        for row, number in enumerate(numbers):
+            high = _encode([bounds[name][row] for name in self.spec.key])
+            payload = {"relation": self.relation, "lo": low, "hi": high}
+            splits.append(Split(split_id(stem, **payload), 0, END, payload, planned=number - first))
+            low, first = high, number
+        return splits
+
+    def range_clause(self, values: Values, low: Key | None, high: Key | None) -> str:
+        """WHERE clause of the keys above `low` and up to `high`."""
+        parts = []
+        for bound, compare in ((low, ">"), (high, "<=")):
+            if bound is not None:
+                casts = [column.declared for column in self.columns_of(self.spec.key)]
+                marks = [values.add(value, cast) for value, cast in zip(bound, casts, strict=True)]
+                parts.append(values.dialect.above(self.spec.key, marks, compare))
+        return f"WHERE {' AND '.join(parts)}" if parts else ""
+
+    def columns_of(self, names: Sequence[str]) -> list[Column]:
+        return [next(column for column in self.columns if column.name == name) for name in names]
+
+    def _refuse_duplicates(self, keys: pa.Table) -> None:
+        """`keys` are in order, so that equal ones are neighbours."""
+        if keys.num_rows < 2:
+            return
+        same = [
+            pc.equal(column.slice(1), column.slice(0, keys.num_rows - 1)) for column in keys.combine_chunks().columns
+        ]
+        for more in same[1:]:
+            same[0] = pc.and_(same[0], more)
+        if pc.any(same[0]).as_py():
+            raise SourceError(f"{self.where}: the key ({', '.join(self.spec.key)}) is not unique any more")
+
+    def _decode(self, key: Any) -> Key | None:
+        if key is None:
+            return None
+        if isinstance(key, str):
+            with pa.ipc.open_stream(base64.b64decode(key)) as stream:
+                return [column[0] for column in stream.read_all().columns]
+        return [
+            pa.scalar(value, column.type) for value, column in zip(key, self.columns_of(self.spec.key), strict=True)
+        ]
+
+
+class _Reader:
+    """Pages of one split, in one snapshot as long as the connection lives."""
+
+    def __init__(self, source: TableSource) -> None:
+        self.source = source
+        self._session: Session | None = None
+
+    def rows(self) -> int:
+        """Rows to ask for, by the size of those seen before."""
+        size = self.source.row_bytes
+        return _FIRST_PAGE if size is None else max(1, min(self.source.spec.split_rows, int(_PAGE_BYTES / size)))
+
+    def page(self, low: Key | None, high: Key, rows: int) -> pa.Table:
+        """The next rows above `low`, as the columns that blocks are made of."""
+        source = self.source
+
+        def work() -> pa.Table:
+            try:
+                if self._session is None:
+                    self._session = source.sessions.take()
+                    for statement in self._session.dialect.begin:
+                        self._session.run(statement)
+                wanted = source.columns_of(list(dict.fromkeys([*source.spec.kept, source.spec.text])))
+                values = Values(self._session.dialect)
+                where = source.range_clause(values, low, high)
+                order = ", ".join(f"q.{quote(name)}" for name in source.spec.key)  # the column, not its selected text
+                relation = f"{source.relation} AS q" if source.spec.table else source.relation
+                found = self._session.query(
+                    f"SELECT {', '.join(c.expression for c in wanted)} FROM {relation} {where} "
+                    f"ORDER BY {order} LIMIT {rows}",
+                    values.given,
+                )
+                if not self._session.dialect.begin:  # no snapshot: hold no lock between pages
+                    self._session.rollback()
+                return _as_inspected(found, wanted)
+            except DatabaseError as failure:
+                self.close(lost=failure.kind is Kind.LOST)
+                raise
+            except pa.ArrowException as error:
+                raise DatabaseError(f"a value does not fit its column: {error}", Kind.OTHER) from None
+
+        page = retried(work, SourceError, lambda message: f"{source.where}: {message}")
+        if page.num_rows:
+            source.row_bytes = max(page.nbytes / page.num_rows, 1.0)
+        return page
+
+    def close(self, *, lost: bool = False) -> None:
+        if self._session is not None:
+            self.source.sessions.give(self._session, lost=lost)
+            self._session = None
+
+
+def _as_inspected(table: pa.Table, columns: list[Column]) -> pa.Table:
+    """Values as the types that planning saw; a page of nulls has any type."""
+    arrays = [
+        pa.nulls(table.num_rows, column.type) if values.null_count == len(values) else values.cast(column.type)
+        for column, values in zip(columns, table.columns, strict=True)
+    ]
+    return pa.table(arrays, [column.name for column in columns])
+
+
+def _select(spec: SqlSource) -> str:
+    query = (spec.query or "").strip().rstrip(";")
+    return f"{query}\n" if "--" in query.rpartition("\n")[2] else query  # a comment must not hide what follows
+
+
+def _encode(key: Key) -> Any:
+    """JSON for whole numbers and text, an Arrow stream in base64 for everything else: exact, for every type."""
+    if all(pa.types.is_integer(value.type) or pa.types.is_string(value.type) for value in key):
+        return [value.as_py() for value in key]
+    batch = pa.RecordBatch.from_arrays([pa.array([v.as_py()], v.type) for v in key], [str(i) for i in range(len(key))])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    return base64.b64encode(sink.getvalue()).decode()

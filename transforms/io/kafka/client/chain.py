@@ -1,0 +1,345 @@
+"""The Kafka client, fifth part: one atomic append to the chain of one input partition.
+
+A `Chain` is a transactional producer (`python_producer`) whose transactional id is fixed by job and input partition.
+Its `commit` writes output records and the input position in one transaction, and never reports success without proof.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from kafka import errors
+from kafka.structs import ConsumerGroupMetadata
+
+from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
+from tagstream.transforms.io.kafka.client.cluster import DECIDED_MS, Cluster, Partition
+from tagstream.transforms.io.kafka.client.contracts import Position, Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.watchdog import deadline
+
+log = logging.getLogger(__name__)
+
+NOT_OURS = (
+    errors.CommitFailedError,
+    errors.IllegalGenerationError,
+    errors.UnknownMemberIdError,
+    errors.FencedInstanceIdError,
+)
+HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, errors.UnsupportedVersionError)
+AGAIN = (errors.ProducerFencedError, errors.RequestTimedOutError)
+"""Why a producer may not start that starts the next time."""
+ATTEMPTS = 8
+DECIDED_SECONDS = DECIDED_MS / 1000 + 10
+FORGETFUL_SECONDS = 45.0
+ENDS: dict[tuple[str, str], int] = {}
+"""By servers and transactional id: the furthest end of a chain that a broker has told this process of."""
+
+
+class PartitionLostError(Exception):
+    """The group has given this partition to another member. Internal: the block is dropped, its new owner does it."""
+
+
+class Chain:
+    """The chain of one input partition; its end is the offset that the group has committed.
+
+    `metadata` gives the group's current generation and member id; with a subscribed consumer the broker refuses a
+    zombie by them (rule 1). `committed` reads the committed offset and its note, `owned` says whether the group still
+    gives us the partition. The note beside the offset names the job and this object. One thread commits; `open` and
+    `close` may come from another, during a rebalance.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        transactional_id: str,
+        partition: Partition,
+        *,
+        metadata: Callable[[], ConsumerGroupMetadata],
+        committed: Callable[[], tuple[int, str] | None],
+        owned: Callable[[], bool] = lambda: True,
+        library: str = "kafka-python",
+        compression: str | None = None,
+        note: str = "",
+        adopts: bool = False,
+        member: object = None,
+        rivals: Callable[[], list[tuple[str, str]]] = list,
+    ) -> None:
+        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
+        group, chains of one may share a transaction. `rivals`: client and host of each process that may commit this
+        chain's offset by another chain's transactions, which this chain's transactional id does not fence; none may be.
+        """
+        self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
+        self.position: int | None = None
+        """Where the chain ends; None when it has not begun."""
+        self._me = uuid.uuid4().hex[:16]
+        self._last_writer = ""
+        self.doubts = 0
+        self._adopts, self._rivals = adopts, rivals
+        self.member = member
+        self._metadata, self._committed, self._owned = metadata, committed, owned
+        self._producer = make_producer(library, cluster, transactional_id, compression)
+        self._started = False
+        self._closed = False
+        self._lock = threading.RLock()
+
+    def open(self) -> int | None:
+        """Takes the chain over and reads where it ends. What an earlier owner left open is aborted first.
+
+        Raises SinkError when the cluster doesn't let us, LedgerError when the group belongs to another job.
+        """
+        with self._lock:
+            self._closed = False
+            self._reopen()
+            return self.position
+
+    def close(self) -> None:
+        """Lets go without aborting: whoever opens next does that. A commit under way ends as PartitionLostError."""
+        self._closed = True
+        self._discard()
+
+    def commit(self, records: Iterable[Record], start: int, stop: int) -> None:
+        """Appends `records` and moves the chain's end from `start` to `stop`, both or neither, exactly once.
+
+        Where the process may die, and what follows (the next owner runs `open`):
+
+        1. before begin: nothing has happened; the span is read again.
+        2. while records are sent: the transaction is open; `open` aborts it, read_committed readers never see it.
+        3. after the offsets, before the commit: as 2, the offsets vanish with the records.
+        4. while the commit is under way: the coordinator has decided or not; `open` waits for its decision, and the
+           committed offset says which it was.
+        5. after the commit: the committed offset is `stop`; the span is not read again.
+
+        A doubt in a living process is treated as a death: never commit or abort, rebuild, ask the committed offset
+        (rule 5). Raises ChainMovedError when another owner has appended, PartitionLostError when the partition
+        is not ours any more, RecordTooLargeError, SinkError when the cluster will never take it.
+        """
+        records = list(records)
+        with self._lock:
+            for attempt in range(ATTEMPTS):
+                if self._closed or not self._owned():
+                    raise PartitionLostError(str(self.partition))
+                if attempt:  # two that take the chain from each other again and again: one of them waits
+                    self._give_up_in_time()
+                    time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
+                if not self._started:
+                    self._reopen()
+                generation = self._generation()
+                if self.position is not None and self.position != start:
+                    if self.position == stop and self._last_writer == self._me:
+                        return  # the doubtful transaction had taken place
+                    raise ChainMovedError(self.position)
+                try:
+                    self._producer.transact(records, [self._at(stop)], generation)
+                except NOT_OURS as error:
+                    self._discard()
+                    raise PartitionLostError(f"{self.partition}: {error}") from error
+                except RecordTooLargeError:
+                    self._discard()
+                    raise
+                except HOPELESS:
+                    self._discard()
+                    with self.cluster.explained("write", SinkError):
+                        raise
+                except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
+                    self.doubts += 1
+                    log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
+                    self._discard()
+                else:
+                    self._stands_at(stop)
+                    return
+            raise SinkError(f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above")
+
+    def _reopen(self) -> None:
+        """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
+
+        Again and again when another takes the id meanwhile or a broker is slow, for a while.
+        """
+        self._discard()
+        for _ in range(ATTEMPTS):
+            try:
+                return self._open_once()
+            except SinkError as error:
+                if not isinstance(error.__cause__, AGAIN):
+                    raise
+                failed = error
+                self._give_up_in_time()
+        raise failed
+
+    def _open_once(self) -> None:
+        with self.cluster.explained("start a transactional producer", SinkError):
+            try:
+                self._producer.start()
+            except BaseException:
+                self._producer.shut()
+                raise
+        try:
+            self._alone()  # a member that comes later opens this chain too, and so ends this producer
+            committed = self._read_end()
+        except BaseException:
+            self._producer.shut()
+            raise
+        note, _, self._last_writer = ((committed[1] or "") if committed else "").partition(" ")
+        if committed and note != self.note and (note or not self._adopts):
+            self._producer.shut()
+            raise LedgerError(another_job(str(self.partition), note, self.note))
+        self._stands_at(None if committed is None else committed[0])
+        self._started = True
+
+    def _alone(self) -> None:
+        """Raises SinkError if another process reads the partitions live: the transactional ids would not tell us."""
+        with self.cluster.explained("look for the group's members", SinkError):
+            found = self._rivals()
+        if found:
+            client, host = found[0]
+            raise SinkError(
+                f"{self.partition}: the job runs live in another process ({client} at {host}): end it first (after a "
+                "kill its session takes a while to end), or let it do this too"
+            )
+
+    def _read_end(self) -> tuple[int, str] | None:
+        """The committed offset and its note; never one behind what a broker has told this process before.
+
+        Kafka 4.1.1 was seen to forget acknowledged offsets of a group after kill -9 of a lone broker with a long
+        offsets topic: what lies between would be labelled a second time. Waits for a better answer, then LedgerError.
+        """
+        known, until = ENDS.get((self.cluster.servers, self.id)), time.monotonic() + FORGETFUL_SECONDS
+        while True:
+            with (
+                self.cluster.explained("read the committed offset", SinkError),
+                deadline(DECIDED_SECONDS, f"{self.id}: read the committed offset"),
+            ):
+                committed = self._committed()
+            if known is None or (committed is not None and committed[0] >= known):
+                return committed
+            if self._closed or not self._owned():
+                raise PartitionLostError(str(self.partition))
+            self._give_up_in_time()
+            found = "none" if committed is None else f"{committed[0]:,}"
+            if time.monotonic() > until:
+                raise LedgerError(
+                    f"{self.partition}: the broker has acknowledged position {known:,} to this process, and now says "
+                    f"{found}: messages between would get a second label. If nobody has reset the group's offsets, "
+                    "restart the group's coordinator (a broker), which then reads its log again, and start the job "
+                    f"again once the group's offset is {known:,}"
+                )
+            log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
+            STOP.wait(1.0)
+
+    def _generation(self) -> ConsumerGroupMetadata:
+        """Of the group, asked for before it is known that the partition is ours: who is given it later is of a later
+        generation, and the broker refuses this one then. Raises PartitionLostError.
+        """
+        try:
+            generation = self._metadata()
+        except NOT_OURS as error:
+            raise PartitionLostError(f"{self.partition}: {error}") from error
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        return generation
+
+    def _ready(self, start: int) -> bool:
+        """For a transaction from `start`, without asking anybody."""
+        ours = self._started and not self._closed and self._owned()
+        known = ENDS.get((self.cluster.servers, self.id))
+        return ours and self.position == known and (known is None or known == start)
+
+    def _settle_doubt(self, chains: list[Chain]) -> None:
+        """After a doubtful transaction for `chains`, before any of them goes on: nothing of it comes late.
+
+        A carrier that is not ours any more was of an older generation, which no offset is taken from.
+        """
+        if self._closed or not self._owned():
+            return
+        try:
+            self._reopen()
+        except PartitionLostError:
+            for chain in chains:
+                chain._closed = True  # noqa: SLF001
+
+    def _give_up_in_time(self) -> None:
+        """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
+        if STOP.is_set() and not STOP.seconds_left():
+            raise PartitionLostError(str(self.partition))
+
+    def _at(self, stop: int) -> Position:
+        return Position(self.partition, stop, f"{self.note} {self._me}")
+
+    def _stands_at(self, position: int | None) -> None:
+        self.position = position
+        if position is not None:
+            ENDS[self.cluster.servers, self.id] = position
+
+    def _discard(self) -> None:
+        self._started = False
+        self._producer.shut()
+
+
+class Append(NamedTuple):
+    """What `commit_together` does to one chain; see `Chain.commit`."""
+
+    chain: Chain
+    records: list[Record]
+    start: int
+    stop: int
+
+
+def commit_together(appends: list[Append]) -> bool:
+    """Appends to several chains of one member in one transaction, by the first one's producer: whether it is certain.
+
+    If not, nothing is known: each chain is to `commit` for itself, and asks the broker before.
+    A transaction costs the same for one partition as for many. Where the process may die is as in `Chain.commit`: who
+    takes the first partition over aborts the transaction, and until then the others' committed offsets are undecided
+    and waited for. All partitions of a dead member are taken over in one rebalance. A zombie is refused by its
+    generation (`Chain._generation`), for the others' transactional ids have no part in this.
+    """
+    carrier = appends[0].chain
+    with contextlib.ExitStack() as locks:
+        for append in sorted(appends, key=lambda append: append.chain.id):
+            locks.enter_context(append.chain._lock)  # noqa: SLF001
+        try:
+            generation = carrier._generation()  # noqa: SLF001
+        except PartitionLostError:
+            return False
+        if not all(append.chain._ready(append.start) for append in appends):  # noqa: SLF001
+            return False
+        records = [record for append in appends for record in append.records]
+        positions = [append.chain._at(append.stop) for append in appends]  # noqa: SLF001
+        try:
+            carrier._producer.transact(records, positions, generation)  # noqa: SLF001
+        except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
+            carrier.doubts += 1
+            log.warning("%s: doubt about a transaction for %d partitions: %r", carrier.id, len(appends), error)
+            for append in appends:
+                append.chain._discard()  # noqa: SLF001
+            carrier._settle_doubt([append.chain for append in appends])  # noqa: SLF001
+            return False
+        for append in appends:
+            append.chain._stands_at(append.stop)  # noqa: SLF001
+        return True
+
+
+def forget_ends(cluster: Cluster, ids: str) -> None:
+    """Of the chains whose transactional ids begin with `ids`: their positions are about to be deleted."""
+    for key in [key for key in ENDS if key[0] == cluster.servers and key[1].startswith(ids)]:
+        del ENDS[key]
+
+
+def another_job(where: str, theirs: str, ours: str) -> str:
+    """What to tell when the note beside a committed offset is not ours."""
+    if not theirs:
+        return (
+            f"the group's position in {where} was committed by another program: messages before it may have no label. "
+            "Give the job a group of its own (source.group); or go on from there, with --set source.start=committed"
+        )
+    return (
+        f"the group's position in {where} belongs to another job: its fingerprint is {theirs}, this one is {ours}. "
+        "Give the job another name, or --overwrite to forget its positions and begin again"
+    )

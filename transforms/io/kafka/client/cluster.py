@@ -1,0 +1,284 @@
+"""The Kafka client behind one small interface, first part: where a cluster is, what its topics hold, errors, records.
+
+The others are `python_consumer` and `member` (poll), `python_producer` and `chain` (commit). None of them
+knows what a record means or what a label is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from kafka import KafkaConsumer, TopicPartition, errors
+from kafka.admin import KafkaAdminClient
+
+from tagstream.schemas.errors import SourceError, TagstreamError
+from tagstream.transforms.runtime.watchdog import deadline
+
+CONNECT_SECONDS = 8.0
+DECIDED_MS = 90_000
+"""How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
+HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
+REFRESH = {"reconnect_backoff_max_ms": 1000, "metadata_max_age_ms": 10_000}
+"""Of consumers: how long it takes at most to notice a broker that is back, and partitions that were added."""
+RECORDS = pa.schema(
+    [
+        ("key", pa.binary()),
+        ("value", pa.binary()),
+        ("headers", HEADERS),
+        ("timestamp", pa.timestamp("ms")),
+        ("partition", pa.int32()),
+        ("offset", pa.int64()),
+    ]
+)
+"""What a member hands on: one row a message, offsets ascending."""
+PROTECTED = {
+    "bootstrap_servers", "group_id", "group_instance_id", "enable_auto_commit", "auto_offset_reset", "isolation_level",
+    "transactional_id", "enable_idempotence", "acks", "retries", "max_in_flight_requests_per_connection",
+    "key_deserializer", "value_deserializer", "key_serializer", "value_serializer", "partitioner", "kafka_client",
+}  # fmt: skip
+"""Client properties that exactly-once delivery rests on; a specification can't set them."""
+TRANSIENT = (errors.RetriableError, errors.BrokerNotAvailableError, OSError)
+"""Errors that a broker which comes back ends."""
+
+
+class Partition(NamedTuple):
+    """One partition of one topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.number}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where a cluster is and how to log in. `client`: any property of kafka-python, `PROTECTED` ones excepted.
+
+    `sasl_oauth_token_provider` is given as "module:Class", a class derived from the client's AbstractTokenProvider.
+    Secrets are in `client`, so it is never printed.
+    """
+
+    servers: str
+    client: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def properties(self, known: Mapping[str, Any], **ours: Any) -> dict[str, Any]:
+        """Constructor arguments for a kafka-python class whose defaults are `known`; SourceError for unknown names."""
+        if refused := sorted(PROTECTED & self.client.keys()):
+            raise SourceError(f"client property {refused[0]!r} can't be set: exactly-once delivery depends on it")
+        from kafka import KafkaProducer
+
+        anywhere = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
+        if unknown := sorted(self.client.keys() - anywhere):
+            raise SourceError(f"kafka-python has no client property {unknown[0]!r}")
+        given = {name: value for name, value in self.client.items() if name in known}
+        if isinstance(provider := given.get("sasl_oauth_token_provider"), str):
+            given["sasl_oauth_token_provider"] = _made(provider)
+        ours = {"bootstrap_servers": self.servers, "bootstrap_timeout_ms": int(CONNECT_SECONDS * 1000)} | ours
+        return ours | given
+
+    def consumer(self, **ours: Any) -> KafkaConsumer:
+        """A connected consumer that never moves its position by itself (rule 7)."""
+        safe = {
+            "enable_auto_commit": False,
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "none",
+            "allow_auto_create_topics": False,
+            "metrics_enabled": True,
+        }
+        arguments = self.properties(KafkaConsumer.DEFAULT_CONFIG, **(safe | REFRESH | ours))
+        with self.explained("connect", SourceError), deadline(60, f"connect to {self.servers}"):
+            return KafkaConsumer(**arguments)
+
+    def require(self, consumer: KafkaConsumer, topics: tuple[str, ...]) -> list[Partition]:
+        """All partitions of the topics; SourceError for one that is not there or not allowed."""
+        cluster, manager = consumer._cluster, consumer._manager  # noqa: SLF001 — public calls want metadata of all topics
+        with self.explained(f"read {', '.join(topics)}", SourceError), deadline(60, "read metadata"):
+            cluster.set_topics(list(topics))
+            for _ in range(3):  # the first answer may be to a request from before `set_topics`
+                consumer._net.run(manager.wait_for, cluster.request_update(), 10_000)  # noqa: SLF001
+                if refused := cluster.unauthorized_topics & set(topics):
+                    raise errors.TopicAuthorizationFailedError(refused)
+                numbers = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+                if all(numbers.values()):
+                    break
+            if missing := [topic for topic in topics if not numbers[topic]]:
+                raise SourceError(f"topic {missing[0]!r} does not exist on {self.servers}; create it first")
+        return [Partition(topic, number) for topic in topics for number in sorted(numbers[topic])]
+
+    def partitions(self, topics: tuple[str, ...]) -> list[Partition]:
+        """All partitions of the topics, through a connection of its own."""
+        with contextlib.closing(self.consumer()) as consumer:
+            return self.require(consumer, topics)
+
+    def members(self, group: str) -> list[tuple[str, str]]:
+        """Client id and host of each member of a consumer group. Raises KafkaError, without permission for one."""
+        with (
+            deadline(60, f"describe group {group}"),
+            contextlib.closing(KafkaAdminClient(**self.properties(KafkaAdminClient.DEFAULT_CONFIG))) as admin,
+        ):
+            found = admin.describe_groups([group])[group]["members"]
+        return [(member["client_id"], member["client_host"].lstrip("/")) for member in found]
+
+    @contextlib.contextmanager
+    def explained(self, what: str, kind: type[TagstreamError]) -> Iterator[None]:
+        """Turns the client's errors into one of ours which says what to do, with the client's own last words."""
+        log = _LastWords()
+        logger = logging.getLogger("kafka")
+        logger.addHandler(log)
+        try:
+            yield
+        except TagstreamError:
+            raise
+        except Exception as error:
+            cause = log.cause if isinstance(error, errors.KafkaTimeoutError) and log.cause else error
+            explained = kind(explain(cause, self.servers, what))
+            explained.transient = isinstance(cause, TRANSIENT)
+            raise explained from error
+        finally:
+            logger.removeHandler(log)
+
+
+def _made(provider: str) -> Any:
+    """An object of the class that "module:Class" names."""
+    module, _, name = provider.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise SourceError(f"client.sasl_oauth_token_provider {provider!r} is no module:Class: {error}") from None
+
+
+def explain(error: BaseException, servers: str, what: str) -> str:
+    """One sentence for a user: what failed, why, and what to look at."""
+    detail = str(error) or type(error).__name__
+    match error:
+        case errors.SaslAuthenticationFailedError() | errors.UnsupportedSaslMechanismError():
+            return f"can't {what}: {servers} refuses the credentials ({detail}); check the sasl_* settings"
+        case errors.UnknownTopicOrPartitionError():
+            return f"can't {what}: the topic does not exist on {servers}; create it first"
+        case errors.TopicAuthorizationFailedError():
+            return f"can't {what}: no permission for this topic on {servers} ({detail}); ask for an ACL"
+        case errors.GroupAuthorizationFailedError():
+            return f"can't {what}: no permission for this consumer group on {servers}; ask for an ACL"
+        case errors.TransactionalIdAuthorizationFailedError():
+            return f"can't {what}: no permission for this job's transactional ids on {servers}; ask for an ACL"
+        case errors.InconsistentGroupProtocolError():
+            return (
+                f"can't {what}: the consumer group is in use by another program, which shares partitions otherwise; "
+                "give the job a group of its own (source.group)"
+            )
+        case errors.FencedInstanceIdError():
+            return (
+                f"can't {what}: another process has come under the same name and has the partitions now; give each "
+                "process a name of its own (source.instance_id)"
+            )
+        case errors.AuthorizationError():
+            return f"can't {what}: no permission on {servers} ({detail})"
+        case errors.KafkaConnectionError() if "certificate" in detail.lower():
+            return f"can't {what}: the certificate of {servers} is not accepted ({detail}); check the ssl_* settings"
+        case errors.KafkaConnectionError() if "disconnected" in detail:
+            return (
+                f"can't {what}: {servers} closes the connection during the handshake ({detail}); check "
+                "security_protocol, sasl_mechanism, user and password"
+            )
+        case errors.InvalidReceiveError():
+            return f"can't {what}: {servers} answers in another protocol ({detail}); check security_protocol and port"
+        case errors.KafkaConnectionError() | OSError():
+            return f"can't {what}: no Kafka broker of this protocol answers at {servers} ({detail})"
+        case errors.KafkaTimeoutError():
+            return f"can't {what}: {servers} does not answer in time ({detail})"
+    return f"can't {what} on {servers}: {type(error).__name__}: {detail}"
+
+
+def topic_partition(partition: Partition) -> TopicPartition:
+    """The client's own name of a partition."""
+    return TopicPartition(partition.topic, partition.number)
+
+
+def named(partitions: Iterable[Any]) -> list[Partition]:
+    """Our names of partitions for those of either client, sorted."""
+    return sorted(Partition(p.topic, p.partition) for p in partitions)
+
+
+def committed(consumer: KafkaConsumer, partition: Partition, timeout_ms: int = DECIDED_MS) -> tuple[int, str] | None:
+    """The committed offset of the consumer's group and its note; waits while a transaction on it is undecided."""
+    found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=timeout_ms)
+    return None if found is None else (found.offset, found.metadata)
+
+
+def offsets(consumer: KafkaConsumer, partitions: list[Partition], at: str | int) -> dict[Partition, int]:
+    """Offsets at `earliest`, at `latest` (the end of what is committed) or at a time in ms since the epoch."""
+    names = {topic_partition(p): p for p in partitions}
+    with deadline(60, f"look up offsets at {at}"):
+        if at == "earliest":
+            found = consumer.beginning_offsets(list(names), timeout_ms=20_000)
+        elif at == "latest":
+            found = consumer.end_offsets(list(names), timeout_ms=20_000)
+        else:
+            later = consumer.offsets_for_times({name: int(at) for name in names}, timeout_ms=20_000)
+            end = consumer.end_offsets(list(names), timeout_ms=20_000)
+            found = {name: later[name].offset if later.get(name) else end[name] for name in names}
+    return {partition: int(found[name]) for name, partition in names.items()}
+
+
+def to_records(partition: Partition, records: list[Any]) -> pa.RecordBatch:
+    """The client's record objects as one batch of schema `RECORDS`; a null header value stays null."""
+    return record_batch(
+        partition,
+        [r.key for r in records],
+        [r.value for r in records],
+        [r.headers for r in records],
+        [r.timestamp for r in records],
+        [r.offset for r in records],
+    )
+
+
+def record_batch(
+    partition: Partition,
+    keys: list[bytes | None],
+    values: list[bytes | None],
+    headers: list[Any],
+    timestamps: list[int],
+    at: list[int],
+) -> pa.RecordBatch:
+    """One batch of schema `RECORDS` by its columns; `headers`: a list of pairs each, or nothing."""
+    n = len(at)
+    if any(headers):
+        listed = pa.array([pairs or [] for pairs in headers], HEADERS)
+    else:
+        listed = pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], HEADERS.value_type)).cast(HEADERS)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(keys, pa.binary()),
+            pa.array(values, pa.binary()),
+            listed,
+            pa.array(np.array(timestamps, np.int64)).cast(pa.timestamp("ms")),
+            pa.array(np.full(n, partition.number, np.int32)),
+            pa.array(np.array(at, np.int64)),
+        ],
+        schema=RECORDS,
+    )
+
+
+class _LastWords(logging.Handler):
+    """Keeps the cause of the last failed connection: it is only logged, and the exception says 'timeout'."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.cause: BaseException | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for argument in record.args if isinstance(record.args, tuple) else ():
+            if isinstance(argument, errors.SaslAuthenticationFailedError):
+                self.cause = argument
+            elif isinstance(argument, errors.KafkaError) and not isinstance(
+                argument, errors.KafkaTimeoutError | errors.NodeNotReadyError | errors.RequestTimedOutError
+            ):  # a last attempt that the deadline cut short says nothing
+                self.cause = self.cause if isinstance(self.cause, errors.SaslAuthenticationFailedError) else argument

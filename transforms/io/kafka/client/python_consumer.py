@@ -1,0 +1,165 @@
+"""The Kafka client, second part: a consumer in a group, by kafka-python. `rdkafka_consumer` is lighter.
+
+Positions are set from outside, at each assignment; the client's own committed offsets are never where it goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from kafka import KafkaConsumer, errors
+from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
+
+from tagstream.transforms.io.kafka.client.cluster import (
+    Cluster,
+    Partition,
+    committed,
+    named,
+    to_records,
+    topic_partition,
+)
+from tagstream.transforms.io.kafka.client.contracts import Arrived, Rebalance
+
+
+class PythonConsumer:
+    """kafka-python's."""
+
+    def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
+        self._consumer = cluster.consumer(**ours)
+        self._fenced: errors.FencedInstanceIdError | None = None
+        self._watch_heartbeats()
+        self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, rebalance))
+        try:  # with the metadata known before the first join, the group does not have to join twice
+            self.partitions = cluster.require(self._consumer, topics)
+        except BaseException:
+            self._consumer.close(timeout_ms=1000)
+            raise
+
+    def lookup(self) -> KafkaConsumer:
+        """See GroupConsumer."""
+        return self._consumer
+
+    def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
+        """See GroupConsumer."""
+        self._finish_joining()
+        if self._fenced is not None:
+            raise self._fenced
+        polled = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=rows)
+        found = {}
+        for partition in self.owned():
+            records, at = polled.get(topic_partition(partition)), self._position(partition)
+            if at is not None:
+                found[partition] = Arrived(to_records(partition, records) if records else None, at)
+        return found
+
+    def seek(self, partition: Partition, position: int) -> None:
+        """See GroupConsumer."""
+        self._consumer.seek(topic_partition(partition), position)
+
+    def pause(self, partitions: list[Partition]) -> None:
+        """See GroupConsumer."""
+        self._consumer.pause(*map(topic_partition, partitions))
+
+    def resume(self, partitions: list[Partition]) -> None:
+        """See GroupConsumer."""
+        self._consumer.resume(*map(topic_partition, partitions))
+
+    def owned(self) -> set[Partition]:
+        """See GroupConsumer."""
+        return set(named(self._consumer.assignment()))
+
+    def metadata(self) -> ConsumerGroupMetadata:
+        """See GroupConsumer."""
+        return self._consumer.group_metadata()
+
+    def committed(self, partition: Partition) -> tuple[int, str] | None:
+        """See GroupConsumer."""
+        return committed(self._consumer, partition)
+
+    def commit(self, positions: dict[Partition, int]) -> None:
+        """See GroupConsumer."""
+        self._consumer.commit(_offsets(positions), timeout_ms=30_000)
+
+    def commit_soon(self, positions: dict[Partition, int]) -> None:
+        """See GroupConsumer."""
+        self._consumer.commit_async(_offsets(positions))
+
+    def end(self, partition: Partition) -> int | None:
+        """See GroupConsumer."""
+        name = topic_partition(partition)
+        found = self._consumer.highwater(name) if name in self._consumer.assignment() else None
+        return None if found is None else int(found)
+
+    def silence(self) -> float:
+        """See GroupConsumer."""
+        metrics = self._consumer.metrics() or {}
+        value = metrics.get("consumer-coordinator-metrics", {}).get("last-heartbeat-seconds-ago", 0.0)
+        return float(value) if value == value and value < 1e6 else 0.0  # noqa: PLR0124 — NaN
+
+    def close(self) -> None:
+        """See GroupConsumer."""
+        self._consumer.close(timeout_ms=3000)
+
+    def _position(self, partition: Partition) -> int | None:
+        state = self._consumer._subscription.assignment.get(topic_partition(partition))  # noqa: SLF001 — `position()` may block
+        return None if state is None or state.position is None else int(state.position.offset)
+
+    def _watch_heartbeats(self) -> None:
+        """Notes that another process has the name of this static member: kafka-python 3.0.12 ends its heartbeats then,
+        and does not say so.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        send = coordinator._send_heartbeat_request  # noqa: SLF001
+
+        async def watched() -> Any:
+            try:
+                return await send()
+            except errors.FencedInstanceIdError as error:
+                self._fenced = error
+                raise
+
+        coordinator._send_heartbeat_request = watched  # noqa: SLF001
+
+    def _finish_joining(self) -> None:
+        """Makes the next poll go on with a join that the last one began.
+
+        A leader that joins because partitions were added notes them as assigned before the group has answered; when a
+        poll ends in between, kafka-python 3.0.12 takes the join for done, and the member has no partitions for ever.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+
+
+class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
+    """Runs our part of a rebalance beside the client's event loop, which goes on sending heartbeats."""
+
+    def __init__(self, consumer: KafkaConsumer, rebalance: Rebalance) -> None:
+        self._consumer, self._rebalance = consumer, rebalance
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        await self._beside(self._gained, named(assigned))
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=False), named(revoked))
+
+    async def on_partitions_lost(self, lost: Any) -> None:
+        await self._beside(lambda gone: self._rebalance.let_go(gone, lost=True), named(lost))
+
+    def _gained(self, partitions: list[Partition]) -> None:
+        for partition, at in self._rebalance.gained(partitions).items():
+            self._consumer.seek(topic_partition(partition), at)
+
+    async def _beside(self, work: Callable[[list[Partition]], Any], partitions: list[Partition]) -> Any:
+        with ThreadPoolExecutor(1, thread_name_prefix="rebalance") as pool:
+            future = pool.submit(work, partitions)
+            while not future.done():
+                await self._consumer._net.sleep(0.005)  # noqa: SLF001
+        return future.result()
+
+
+def _offsets(positions: dict[Partition, int]) -> dict[Any, OffsetAndMetadata]:
+    return {topic_partition(p): OffsetAndMetadata(at, "", -1) for p, at in positions.items()}

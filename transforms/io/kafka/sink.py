@@ -1,0 +1,368 @@
+"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`chain.Chain`).
+
+The ledger is the committed offset of a consumer group, whose note is the job's fingerprint. For a Kafka source it is
+the job's group and the input partition; for any other source each split has a group of its own (`job.split`), and its
+position stands as the offset of partition 0 of the output topic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import pyarrow as pa
+from kafka import KafkaConsumer, errors
+from kafka.admin import KafkaAdminClient
+from kafka.structs import ConsumerGroupMetadata
+
+from tagstream.schemas.block import Block, Split
+from tagstream.schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError, TagstreamError
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.contracts import Commit, Progress
+from tagstream.transforms.io.kafka.avro_rows import AvroRows
+from tagstream.transforms.io.kafka.client.chain import (
+    Append,
+    Chain,
+    PartitionLostError,
+    another_job,
+    commit_together,
+    forget_ends,
+)
+from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
+from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.io.kafka.groups import MEMBERS, group_of, replay_group_of
+from tagstream.transforms.io.kafka.messages_in import MESSAGE
+from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
+from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
+from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.watchdog import deadline
+
+if TYPE_CHECKING:
+    from tagstream.transforms.io.kafka.replay import DeadTopic
+
+RETRY_SECONDS = 30.0
+GONE = ("OK", "GroupIdNotFoundError")
+
+
+class _Writer(ChainWriter):
+    def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
+        super().__init__(split, position, 0.0)
+        self._sink, self.chain = sink, chain
+        self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
+        self.records: list[Record] = []
+        self._rows: dict[int, tuple[Block, int]] = {}
+        self._refused = self.bytes = 0
+        self.appended: int | None = None
+        """Where the chain ends since a common transaction."""
+
+    @property
+    def due(self) -> bool:
+        return self.position > self._start
+
+    def _stage(self, block: Block) -> None:
+        staged = self._messages.records(block)
+        self._rows |= enumerate(staged.rows, len(self.records))
+        self.records += staged.records
+        self.bytes += sum(len(record.value or b"") for record in staged.records)
+        self._refused += staged.refused
+
+    def fits(self, others: list[Any]) -> bool:
+        """See `io.contracts.JointWriter`: a block's worth at most, of what one member of the group reads."""
+        if self.chain.member is None or any(w.chain.member is not self.chain.member for w in others):
+            return False
+        together, most = (self, *others), self._sink.job.blocks
+        return sum(len(w.records) for w in together) <= most.rows and sum(w.bytes for w in together) <= most.bytes
+
+    def commit_with(self, others: list[Any]) -> None:
+        """See `io.contracts.JointWriter`: one transaction."""
+        # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
+        writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
+        if commit_together([writer.staged() for writer in writers]):
+            for writer in writers:
+                writer.appended = writer.position
+
+    def staged(self) -> Append:
+        """What a common transaction is to append to this chain."""
+        span = self.check().span
+        return Append(self.chain, self.records, span.start, span.stop)
+
+    def _append(self, commit: Commit, seconds: float) -> Commit:
+        out, dead = commit.rows_out - self._refused, Counter(commit.dead)
+        if self._refused:
+            dead[DeadCode.REFUSED.value] += self._refused
+        while True:
+            try:
+                if self.appended != commit.span.stop:
+                    self.chain.commit(self.records, commit.span.start, commit.span.stop)
+            except PartitionLostError:
+                raise ChainMovedError(self._start) from None
+            except RecordTooLargeError as error:
+                record = self.records[error.index]
+                if (row := self._rows.pop(error.index, None)) is not None:
+                    out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
+                    self.records[error.index] = self._messages.too_large(record, *row)
+                else:
+                    self.records[error.index] = self._messages.without_value(record)
+            else:
+                now = time.time()
+                METRICS.waited([now - r.timestamp / 1000 for r in self.records if r.timestamp is not None])
+                return Commit(commit.span, commit.rows_in, out, dead)
+
+    def _discard(self) -> None:
+        self.records, self._rows, self.appended = [], {}, None
+        self._refused = self.bytes = 0
+
+    def close(self) -> None:
+        super().close()
+        self.chain.close()
+
+
+class _Sink:
+    def __init__(self, spec: JobSpec) -> None:
+        self.job = spec
+        self.spec = cast("KafkaSink", spec.sink)
+        source = spec.source if isinstance(spec.source, KafkaSource) else None
+        servers = self.spec.servers or (source.servers if source else "")
+        client = self.spec.client or (source.client if source and source.servers == servers else {})
+        self.cluster = Cluster(servers, client)
+        dead = spec.dead_letters
+        self.dead_topic = dead.topic if isinstance(dead, KafkaDeadLetters) else f"{self.spec.topic}-dead"
+        self.live_source = source
+        self.group = group_of(spec)
+        self.fingerprint = ""
+        self.encode: Encode = as_json
+        self._adopts = source is not None and source.start == "committed"
+        self._read = {*(source.topics if source else ()), self.dead_topic, self.spec.topic}
+        self._partitions: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_partitions": {}}
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
+        self.fingerprint = fingerprint.hash
+        self._one_cluster()
+        make_producer(self.spec.producer, self.cluster, self.group, None)  # says now what is missing
+        if self.spec.mode == "avro" and fingerprint.schema is not None:
+            self.encode = self._avro(fingerprint.schema)
+        with self.cluster.explained("use the output topics", SinkError):
+            for topic in (self.spec.topic, self.dead_topic):
+                self.count(topic)
+        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
+            found = self._positions(admin)
+            if overwrite and any(found.values()):
+                self._forget(admin, [group for group, positions in found.items() if positions])
+                return
+        for positions in found.values():
+            for partition, at in positions.items():
+                note = (at.metadata or "").partition(" ")[0]
+                theirs = not note and (self._adopts or partition.topic not in self._read)
+                if note != self.fingerprint and not theirs:
+                    raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
+
+    def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
+        """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
+        ends = time.monotonic() + RETRY_SECONDS
+        while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
+            if time.monotonic() > ends or STOP.wait(0.5):
+                group, why = next(iter(refused.items()))
+                raise SinkError(
+                    f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
+                    "still in it, wait until their sessions end, and try again"
+                )
+            groups = list(refused)
+        forget_ends(self.cluster, f"{self.group}/")
+
+    def _one_cluster(self) -> None:
+        """Raises SpecError if labels would go to another cluster than the source's, where their positions are."""
+        source = self.live_source
+        if source is None or source.servers == self.cluster.servers:
+            return
+        if _cluster_id(Cluster(source.servers, source.client)) != _cluster_id(self.cluster):
+            raise SpecError(
+                f"sink.servers {self.cluster.servers} is another cluster than source.servers {source.servers}: labels "
+                "and positions are committed in one transaction, which is within one cluster. Write to the source's "
+                "cluster and mirror the topic"
+            )
+
+    def _avro(self, columns: pa.Schema) -> Encode:
+        """Values by the columns' schema, which is registered first if there is a registry."""
+        columns = pa.schema([field for field in columns if field.name not in MESSAGE])
+        rows = AvroRows(columns, self.job.name, self.spec.avro_schema)
+        if self.spec.registry is None:
+            return rows
+        schema_id = SchemaRegistry(self.spec.registry).register(f"{self.spec.topic}-value", rows.schema)
+        return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
+
+    def progress(self) -> dict[str, Progress]:
+        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
+            found = self._positions(admin)
+        if self.live_source is not None:
+            from tagstream.transforms.io.kafka.replay import replay_split
+            from tagstream.transforms.io.kafka.source import split_of
+
+            topics = sorted(
+                {tp.topic for tps in found.values() for tp in tps} & {*self.live_source.topics, self.dead_topic}
+            )
+            ids = self._topic_ids(topics)
+            return {
+                (split_of if group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
+                for group, tps in found.items()
+                for tp, at in tps.items()
+                if (p := Partition(tp.topic, tp.partition)).topic in ids
+            }
+        return {
+            group.removeprefix(f"{self.group}."): Progress(at.offset)
+            for group, tps in found.items()
+            for tp, at in tps.items()
+            if tp.topic == self.spec.topic
+        }
+
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
+        """See `io.contracts.ReplayingSink`. Raises SpecError for another source: letters of its rows are not whole."""
+        from tagstream.transforms.io.kafka.replay import DeadTopic
+
+        if self.live_source is None:
+            raise SpecError(
+                "dead letters in a topic can be replayed when the source is Kafka too; this one is "
+                f"{self.job.source.type}"
+            )
+        return DeadTopic(self.job, self.live_source, self.cluster, self.dead_topic, self.progress())
+
+    def open(self, split: Split, known: int | None = None) -> _Writer:
+        """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
+        try:
+            chain = self._chain(split)
+            position = chain.open()
+            writer = _Writer(self, split, chain, split.start if position is None else position)
+            if position is None and split.stop is None:
+                chain.position = split.start
+                chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+        except PartitionLostError as error:
+            lost = SinkError(f"{split.payload.get('topic', split.id)}: lost while its chain was opened ({error})")
+            lost.transient = True
+            raise lost from error
+        return writer
+
+    def _chain(self, split: Split) -> Chain:
+        compression = None if self.spec.compression == "none" else self.spec.compression
+        make = functools.partial(
+            Chain,
+            self.cluster,
+            library=self.spec.producer,
+            compression=compression,
+            note=self.fingerprint,
+            adopts=self._adopts,
+        )
+        if "partition" not in split.payload or self.live_source is None:
+            group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
+        else:
+            group = replay_group_of(self.job) if "replays" in split.payload else self.group
+            partition = Partition(split.payload["topic"], split.payload["partition"])
+        identity = f"{self.group}/{split.id}"
+        member = MEMBERS.get((group, partition))
+        if member is not None:
+            tenure = member.tenure(partition)
+            return make(
+                identity,
+                partition,
+                metadata=member.metadata,
+                committed=lambda: member.committed(partition),
+                owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
+                member=member,
+            )
+        if split.stop is None:
+            raise PartitionLostError(f"{partition}: no member of group {group} reads it any more")
+        shared = group == self.group and self.live_source is not None
+        return make(
+            identity,
+            partition,
+            rivals=functools.partial(self.cluster.members, group) if shared else list,
+            metadata=lambda: ConsumerGroupMetadata(group),
+            committed=lambda: _committed(self.cluster, group, partition),
+        )
+
+    def count(self, topic: str) -> int:
+        if topic not in self._partitions:
+            try:
+                self._partitions[topic] = len(self.cluster.partitions((topic,)))
+            except TagstreamError as error:
+                failed = SinkError(f"output: {error}")
+                failed.transient = error.transient
+                raise failed from error
+        return self._partitions[topic]
+
+    def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
+        """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
+        ends = time.monotonic() + RETRY_SECONDS
+        while True:
+            try:
+                groups = self._groups(admin)
+                found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
+            except errors.RetriableError:
+                if time.monotonic() > ends:
+                    raise
+                time.sleep(0.1)
+            else:
+                return found
+
+    def _groups(self, admin: KafkaAdminClient) -> list[str]:
+        if self.live_source is not None:
+            return [self.group, replay_group_of(self.job)]
+        names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in admin.list_groups())
+        return [name for name in names if name.startswith(f"{self.group}.")]
+
+    def _topic_ids(self, topics: list[str]) -> dict[str, object]:
+        if not topics:
+            return {}
+        with contextlib.closing(self.cluster.consumer()) as consumer:
+            self.cluster.require(consumer, tuple(topics))
+            return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def _admin(cluster: Cluster) -> Any:
+    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
+        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
+    with contextlib.closing(admin):
+        yield admin
+
+
+def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int, str] | None:
+    consumer: KafkaConsumer
+    with contextlib.closing(cluster.consumer(group_id=group)) as consumer:
+        try:
+            return committed(consumer, partition, 30_000)
+        except errors.KafkaError as error:
+            failed = SinkError(f"can't read the committed offset of group {group}: {error}")
+            failed.transient = isinstance(error, errors.RetriableError)
+            raise failed from error
+
+
+def _cluster_id(cluster: Cluster) -> str:
+    with cluster.explained("ask for its id", SinkError), _admin(cluster) as admin:
+        return str(admin.describe_cluster()["cluster_id"])
+
+
+class _ReadableSink(_Sink):
+    """Its values say by themselves what they are, as Avro's don't."""
+
+    def sample(self, count: int) -> pa.Table:
+        """See `io.contracts.ReadableSink`."""
+        from tagstream.transforms.io.kafka.sample import newest
+
+        return newest(self.job, self.cluster, count)
+
+
+def open_sink(spec: JobSpec) -> _Sink:
+    """See `io.registry.open_sink`."""
+    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec)

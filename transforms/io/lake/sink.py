@@ -1,0 +1,116 @@
+"""An Iceberg or Delta table as a sink. For every format that has a `LakeTable`.
+
+One commit of the label table holds the rows and the ledger's numbers, and succeeds only if the chain ends where the
+span starts: the table is loaded, the end compared, and a commit that somebody else's has overtaken looks again.
+
+    job              token of the output as it was begun; names a file with the fingerprint. A new one resets the chains
+    plan             token of the last part of the plan, in a file that names the part before it
+    <job>/<split>    where the chain ends; …/by: token of the last commit; …/dead: its stop, if it has dead letters
+
+Dead letters are a table of their own, and no commit spans two tables. So they wait in a file that the token of their
+commit names, and move into their table right after it, together with the number <job>/<split>, the stop of their
+span: repeating the move changes nothing. No span is committed before the letters of the one before have moved. Crash
+points of a commit:
+
+1. before the label table's commit: nothing happened; files that no table knows may be left over
+2. after that, before the dead letters' commit: whoever opens the chain next, or starts the job, moves them in first
+3. after that: done, but for the file, which is deleted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from tagstream.schemas.block import Split
+from tagstream.schemas.dead_letters import dead_schema
+from tagstream.schemas.errors import LedgerError
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.transforms.io.common.dead_letter_source import TableLetters
+from tagstream.transforms.io.common.plan_files import splits_from, splits_to
+from tagstream.transforms.io.contracts import Progress
+from tagstream.transforms.io.lake.ledger import LakeLedger, table_of_text
+from tagstream.transforms.io.lake.table import (
+    FOLDER,
+    Letters,
+    State,
+    lake_schema,
+    new_token,
+)
+from tagstream.transforms.io.lake.writer import LakeWriter
+
+
+class LakeSink(LakeLedger):
+    """See `io.contracts.Sink`."""
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        self._fingerprint = fingerprint
+        schema = None if fingerprint.schema is None else lake_schema(fingerprint.schema)
+        self.retried(lambda: self._claim(schema, overwrite=overwrite))
+        self.settle_letters()
+
+    def progress(self) -> dict[str, Progress]:
+        state = self.retried(self.labels.load)
+        if state is None:
+            return {}
+        state.check()
+        prefix, known = f"{state.get('job')}/split/", state.seconds()
+        ends = {n.removeprefix(prefix): end for n, end in state.all().items() if n.startswith(prefix)}
+        return {split: Progress(end, *known.get(split, ())) for split, end in ends.items() if "/" not in split}
+
+    def plan(self) -> list[Split]:
+        """See `io.contracts.PlanKeeper`."""
+        return self.retried(lambda: self._plan(self.labels.load()))
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        """See `io.contracts.PlanKeeper`."""
+
+        def work() -> None:
+            state = self.owned()
+            if len(self._plan(state)) == planned:
+                token, before = new_token(), state.get(f"{self.token}/plan") or 0
+                self.labels.put(f"plan-{token}", table_of_text(splits_to(more)), {"before": str(before)})
+                self.labels.append(state, None, {f"{self.token}/plan": token}, self.note(token), None)
+
+        self.retried(work)
+        return self.plan()
+
+    def open(self, split: Split, known: int | None = None) -> LakeWriter:
+        if self.token is None:
+            self.retried(lambda: self._claim(None, overwrite=False))
+        self.settle_letters(split.id)
+        state = self.retried(self.labels.load)
+        end = None if state is None else state.get(self.chain(split.id))
+        return LakeWriter(self, split, split.start if end is None else end, self.sink.commit_every)
+
+    def sample(self, count: int) -> pa.Table:
+        """See `io.contracts.ReadableSink`."""
+        return self.labels.rows([], None, count)
+
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetters:
+        """See `io.contracts.ReplayingSink`."""
+        state = self.retried(self.labels.load)
+        self.token = state.get("job") if state else None
+        self.settle_letters()
+        names = [field.name for field in dead_schema(pa.schema([("any", pa.string())]))]
+        rows = self.dead.rows(["split", "position"], Letters(self.spec.name, None, 0), None)
+        groups = []
+        if rows.num_rows:
+            found = rows.group_by("split").aggregate([("position", "max"), ("position", "count")])
+            groups = [(r["split"], r["position_max"] + 1, r["position_count"]) for r in found.to_pylist()]
+
+        def fetch(split: str, stop: int) -> pa.Table:
+            return self.dead.rows(names, Letters(self.spec.name, split, stop), None)
+
+        return TableLetters(self.dead.where, kept(), self.spec.blocks, groups, fetch)
+
+    def _plan(self, state: State | None) -> list[Split]:
+        token = state.get(f"{state.get('job')}/plan") if state else None
+        parts: list[list[Split]] = []
+        while token:
+            if (found := self.labels.take(f"plan-{token}")) is None:
+                raise LedgerError(f"{self.labels.where}: plan-{token} is missing in its folder {FOLDER}; --overwrite")
+            parts.insert(0, splits_from(found[0]["text"][0].as_py()))
+            token = int(found[1]["before"])
+        return [split for part in parts for split in part]

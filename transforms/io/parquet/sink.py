@@ -1,0 +1,334 @@
+"""A folder of Parquet files as a sink: the chain of DESIGN.
+
+A file's name holds the split's id and the span's *start* only and is created exclusively: that is the compare-and-set.
+Its footer holds the span, the counts, the job's fingerprint and where its dead letters wait. Crash points of a commit:
+
+1. before `publish`: nothing happened; temporary files are left over
+2. after `publish`, before `move_in`: labels are committed, their dead letters wait under `_tmp`; whoever opens the
+   chain next, or the next start of the job, moves them in before anything else
+3. after `move_in`: done
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split
+from tagstream.schemas.errors import ChainMovedError, LedgerError
+from tagstream.schemas.fingerprint import Fingerprint, not_ours
+from tagstream.schemas.spec import JobSpec, ParquetSink
+from tagstream.transforms.io.common.atomic_folder import Folder
+from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
+from tagstream.transforms.io.contracts import Commit, Progress
+from tagstream.transforms.io.parquet.dead_letter_source import FolderLetters
+
+KEY = b"tagstream"
+"""Footer metadata key of every file; its value is JSON, see `Footer`."""
+JOB_FILE = "_job.json"
+OWNER_FILE = "_labels.json"
+"""File of a dead-letter folder: whose dead letters these are."""
+OVERWRITING = "_overwriting"
+"""File that is there while the old output is removed: what is left of it then is no chain."""
+_NAME = re.compile(r"^(?P<split>.+)-(?P<start>\d{15})\.parquet$")
+_GROUP_ROWS = 65_536
+_GROUP_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a committed file says of itself. `dead_file`: name under `_tmp` of its dead letters, if it has some."""
+
+    split: str
+    start: int
+    stop: int
+    rows_in: int
+    rows_out: int
+    dead: dict[str, int]
+    dead_file: str | None
+    fingerprint: str
+    seconds: float
+    writer: str
+
+    @classmethod
+    def read(cls, folder: Folder, name: str) -> Footer:
+        """Raises LedgerError if the file is not one of ours."""
+        try:
+            with folder.fs.open(folder.at(name), "rb") as opened:
+                return cls(**json.loads(pq.read_metadata(opened).metadata[KEY]))
+        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+            raise LedgerError(f"{folder.at(name)}: not written by tagstream, or damaged: {error}") from None
+
+
+def file_name(split: str, start: int) -> str:
+    """Name of the file that continues a split's chain at `start`."""
+    return f"{split}-{start:015d}.parquet"
+
+
+class _Part:
+    """A Parquet file in the making: rows collect until they fill a row group."""
+
+    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
+        self.path = path
+        self._writer = pq.ParquetWriter(path, schema, compression=compression)
+        self._schema = schema
+        self._batches: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_batches(self._batches, self._schema), row_group_size=_GROUP_ROWS)
+        self._batches, self._rows, self._bytes = [], 0, 0
+
+    @property
+    def size(self) -> int:
+        """Bytes, as good as they are known before the end."""
+        return self.path.stat().st_size + self._bytes
+
+    def finish(self, metadata: dict[bytes, bytes]) -> None:
+        self.flush()
+        self._writer.add_key_value_metadata(metadata)
+        self._writer.close()
+
+    def abandon(self) -> None:
+        with suppress(OSError, pa.ArrowException):
+            self._writer.close()
+        self.path.unlink(missing_ok=True)
+
+
+class _Writer(ChainWriter):
+    def __init__(self, sink: _Sink, split: Split, position: int) -> None:
+        super().__init__(split, position, sink.spec.commit_every)
+        self._sink = sink
+        self._labels: _Part | None = None
+        self._letters: _Part | None = None
+        self._id = uuid.uuid4().hex
+
+    @property
+    def due(self) -> bool:
+        full = self._labels is not None and self._labels.size >= self._sink.spec.file_bytes
+        return full or super().due
+
+    def _stage(self, block: Block) -> None:
+        sink = self._sink
+        try:
+            labels = sink.columns(block)
+            if self._labels is None:
+                self._labels = _Part(sink.folder.new_tmp(), labels.schema, sink.spec.compression)
+            self._labels.add(labels)
+            if block.dead.num_rows:
+                if self._letters is None:
+                    self._letters = _Part(sink.dead.new_tmp(), block.dead.schema, "zstd")
+                self._letters.add(block.dead)
+        except OSError as error:
+            raise sink.folder.error(error, "writing") from error
+
+    def _append(self, commit: Commit, seconds: float) -> None:
+        sink, span = self._sink, commit.span
+        assert self._labels is not None
+        name = file_name(span.split, span.start)
+        aside: str | None = None
+        try:
+            if self._letters is not None:
+                self._letters.finish({})
+                aside, self._letters = sink.dead.put_aside(self._letters.path, name), None
+            footer = {
+                "split": span.split,
+                "start": span.start,
+                "stop": span.stop,
+                "rows_in": commit.rows_in,
+                "rows_out": commit.rows_out,
+                "dead": dict(commit.dead),
+                "dead_file": aside,
+                "fingerprint": sink.fingerprint,
+                "seconds": round(seconds, 3),
+                "writer": self._id,
+            }
+            self._labels.finish({KEY: json.dumps(footer).encode()})
+            won = sink.folder.publish(self._labels.path, name) or Footer.read(sink.folder, name).writer == self._id
+            if won and aside:
+                sink.dead.move_in(aside, name)
+            elif aside:
+                sink.dead.drop_aside(aside)
+        except OSError as error:
+            raise sink.folder.error(error, "committing") from error
+        if not won:
+            sink.complete_moves(span.split)
+            raise ChainMovedError(sink.end(span.split, span.start))
+
+    def _discard(self) -> None:
+        for part in (self._labels, self._letters):
+            if part is not None:
+                part.abandon()
+        self._labels = self._letters = None
+
+
+class _Sink:
+    def __init__(self, spec: JobSpec) -> None:
+        self.job_spec = spec
+        self.spec = cast("ParquetSink", spec.sink)
+        self.folder = Folder(self.spec.path)
+        self.dead = Folder(getattr(spec.dead_letters, "path", None) or self.spec.path.rstrip("/") + "-dead")
+        self.fingerprint = ""
+
+    def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        self.fingerprint = fingerprint.hash
+        try:
+            self.folder.create()
+            self.dead.create()
+            self._claim_dead()
+            if overwrite or self.folder.exists(OVERWRITING):
+                self._clear()
+            self._claim(fingerprint)
+            self.complete_moves()
+            self.folder.clear_tmp(everything=False)
+            self.dead.clear_tmp(everything=False)
+        except OSError as error:
+            raise self.folder.error(error, "opening the output") from error
+
+    def progress(self) -> dict[str, Progress]:
+        if self.folder.exists(OVERWRITING):
+            return {}
+        return {
+            split: Progress(footer.stop, footer.rows_in, footer.seconds)
+            for split, footer in self._last_footers().items()
+        }
+
+    def plan(self) -> list[Split]:
+        return [] if self.folder.exists(OVERWRITING) else read_plan(self.folder)
+
+    def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
+        try:
+            write_plan(self.folder, planned, more)
+        except OSError as error:
+            raise self.folder.error(error, "writing the plan") from error
+        return read_plan(self.folder)
+
+    def open(self, split: Split, known: int | None = None) -> _Writer:
+        self.complete_moves(split.id)
+        return _Writer(self, split, self.end(split.id, split.start if known is None else known))
+
+    def sample(self, count: int) -> pa.Table:
+        for name in sorted(name for name in self.folder.names() if name.endswith(".parquet")):
+            file = pq.ParquetFile(self.folder.at(name), filesystem=self.folder.fs)
+            if file.metadata.num_rows:
+                return file.read_row_group(0).slice(0, count)
+        return pa.table({})
+
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> FolderLetters:
+        self.complete_moves()
+        letters = FolderLetters(self.job_spec, self.dead)
+        letters.retire(self.progress())
+        return FolderLetters(self.job_spec, self.dead)
+
+    def end(self, split: str, known: int) -> int:
+        """Where the chain ends, followed from a position that it has reached."""
+        try:
+            while self.folder.exists(name := file_name(split, known)):
+                known = Footer.read(self.folder, name).stop
+        except OSError as error:
+            raise self.folder.error(error, "reading the chain") from error
+        return known
+
+    def columns(self, block: Block) -> pa.RecordBatch:
+        """The columns that are written: no position, or split and position under their plain names."""
+        batch = block.batch
+        names = [name for name in batch.schema.names if not name.startswith("__")]
+        arrays, fields = [batch.column(name) for name in names], [batch.schema.field(name) for name in names]
+        if self.spec.position:
+            if ORIGIN_SPLIT in batch.schema.names:
+                arrays += [batch.column(ORIGIN_SPLIT), batch.column(ORIGIN_POSITION)]
+            else:
+                arrays += [pa.array([block.span.split] * batch.num_rows, pa.string()), batch.column(POSITION)]
+            fields += [pa.field("split", pa.string()), pa.field("position", pa.int64())]
+        return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+    def _last_footers(self) -> dict[str, Footer]:
+        """The footer of the last file of each chain."""
+        last: dict[str, int] = {}
+        for name in self.folder.names():
+            if match := _NAME.match(name):
+                last[match["split"]] = max(last.get(match["split"], -1), int(match["start"]))
+        with ThreadPoolExecutor(8) as pool:
+            footers = pool.map(lambda item: Footer.read(self.folder, file_name(*item)), last.items())
+            return {footer.split: footer for footer in footers}
+
+    def complete_moves(self, split: str = "") -> None:
+        """Move in the dead letters of committed files of a split, or of all; drop those of lost races."""
+        try:
+            for aside, name in self.dead.waiting(split):
+                if self.folder.exists(name):
+                    committed = Footer.read(self.folder, name).dead_file == aside
+                    self.dead.move_in(aside, name) if committed else self.dead.drop_aside(aside)
+        except OSError as error:
+            raise self.folder.error(error, "moving dead letters in") from error
+
+    def _claim(self, fingerprint: Fingerprint) -> None:
+        """Write the job file, or compare with the one that is there."""
+        mine = json.dumps({"fingerprint": fingerprint.hash, "parts": fingerprint.parts}, indent=1)
+        if self.folder.publish_text(mine, JOB_FILE):
+            return
+        held = self.job()
+        if held is None or held.hash != fingerprint.hash:
+            told = not_ours(self.spec.path, held, fingerprint)
+            raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes beside it")
+
+    def _claim_dead(self) -> None:
+        """Names of dead files are those of label files: two outputs in one folder would replace each other's."""
+        if self.dead.publish_text(json.dumps({"labels": self.folder.path}), OWNER_FILE):
+            return
+        with self.dead.fs.open(self.dead.at(OWNER_FILE), "rb") as opened:
+            owner = json.loads(opened.read())["labels"]
+        if owner != self.folder.path:
+            raise LedgerError(
+                f"{self.dead.url} holds the dead letters of {owner}: give these a folder of their own, "
+                f"--set dead_letters.path=…; if that output was moved here, remove {self.dead.at(OWNER_FILE)}"
+            )
+
+    def job(self) -> Fingerprint | None:
+        """The fingerprint of the job that this output belongs to."""
+        try:
+            with self.folder.fs.open(self.folder.at(JOB_FILE), "rb") as opened:
+                return Fingerprint(json.loads(opened.read())["parts"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError):
+            raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; --overwrite starts anew") from None
+
+    def _clear(self) -> None:
+        self.folder.fs.touch(self.folder.at(OVERWRITING))
+        for folder in (self.folder, self.dead):
+            for name in folder.names():
+                if _NAME.match(name):
+                    folder.delete(name)
+            for aside, _ in folder.waiting():
+                folder.drop_aside(aside)
+            folder.clear_tmp(everything=True)
+        for name in plan_files(self.folder):
+            self.folder.delete(name)
+        self.folder.delete(JOB_FILE)
+        self.folder.delete(OVERWRITING)
+
+
+def open_sink(spec: JobSpec) -> _Sink:
+    """See `io.registry.open_sink`."""
+    return _Sink(spec)

@@ -1,0 +1,92 @@
+"""Deadlines for calls that can hang inside a library: a worker that hangs beyond one ends, and is started again.
+
+Ending is safe because every sink is its own ledger: what was not committed is read again. A process that never
+returns is the one failure which no restart policy sees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import itertools
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from tagstream.transforms.runtime.stop import STOP
+
+EXIT_CODE = 70
+"""What a process exits with whose call hung: EX_SOFTWARE of sysexits.h."""
+
+
+class Watchdog:
+    """One daemon thread that looks at all deadlines of this process four times a second."""
+
+    def __init__(self, end: Callable[[str], None] | None = None) -> None:
+        self.end = end or end_process
+        self._deadlines: dict[int, tuple[float, float, str]] = {}
+        self._keys = itertools.count()
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float, what: str) -> Iterator[None]:
+        """Ends the process if the body takes longer. `what`: the call, for the message that is left behind."""
+        self._ensure_thread()
+        key = next(self._keys)
+        self._deadlines[key] = (time.monotonic() + seconds, seconds, what)
+        try:
+            yield
+        finally:
+            self._deadlines.pop(key, None)
+
+    def _ensure_thread(self) -> None:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+                self._thread.start()
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while True:
+            time.sleep(0.25)
+            now = time.monotonic()
+            stopped = now - last - 0.25  # a process that was suspended gets the time back that it did not run
+            last = now
+            for key, (at, seconds, what) in list(self._deadlines.items()):
+                if stopped > 1 and key in self._deadlines:
+                    self._deadlines[key] = (at + stopped, seconds, what)
+                elif now > at:
+                    self._deadlines.pop(key, None)
+                    self.end(f"{what} took longer than {seconds:g} s")
+
+
+def end_process(message: str) -> None:
+    """Says why, dumps every thread's stack, and exits without any clean-up that could hang as well."""
+    sys.stderr.write(f"tagstream: watchdog: {message}; this process ends now, nothing is lost\n")
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stderr.flush()
+    os._exit(EXIT_CODE)
+
+
+DONE: set[str] = set()
+"""Options of the command line that have had their effect, and must not have it again after a restart."""
+
+
+def restart_process(message: str) -> None:
+    """The same, but this very process begins again with its own command line: for runs that nobody else restarts.
+
+    Without the options that are `DONE`; a run that is asked to stop ends instead.
+    """
+    if STOP.is_set():
+        end_process(message)
+    sys.stderr.write(f"tagstream: watchdog: {message}; starting again, nothing is lost\n")
+    faulthandler.dump_traceback(all_threads=True)
+    sys.stderr.flush()
+    os.execv(sys.executable, [option for option in sys.orig_argv if option not in DONE])  # noqa: S606  threads that hang end with the old image
+
+
+WATCHDOG = Watchdog()
+deadline = WATCHDOG.deadline

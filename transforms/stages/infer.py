@@ -1,0 +1,247 @@
+"""From a block of text to a block of labels: `classify_block` on Arrow, `Classify` in Beam.
+
+Owns which rows become dead letters, and how many blocks are in flight. Knows no source, no sink and no model.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.timestamp import MIN_TIMESTAMP
+from apache_beam.utils.windowed_value import WindowedValue
+
+from tagstream.schemas.block import TEXT, Block, take_rows
+from tagstream.schemas.dead_letters import dead_letters, merged
+from tagstream.schemas.errors import DeadCode, DeadLetterLimitError, ModelError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.inference.backends.registry import identify
+from tagstream.transforms.inference.engine import Engine, shared_engine
+from tagstream.transforms.inference.predictions import Prediction
+from tagstream.transforms.runtime.stop import STOP, failing
+from tagstream.transforms.runtime.wakeup import beat
+from tagstream.transforms.tokenization.text_checks import unfit_rows
+
+Array = np.ndarray
+IN_FLIGHT, GPU_IN_FLIGHT = 4, 16
+"""A GPU's micro-batch holds about a block's tokens: with few blocks pending, texts of unlike lengths share one."""
+
+
+@dataclass
+class Pending:
+    """A block whose texts are with the engines. `fit` are its rows that have a text."""
+
+    block: Block
+    dead: pa.RecordBatch
+    futures: list[Future[Prediction]]
+
+    @property
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+
+class BlockClassifier:
+    """Submit blocks to the engines of a job and turn their answers into label columns."""
+
+    def __init__(self, spec: JobSpec, engines: list[Engine] | None = None) -> None:
+        self.spec = spec
+        self.engines = engines or [shared_engine(classifier) for classifier in spec.classify]
+        on_gpu = all(engine.backend.device.startswith("cuda") for engine in self.engines)
+        self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
+
+    def submit(self, block: Block) -> Pending:
+        """Take out rows without a valid text, hand the others to every engine. Does not wait."""
+        rows, codes = unfit_rows(block.batch.column(TEXT))
+        batch, dead = block.batch, block.dead
+        if len(rows):
+            batch, dead = self._bury(block.span.split, batch, dead, rows, codes, [""] * len(rows))
+        texts = batch.column(TEXT)
+        futures = [engine.submit(texts) for engine in self.engines] if batch.num_rows else []
+        return Pending(Block(block.span, batch, dead), dead, futures)
+
+    def finish(self, pending: Pending, timeout: float | None = None) -> Block:
+        """The block with label columns in place of the text. Waits up to `timeout` seconds, then TimeoutError."""
+        predictions = [future.result(timeout) for future in pending.futures]
+        batch = pending.block.batch
+        columns, fields = [], []
+        for number, engine in enumerate(self.engines):
+            head = engine.backend.head
+            fields += head.fields
+            if predictions:
+                p = predictions[number]
+                columns += head.columns(p.scores, p.tokens, p.truncated)
+            else:
+                columns += [pa.array([], field.type) for field in head.fields]
+        kept = [name for name in batch.schema.names if name != TEXT]
+        labelled = pa.RecordBatch.from_arrays(
+            [*(batch.column(name) for name in kept), *columns],
+            schema=pa.schema([*(batch.schema.field(name) for name in kept), *fields]),
+        )
+        dead = pending.dead
+        if errors := self._errors(predictions):
+            rows = np.array(sorted(errors), np.int64)
+            codes, messages = zip(*(errors[row] for row in rows.tolist()), strict=True)
+            _, dead = self._bury(pending.block.span.split, batch, dead, rows, list(codes), list(messages))
+            alive = np.ones(batch.num_rows, bool)
+            alive[rows] = False
+            labelled = take_rows(labelled, np.flatnonzero(alive))
+        return Block(pending.block.span, labelled, dead)
+
+    def _errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
+        errors: dict[int, tuple[DeadCode, str]] = {}
+        for classifier, prediction in zip(self.spec.classify, predictions, strict=False):
+            for row, (code, message) in prediction.errors.items():
+                errors.setdefault(row, (code, f"{classifier.as_}: {message}"))
+        return errors
+
+    def _bury(
+        self,
+        split: str,
+        batch: pa.RecordBatch,
+        dead: pa.RecordBatch,
+        rows: Array,
+        codes: list[DeadCode],
+        messages: list[str],
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Move `rows` from the batch to the dead letters, which stay in order of position."""
+        letters = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
+        alive = np.ones(batch.num_rows, bool)
+        alive[rows] = False
+        return take_rows(batch, np.flatnonzero(alive)), merged(dead, letters)
+
+
+class DeadLetterLimit:
+    """Stops a job whose first rows are mostly dead letters, before any of them is written."""
+
+    ROWS = 1000
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+        self.rows = 0
+        self.dead: Counter[str] = Counter()
+
+    @property
+    def passed(self) -> bool:
+        """Enough rows were seen, and they were good."""
+        return self.share >= 1 or self.rows >= self.ROWS
+
+    def see(self, block: Block) -> None:
+        """Count a block; raises DeadLetterLimitError when the limit is reached with it."""
+        if not self.passed:
+            self.rows += block.num_rows
+            self.dead.update(block.dead.column("code").to_pylist())
+            if self.rows >= self.ROWS:
+                self.check()
+
+    def check(self) -> None:
+        """Raises DeadLetterLimitError if too many of the rows so far, or all of them, are dead letters."""
+        dead = self.dead.total()
+        too_many = self.rows >= self.ROWS and dead > self.share * self.rows
+        if self.share < 1 and self.rows and (dead == self.rows or too_many):
+            codes = ", ".join(f"{count:,} {code}" for code, count in self.dead.most_common())
+            raise DeadLetterLimitError(
+                f"{dead:,} of the first {self.rows:,} rows are dead letters ({codes}); none of them was written. "
+                "Look at the input and at source.text, or allow it with --set max_dead=1"
+            )
+
+
+class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
+    """Keeps some blocks in flight, emits them in order, drains at the end of the bundle."""
+
+    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
+        self.spec = spec
+        self.expected = expected
+
+    def setup(self) -> None:
+        with failing():
+            if self.expected is not None:
+                _check_worker(self.spec, self.expected)
+            self.classifier = BlockClassifier(self.spec)
+        self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
+        self.pending: deque[Pending] = deque()
+        self.held: list[Block] = []
+
+    def process(self, block: Block) -> Iterator[Block]:
+        with failing():
+            heartbeat = block.span.start == block.span.stop
+            if not heartbeat:
+                pending = self.classifier.submit(block)
+                for future in pending.futures if self.spec.live else ():
+                    future.add_done_callback(beat)
+                self.pending.append(pending)
+            yield from self._finished(drain=False)
+            if heartbeat:  # lets a sink commit by time although no data comes
+                yield block
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        with failing():
+            for block in self._finished(drain=True):
+                yield WindowedValue(block, MIN_TIMESTAMP, [GlobalWindow()])
+
+    def _finished(self, *, drain: bool) -> Iterator[Block]:
+        """Blocks in order: those that are done, and those that must be waited for to stay within `in_flight`."""
+        while self.pending and (drain or len(self.pending) > self.classifier.in_flight or self.pending[0].done):
+            block = self._next()
+            if block is None:
+                self.pending.clear()
+                break
+            self.limit.see(block)
+            self.held.append(block)
+            if self.limit.passed:
+                yield from self._release()
+        if drain:
+            self.limit.check()
+            yield from self._release()
+
+    def _release(self) -> Iterator[Block]:
+        while self.held:
+            yield self.held.pop(0)
+
+    def _next(self) -> Block | None:
+        """The oldest block; None when the job is stopping and the block would take too long: it is given up."""
+        while True:
+            try:
+                block = self.classifier.finish(self.pending[0], STOP.seconds_left() if STOP.is_set() else 0.2)
+            except FutureTimeout:
+                if STOP.is_set() and not STOP.seconds_left():
+                    return None
+            else:
+                self.pending.popleft()
+                return block
+
+
+def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
+    """Raises ModelError if this worker's labels would not be those that the job's fingerprint promises."""
+    version = importlib.metadata.version("tagstream")
+    for classifier, wanted in zip(spec.classify, expected, strict=True):
+        found = {"tagstream": version, **identify(classifier)}
+        wrong = [
+            f"{key}: {found.get(key)} here, {value} there" for key, value in wanted.items() if found.get(key) != value
+        ]
+        if wrong:
+            raise ModelError(
+                f"{classifier.as_}: this worker is not like the machine that submitted the job ({'; '.join(wrong)}). "
+                "Install the same tagstream and model on both; with backend.type auto both need the"
+                " same certificate and kind of device, or name the backend in the specification"
+            )
+
+
+class Classify(beam.PTransform):  # type: ignore[misc]
+    """Blocks of text to blocks of labels and dead letters."""
+
+    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.expected = expected
+
+    def expand(self, blocks: Any) -> Any:
+        return blocks | beam.ParDo(_ClassifyFn(self.spec, self.expected)).with_output_types(Block)

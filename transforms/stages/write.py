@@ -1,0 +1,155 @@
+"""From blocks of labels to commits: when to commit, what to count, and what to do when another writer was first."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.compute as pc
+from apache_beam.metrics import Metrics
+
+from tagstream.schemas.block import Block
+from tagstream.schemas.errors import ChainMovedError
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.common.open_writers import close_writer, writer_of
+from tagstream.transforms.io.contracts import Commit, JointWriter, Writer
+from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.stop import STOP, failing
+
+COMMITS_AT_ONCE = 8
+
+
+class _WriteFn(beam.DoFn):  # type: ignore[misc]
+    """A split that another writer has moved on is given up: what is left of it is found at the next pass."""
+
+    def __init__(self, job: str, spec: JobSpec) -> None:
+        self.job = job
+        self.columns = [classifier.as_ for classifier in spec.classify]
+
+    def setup(self) -> None:
+        self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
+        self.waiting: set[str] = set()
+        self.pool = ThreadPoolExecutor(COMMITS_AT_ONCE, thread_name_prefix="commit")
+
+    def teardown(self) -> None:
+        self.pool.shutdown(wait=False)
+
+    def process(self, block: Block) -> None:
+        with failing():
+            split = block.span.split
+            writer = writer_of(self.job, split)
+            if writer is None:
+                METRICS.add(dropped=block.num_rows)
+                return
+            if block.span.start == block.span.stop:  # a heartbeat: the reader has nothing to read before the commits
+                self.waiting.add(split)
+                self._commit_waiting()
+                return
+            live = writer.split.stop is None
+            if live and block.span.start > writer.position:  # the reader goes back to the chain's end
+                METRICS.add(dropped=block.num_rows)
+                return
+            with METRICS.busy("write"):
+                taken = writer.write(block)
+                METRICS.add(dropped=block.num_rows - taken.num_rows)
+                self._tally(taken)
+                done = writer.position == writer.split.stop
+                if live:
+                    self.waiting.add(split)
+                elif done or (writer.due and not writer.split.whole):
+                    self._commit(writer, split)
+                if done:
+                    close_writer(self.job, split)
+                    self.labels.pop(split, None)
+
+    def finish_bundle(self) -> None:
+        with failing(), METRICS.busy("write"):
+            for split in list(self.labels):
+                if (writer := writer_of(self.job, split)) is None:
+                    continue
+                live = writer.split.stop is None
+                if not writer.split.whole and (writer.due or not live or STOP.is_set()):
+                    self._commit(writer, split)
+                if not live:  # a live split's writer stays with its reader, over many bundles
+                    close_writer(self.job, split)
+                    self.labels.pop(split)
+
+    def _commit_waiting(self) -> None:
+        """The live splits that are due, at the same time: each commit mostly waits for the system's answers."""
+        writers = {split: writer_of(self.job, split) for split in self.waiting}
+        due = {split: writer for split, writer in writers.items() if writer is not None and writer.due}
+        self.waiting.clear()
+        groups = _groups(list(due.values()))
+        with METRICS.busy("write"):
+            outcomes = map(_try_commits, groups) if len(groups) == 1 else self.pool.map(_try_commits, groups)
+            for group, found in zip(groups, outcomes, strict=True):
+                for writer, outcome in zip(group, found, strict=True):
+                    self._settle(writer.split.id, outcome)
+
+    def _commit(self, writer: Writer, split: str) -> None:
+        self._settle(split, _try_commit(writer))
+
+    def _settle(self, split: str, outcome: Commit | ChainMovedError | None) -> None:
+        if isinstance(outcome, ChainMovedError):
+            METRICS.add(lost_races=1)
+            close_writer(self.job, split)
+        elif outcome is not None:
+            self._count(outcome, self.labels[split])
+        self.labels[split].clear()
+
+    @staticmethod
+    def _count(commit: Commit, labels: Counter[tuple[str, str]]) -> None:
+        METRICS.committed(commit.rows_in, commit.rows_out, commit.dead, labels)
+        Metrics.counter("tagstream", "rows_in").inc(commit.rows_in)
+        Metrics.counter("tagstream", "rows_out").inc(commit.rows_out)
+        for code, count in commit.dead.items():
+            Metrics.counter("tagstream", f"dead_{code}").inc(count)
+
+    def _tally(self, block: Block) -> None:
+        tally = self.labels[block.span.split]
+        for name in self.columns:
+            column = block.batch.column(name)
+            if pa.types.is_list(column.type):
+                column = column.flatten()
+            if pa.types.is_string(column.type):
+                for count in pc.value_counts(column):
+                    tally[name, str(count["values"].as_py())] += count["counts"].as_py()
+
+
+def _try_commit(writer: Writer) -> Commit | ChainMovedError | None:
+    try:
+        return writer.commit()
+    except ChainMovedError as moved:
+        return moved
+
+
+def _groups(writers: list[Writer]) -> list[list[Writer]]:
+    """Those that commit together."""
+    groups: list[list[Writer]] = []
+    for writer in writers:
+        if groups and isinstance(writer, JointWriter) and writer.fits(groups[-1]):
+            groups[-1].append(writer)
+        else:
+            groups.append([writer])
+    return groups
+
+
+def _try_commits(writers: list[Writer]) -> list[Commit | ChainMovedError | None]:
+    first, *others = writers
+    if others and isinstance(first, JointWriter):
+        first.commit_with(others)
+    return [_try_commit(writer) for writer in writers]
+
+
+class WriteLabels(beam.PTransform):  # type: ignore[misc]
+    """Blocks of labels to commits of the job's sink."""
+
+    def __init__(self, job: str, spec: JobSpec) -> None:
+        super().__init__()
+        self.fn = _WriteFn(job, spec)
+
+    def expand(self, blocks: Any) -> Any:
+        return blocks | beam.ParDo(self.fn)

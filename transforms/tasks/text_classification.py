@@ -1,0 +1,131 @@
+"""From logits to label columns: activation, decision, thresholds. NumPy and Arrow only.
+
+Formulas as in transformers' text-classification pipeline: softmax over labels for one label a row, sigmoid for each
+label when there may be several, identity for regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec import Classifier
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Head:
+    """What one classifier's logits mean, and the columns they become."""
+
+    classifier: Classifier
+    names: tuple[str, ...]
+    activation: str
+    model: str
+
+    @classmethod
+    def of(cls, classifier: Classifier, names: list[str], activation: str, model: str) -> Head:
+        """Apply the specification's label map. Raises SpecError for a label that the model does not have."""
+        unknown = sorted(set(classifier.labels) - set(names))
+        if unknown:
+            raise SpecError(f"{classifier.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
+        mapped = tuple(classifier.labels.get(name, name) for name in names)
+        unknown = sorted(set(classifier.thresholds) - set(mapped))
+        if unknown:
+            raise SpecError(f"{classifier.as_}: thresholds: no label {unknown[0]!r}; there are {', '.join(mapped)}")
+        if len(set(mapped)) < len(mapped):
+            raise SpecError(f"{classifier.as_}: labels: two labels of the model would have the same name")
+        return cls(classifier, mapped, activation, model)
+
+    @property
+    def fields(self) -> list[pa.Field]:
+        """Columns that this classifier writes, in order."""
+        name, spec = self.classifier.as_, self.classifier
+        scores = pa.struct([pa.field(label, pa.float32()) for label in self.names])
+        if self.activation == "identity":
+            label = [pa.field(name, pa.float32() if len(self.names) == 1 else scores)]
+        elif self.activation == "sigmoid":
+            label = [pa.field(name, pa.list_(pa.string()))]
+            if spec.scores != "none":
+                label.append(pa.field(f"{name}_score", pa.list_(pa.float32())))
+        else:
+            label = [pa.field(name, pa.string())]
+            if spec.scores != "none":
+                label.append(pa.field(f"{name}_score", pa.float32()))
+        if spec.scores == "all" and self.activation != "identity":
+            label.append(pa.field(f"{name}_scores", scores))
+        kinds = {"tokens": pa.int32(), "truncated": pa.bool_(), "model": pa.dictionary(pa.int32(), pa.string())}
+        return label + [pa.field(f"{name}_{what}", kinds[what]) for what in spec.provenance]
+
+    def columns(self, scores: Array, tokens: Array, truncated: Array) -> list[pa.Array]:
+        """Arrays for `fields`.
+
+        scores: float32 [rows, labels], activated; tokens: int32 [rows]; truncated: bool [rows].
+        """
+        spec = self.classifier
+        every = pa.StructArray.from_arrays(
+            [pa.array(scores[:, i]) for i in range(len(self.names))],
+            fields=[pa.field(label, pa.float32()) for label in self.names],
+        )
+        if self.activation == "identity":
+            arrays = [pa.array(scores[:, 0]) if len(self.names) == 1 else every]
+        elif self.activation == "sigmoid":
+            arrays = self._several(scores)
+        else:
+            arrays = self._one(scores)
+        if spec.scores == "all" and self.activation != "identity":
+            arrays.append(every)
+        values = {"tokens": lambda: pa.array(tokens), "truncated": lambda: pa.array(truncated)}
+        for what in spec.provenance:
+            if what == "model":
+                indices = pa.array(np.zeros(len(scores), np.int32))
+                arrays.append(pa.DictionaryArray.from_arrays(indices, pa.array([self.model])))
+            else:
+                arrays.append(values[what]())
+        return arrays
+
+    def _one(self, scores: Array) -> list[pa.Array]:
+        best = scores.argmax(axis=1).astype(np.int32)
+        top = scores[np.arange(len(scores)), best]
+        names: list[str | None] = list(self.names)
+        if self.classifier.thresholds:
+            least = np.array([self.classifier.thresholds.get(label, 0.0) for label in self.names], np.float32)
+            names.append(self.classifier.abstain)
+            best = np.where(top < least[best], len(self.names), best).astype(np.int32)
+        label = pa.array(names, pa.string()).take(pa.array(best))
+        return [label] if self.classifier.scores == "none" else [label, pa.array(top)]
+
+    def _several(self, scores: Array) -> list[pa.Array]:
+        least = np.array([self.classifier.thresholds.get(label, 0.5) for label in self.names], np.float32)
+        chosen = scores >= least
+        values = np.broadcast_to(np.arange(len(self.names)), scores.shape)
+        names: list[str | None] = list(self.names)
+        taken, taken_scores = values[chosen], scores[chosen]
+        counts = chosen.sum(axis=1)
+        if self.classifier.abstain is not None:
+            nothing = np.flatnonzero(counts == 0)
+            at = np.concatenate([[0], np.cumsum(counts)])[nothing]
+            names.append(self.classifier.abstain)
+            taken = np.insert(taken, at, len(self.names))
+            taken_scores = np.insert(taken_scores, at, scores[nothing].max(axis=1, initial=0.0))
+            counts = np.maximum(counts, 1)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
+        label = pa.ListArray.from_arrays(offsets, pa.array(names, pa.string()).take(pa.array(taken)))
+        if self.classifier.scores == "none":
+            return [label]
+        return [label, pa.ListArray.from_arrays(offsets, pa.array(taken_scores.astype(np.float32)))]
+
+
+def activate(logits: Array, activation: str) -> Array:
+    """Scores, float32 of the same shape: softmax along labels, sigmoid, or the logits themselves."""
+    logits = np.asarray(logits, np.float32)
+    if activation == "softmax":
+        shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
+    if activation == "sigmoid":
+        with np.errstate(over="ignore"):  # 1 / (1 + inf) is the right answer
+            return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
+    return logits

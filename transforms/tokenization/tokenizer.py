@@ -1,0 +1,139 @@
+"""From texts to token ids, by the Rust tokenizer that comes with the model.
+
+Owns the tokenizer and the flat arrays it fills; knows no model. Text longer than the window is cut and marked, split
+into overlapping windows, or refused, as the specification says: never cut silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from tagstream.schemas.errors import DeadCode, ModelError
+from tagstream.transforms.model_files import ModelFiles
+from tagstream.transforms.tokenization.encoded import Encoded
+
+Array = np.ndarray
+WINDOW_OVERLAP = 4
+"""Windows of a long text overlap by a quarter: max_length // WINDOW_OVERLAP tokens."""
+
+
+@dataclass
+class EncodedTokens(Encoded):
+    """Flat token ids: int32 [tokens of all sequences]; sequence i is ids[starts[i] : starts[i] + lengths[i]]."""
+
+    ids: Array = None  # type: ignore[assignment]
+    starts: Array = None  # type: ignore[assignment]
+
+
+class TextTokenizer:
+    """A model's tokenizer with the settings of one classifier, which never change: several threads may `encode`."""
+
+    def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
+        tokenizer = _load(files)
+        self.max_length = window(files, tokenizer.model_max_length, max_length)
+        self.long_text = long_text
+        self.pad_id = int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0)
+        self.pad_left = tokenizer.padding_side == "left"
+        self._tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        self._tokenizer.no_padding()
+        stride = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
+        try:
+            self._tokenizer.enable_truncation(self.max_length, stride=stride, direction=tokenizer.truncation_side)
+        except ValueError as error:
+            raise ModelError(f"{files.name}: max_length {self.max_length} can't be used: {error}") from None
+
+        if any(self._tokenizer.encode("a").type_ids):
+            raise ModelError(
+                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported yet; take another"
+            )
+
+    def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
+        """Token ids of all texts. Texts must be valid UTF-8 without nulls."""
+        encodings = self._tokenizer.encode_batch_fast(texts.to_numpy(zero_copy_only=False).tolist())
+        n = len(encodings)
+        tokens = np.fromiter((len(e) for e in encodings), np.int32, n)
+        truncated = np.zeros(n, bool)
+        errors: dict[int, tuple[DeadCode, str]] = {}
+        sequences, text = encodings, np.arange(n, dtype=np.int32)
+        cut = [(i, parts) for i in np.flatnonzero(tokens >= self.max_length) if (parts := encodings[i].overflowing)]
+        if cut:
+            owners = text.tolist()
+            overlap = self.max_length // WINDOW_OVERLAP if self.long_text == "window" else 0
+            for i, parts in cut:
+                tokens[i] += sum(len(p) - p.special_tokens_mask.count(1) - overlap for p in parts)
+                if self.long_text == "truncate":
+                    truncated[i] = True
+                elif self.long_text == "window":
+                    sequences = [*sequences, *parts]
+                    owners.extend([int(i)] * len(parts))
+                else:
+                    errors[int(i)] = (DeadCode.TOO_LONG, f"{tokens[i]} tokens, the model takes {self.max_length}")
+            order = np.argsort(owners, kind="stable")
+            order = order[~np.isin(np.asarray(owners)[order], list(errors))]
+            sequences = [sequences[i] for i in order]
+            text = np.asarray(owners, np.int32)[order]
+        lengths = np.fromiter((len(e) for e in sequences), np.int32, len(sequences))
+        ids = np.empty(int(lengths.sum()), np.int32)
+        starts = (
+            np.concatenate([[0], np.cumsum(lengths[:-1], dtype=np.int64)]) if len(lengths) else np.empty(0, np.int64)
+        )
+        for sequence, start, length in zip(sequences, starts.tolist(), lengths.tolist(), strict=True):
+            ids[start : start + length] = sequence.ids
+        return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts)
+
+    def pad(self, parts: list[tuple[EncodedTokens, Array]], buckets: tuple[int, ...] = ()) -> tuple[Array, Array]:
+        """Padded input ids and attention mask, int64 [sequences, longest], of the picked sequences in order.
+
+        With `buckets`, ascending lengths, padded to the first of them that takes the longest sequence.
+        """
+        longest = max(int(e.lengths[rows].max(initial=1)) for e, rows in parts)
+        longest = next((length for length in buckets if length >= longest), longest)
+        columns = np.arange(longest)
+        ids, masks = [], []
+        for encoded, rows in parts:
+            lengths, starts = encoded.lengths[rows][:, None], encoded.starts[rows][:, None]
+            shift = longest - lengths if self.pad_left else 0
+            mask = (columns >= shift) & (columns < shift + lengths)
+            at = np.where(mask, starts + columns - shift, 0)
+            ids.append(np.where(mask, encoded.ids[at] if len(encoded.ids) else 0, self.pad_id))
+            masks.append(mask)
+        return np.concatenate(ids).astype(np.int64), np.concatenate(masks).astype(np.int64)
+
+
+def window(files: ModelFiles, tokenizer_length: int, wanted: int | None) -> int:
+    """Tokens a model takes at once: the least of what its config, its tokenizer and the specification say."""
+    config = files.config
+    limits = [tokenizer_length]
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    if positions and config.get("model_type") not in _RELATIVE:
+        # RoBERTa and its kin number positions from pad_token_id + 1
+        offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET else 0
+        limits.append(int(positions) - offset)
+    most = min(limits)
+    if wanted is not None and wanted > most:
+        raise ModelError(f"{files.name}: max_length is {wanted}, but the model takes at most {most} tokens")
+    return min(wanted or most, most, 1 << 20)
+
+
+_OFFSET = {"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "longformer", "mpnet", "roberta-prelayernorm"}
+_RELATIVE = {"xlnet", "t5", "mt5", "umt5"}
+
+
+def _load(files: ModelFiles) -> Any:
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ModelError(f"{files.name}: the tokenizer in {files.path} can't be loaded: {error}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) form; save one as tokenizer.json"
+        )
+    return tokenizer
