@@ -68,7 +68,7 @@ def parquet_job(
     job = {
         "name": name,
         "source": {"type": "parquet", "path": source, "text": "text", "id": "id"},
-        "classify": [{"model": model, "as": "label", "backend": backend}],
+        "infer": [{"model": model, "as": "label", "backend": backend}],
         "sink": {"type": "parquet", "path": str(folder / f"out-{name}")},
         **more,
     }

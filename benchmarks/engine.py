@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.children import SAMPLE, certify
 from benchmarks.results import save, versions
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.engine import Engine, close_engines, shared_engine
 
 BLOCK_ROWS, BLOCKS = 512, 4
@@ -116,7 +116,7 @@ def measure(model: str, kind: str, rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
         if kind == "auto":
             backend, what = certify(model, SAMPLE, Path(folder))
-        engine = shared_engine(Classifier.model_validate({"model": model, "as": "label", "backend": backend}))
+        engine = shared_engine(InferEntry.model_validate({"model": model, "as": "label", "backend": backend}))
         try:
             passes = Passes(engine)
             added = idle(engine, passes, rows)

@@ -44,7 +44,7 @@ TEXTS = [f"message number {number} of many, as long as a short one is" for numbe
 SPEC = """
 name: {name}
 source: {type: kafka, servers: "{servers}", topics: {source}}
-classify: [{as: label, backend: {type: constant}}]
+infer: [{as: label, backend: {type: constant}}]
 sink: {type: kafka, topic: {target}, mode: headers}
 blocks: {rows: 512}
 runner: RUNNER
@@ -69,7 +69,7 @@ def bulk_rate(cluster: FlinkCluster, folder: Path, parallelism: int, rows: int) 
     spec = {
         "name": name,
         "source": {"type": "parquet", "path": f"{folder}/{name}-in", "split_rows": rows // SPLITS},
-        "classify": [{"as": "label", "backend": {"type": "constant", "ms_per_row": MS_PER_ROW}}],
+        "infer": [{"as": "label", "backend": {"type": "constant", "ms_per_row": MS_PER_ROW}}],
         "sink": {"type": "parquet", "path": f"{folder}/{name}", "commit_every": 0.25},
         "blocks": {"rows": 250},
         "runner": runner(cluster, parallelism),

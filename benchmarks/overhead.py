@@ -26,7 +26,7 @@ def _spec(folder: Path, name: str) -> Path:
     spec = {
         "name": "overhead",
         "source": {"type": "parquet", "path": str(folder / f"{name}.parquet"), "text": "text", "id": "id"},
-        "classify": [{"as": "label", "backend": {"type": "constant"}}],
+        "infer": [{"as": "label", "backend": {"type": "constant"}}],
         "sink": {"type": "parquet", "path": str(folder / f"out-{name}")},
     }
     path = folder / f"{name}.yaml"

@@ -49,13 +49,13 @@ TITLES = {
 SPEC = """
 name: {name}
 source: {type: kafka, servers: "{servers}", topics: {source}}
-classify: [{classify}]
+infer: [{infer}]
 sink: {type: kafka, topic: {target}, mode: headers}
 blocks: {rows: 512}
 """
 BULK = """
 source: {{type: parquet, path: {folder}/bulk.parquet}}
-classify: [{classify}]
+infer: [{infer}]
 sink: {{type: parquet, path: {folder}/bulk}}
 """
 PEERS_BACKLOG = 3000
@@ -63,8 +63,8 @@ WARM_SECONDS = 3
 PATIENCE = 30.0
 
 
-def contestants(options: argparse.Namespace, classify: str) -> list[Contestant]:
-    spec, command = SPEC.replace("{classify}", classify), [PYTHON, "-m", "tagstream", "run"]
+def contestants(options: argparse.Namespace, infer: str) -> list[Contestant]:
+    spec, command = SPEC.replace("{infer}", infer), [PYTHON, "-m", "tagstream", "run"]
     confluent = spec.replace("mode: headers", "mode: headers, producer: confluent-kafka")
     confluent = confluent.replace("topics: {source}", "topics: {source}, consumer: confluent-kafka")
     found = [Contestant("tagstream", command, spec), Contestant("tagstream_confluent", command, confluent)]
@@ -119,10 +119,10 @@ def backlog_rate(
     return {"per_s": round(rate, 1), "messages": count, "lost": lost, "duplicated": twice}
 
 
-def bulk_rate(folder: Path, classify: str, texts: list[str], count: int) -> float:
+def bulk_rate(folder: Path, infer: str, texts: list[str], count: int) -> float:
     """Rows a second of the bulk job with as many of the same texts."""
     pq.write_table(pa.table({"text": [f"{texts[i % len(texts)]} {i}" for i in range(count)]}), folder / "bulk.parquet")
-    (folder / "bulk.yaml").write_text(BULK.format(folder=folder, classify=classify))
+    (folder / "bulk.yaml").write_text(BULK.format(folder=folder, infer=infer))
     return tagstream(folder / "bulk.yaml", folder / "bulk.json")[1]["rows_per_s"]
 
 
@@ -131,7 +131,7 @@ def saturation(
     folder: Path,
     racing: list[Contestant],
     texts: list[str],
-    classify: str,
+    infer: str,
     count: int,
     rounds: int,
 ) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def saturation(
     for _ in range(rounds):
         for contestant in ours:
             work_off(contestant, count)
-        bulk.append(bulk_rate(folder, classify, texts, count))
+        bulk.append(bulk_rate(folder, infer, texts, count))
         print("bulk", bulk[-1], flush=True)
     for contestant in racing:
         if contestant not in ours:
@@ -218,12 +218,12 @@ def table(found: dict[str, Any]) -> list[str]:
 
 
 def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> dict[str, Any]:
-    classify, certified = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}", None
+    infer, certified = f"{{backend: {{type: constant, ms_per_row: {options.ms_per_row}}}, as: label}}", None
     if options.ms_per_row is None:
         backend, certified = certify(options.model, SAMPLE, folder, "--text", "text")
-        classify = f"{{model: {options.model}, as: label, backend: {json.dumps(backend)}}}"
+        infer = f"{{model: {options.model}, as: label, backend: {json.dumps(backend)}}}"
     texts = pq.read_table(SAMPLE).column("text").to_pylist()
-    racing = contestants(options, classify)
+    racing = contestants(options, infer)
     found: dict[str, Any] = {
         "model": options.model,
         "certified": certified,
@@ -234,7 +234,7 @@ def measure(options: argparse.Namespace, broker: KafkaBroker, folder: Path) -> d
     }
     rates = list(options.rates)
     if options.backlog:
-        found |= saturation(broker, folder, racing, texts, classify, options.backlog, options.rounds)
+        found |= saturation(broker, folder, racing, texts, infer, options.backlog, options.rounds)
         found["saturation_share"] = found["shares"]["tagstream"]
         live = found["backlog"]["tagstream"]["per_s"]
         rates.append(round(live / 2))

@@ -66,7 +66,7 @@ def job(name: str, source: dict[str, Any], sink: dict[str, Any], *, model: bool)
         {
             "name": name,
             "source": {"text": "text", "id": "id", **source},
-            "classify": [{"as": "spam", **classifier}],
+            "infer": [{"as": "spam", **classifier}],
             "sink": sink,
         }
     )

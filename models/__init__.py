@@ -1,4 +1,4 @@
-"""The bundled classifiers: standard Hugging Face folders, one a classifier, that come with the package.
+"""The bundled models: standard Hugging Face folders, one a model, that come with the package.
 
 Owns where they are. Knows nothing of engines or jobs.
 """
@@ -12,5 +12,5 @@ PREFIX = "tagstream/"
 
 
 def bundled() -> dict[str, Path]:
-    """Names (`tagstream/<folder>`) of the bundled classifiers and their folders."""
+    """Names (`tagstream/<folder>`) of the bundled models and their folders."""
     return {f"{PREFIX}{path.parent.name}": path.parent for path in sorted(ROOT.glob("*/config.json"))}

@@ -39,7 +39,7 @@ class Fingerprint:
         """One line a part that differs: its dotted name, the value `here`, the value `there`."""
         mine, theirs = _flat(self.parts), _flat(other.parts)
         return [
-            f"{name}: {mine.get(name)!r} {here}, {theirs.get(name)!r} {there}"
+            f"{_shown(name)}: {mine.get(name)!r} {here}, {theirs.get(name)!r} {there}"
             for name in sorted(mine.keys() | theirs.keys())
             if mine.get(name) != theirs.get(name)
         ]
@@ -52,6 +52,11 @@ def not_ours(where: str, held: Fingerprint | None, mine: Fingerprint, whose: str
         f"{where} holds the output of {whose}: its fingerprint is {held.hash if held else 'unknown'}, this job's is "
         f"{mine.hash}." + "".join(f"\n  {line}" for line in lines)
     )
+
+
+def _shown(name: str) -> str:
+    """As the specification calls it now: `infer` was `classify` when the first fingerprints were made."""
+    return f"infer.{rest}" if (rest := name.removeprefix("classify.")) != name else name
 
 
 def _flat(value: Any, at: str = "") -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The job specification: frozen pydantic models, one discriminated union a seam.
 
-A specification says where text comes from, which classifiers label it, and where labels go. The same one runs in
+A specification says where text comes from, which models label it, and where labels go. The same one runs in
 bulk and live; only `source` and `sink` differ. `schemas.spec_file` reads it from YAML.
 """
 
@@ -103,17 +103,17 @@ Backend = Annotated[PyTorchBackend | OnnxBackend | AutoBackend | ConstantBackend
 Provenance = Literal["tokens", "truncated", "model"]
 
 CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds")
-"""What a certificate names of a classifier beside its model."""
+"""What a certificate names of an entry beside its model."""
 
 
-class Classifier(Spec):
-    """One classifier and the columns it writes."""
+class InferEntry(Spec):
+    """One entry of `infer`: a model and the columns that it writes."""
 
     model: str | None = Field(
         default=None, description="Bundled name (tagstream/spam), local folder or Hugging Face id."
     )
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hugging Face id.")
-    as_: Name = Field(default="label", alias="as", description="Prefix of the columns that this classifier writes.")
+    as_: Name = Field(default="label", alias="as", description="Prefix of the columns that this entry writes.")
     scores: Literal["top", "all", "none"] = Field(
         default="top", description="top: <as>_score; all: also <as>_scores, one field a label."
     )
@@ -210,7 +210,7 @@ class JobSpec(Spec):
 
     name: str = Field(default="job", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     source: Source
-    classify: tuple[Classifier, ...] = Field(min_length=1)
+    infer: tuple[InferEntry, ...] = Field(min_length=1)
     sink: Sink
     dead_letters: DeadLetters | None = Field(
         default=None, description="Default: the folder, topic or table of the sink with -dead (_dead) behind its name."
@@ -247,13 +247,13 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _distinct_certificates(self) -> Self:
         seen: dict[str, tuple[int, dict[str, object]]] = {}
-        for number, classifier in enumerate(self.classify):
-            if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
-                named = classifier.model_dump(include={"model", "revision", *CERTIFIED_SETTINGS})
+        for number, entry in enumerate(self.infer):
+            if isinstance(auto := entry.backend, AutoBackend) and auto.certificate:
+                named = entry.model_dump(include={"model", "revision", *CERTIFIED_SETTINGS})
                 first, other = seen.setdefault(auto.certificate.rstrip("/"), (number, named))
                 if other != named:
                     raise ValueError(
-                        f"classify.{number}.backend.certificate: {auto.certificate!r} is that of classify.{first}, "
+                        f"infer.{number}.backend.certificate: {auto.certificate!r} is that of infer.{first}, "
                         "and a certificate is for one model and its settings: give each a folder of its own"
                     )
         return self
@@ -266,9 +266,9 @@ class JobSpec(Spec):
                 if column in seen:
                     raise ValueError(f"column {column!r} of {seen[column]} is already taken by sink.position")
                 seen[column] = "sink.position"
-        for number, classifier in enumerate(self.classify):
-            where = f"classify.{number}.as"
-            for column in classifier.columns:
+        for number, entry in enumerate(self.infer):
+            where = f"infer.{number}.as"
+            for column in entry.columns:
                 if column in seen:
                     raise ValueError(f"column {column!r} of {where} is already taken by {seen[column]}")
                 seen[column] = where

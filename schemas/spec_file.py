@@ -19,6 +19,8 @@ from tagstream.schemas.spec import JobSpec
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 Location = tuple[str | int, ...]
+_RENAMED = {"classify": "infer"}
+"""Fields of earlier versions, and what they are called now."""
 
 
 def load_spec(path: str | None, overrides: dict[str, Any] | None = None) -> JobSpec:
@@ -152,7 +154,8 @@ def _explain(error: ValidationError, path: str | None, lines: dict[Location, int
         message = item["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
             accepted = _fields_beside(location)
-            close = difflib.get_close_matches(str(location[-1]), accepted, 1)
+            renamed = _RENAMED.get(str(location[-1]))
+            close = [renamed] if renamed in accepted else difflib.get_close_matches(str(location[-1]), accepted, 1)
             message = f"unknown field; {f'did you mean {close[0]!r}? ' if close else ''}accepted: {', '.join(accepted)}"
         elif kind == "missing":
             message = "is missing"

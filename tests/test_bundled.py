@@ -1,4 +1,4 @@
-"""The bundled classifiers are plain Hugging Face folders, small, and hold against the usual ways round a filter."""
+"""The bundled models are plain Hugging Face folders, small, and hold against the usual ways round a filter."""
 
 # ruff: noqa: RUF001 - look-alike letters are what is tested
 import random
@@ -19,7 +19,7 @@ LABELS = {"tagstream/spam": ["ham", "spam"], "tagstream/sentiment": ["negative",
 ODD = ["", "Ok lar...", "ｆｒｅｅ 𝐅𝐑𝐄𝐄 fr\u200bee f r e e", "сlаim nоw", "❤ 👎", "好", "a" * 300, "\x00\ud7ff\n\t"]
 
 
-class Classifier:
+class InferEntry:
     def __init__(self, folder):
         self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -35,7 +35,7 @@ class Classifier:
 
 @pytest.fixture(scope="module")
 def spam_filter():
-    return Classifier(bundled()["tagstream/spam"])
+    return InferEntry(bundled()["tagstream/spam"])
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +54,13 @@ def test_folder_is_small_and_has_a_card(name):
 @pytest.mark.parametrize("name", sorted(LABELS))
 def test_plain_loaders_give_the_labels_and_the_same_tokens_as_the_bare_tokenizer(name):
     folder = bundled()[name]
-    classifier = Classifier(folder)
-    assert [classifier.model.config.id2label[i] for i in range(len(LABELS[name]))] == LABELS[name]
+    entry = InferEntry(folder)
+    assert [entry.model.config.id2label[i] for i in range(len(LABELS[name]))] == LABELS[name]
     bare = Tokenizer.from_file(str(folder / "tokenizer.json"))
     for text in ODD:
-        assert classifier.tokenizer(text)["input_ids"] == bare.encode(text).ids
-        assert max(bare.encode(text).ids) < classifier.model.config.vocab_size
-    assert np.isfinite(classifier(ODD)).all()
+        assert entry.tokenizer(text)["input_ids"] == bare.encode(text).ids
+        assert max(bare.encode(text).ids) < entry.model.config.vocab_size
+    assert np.isfinite(entry(ODD)).all()
 
 
 @pytest.mark.parametrize(

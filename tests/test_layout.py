@@ -193,9 +193,9 @@ def test_benchmarks_stay_small(name: str) -> None:
 def test_constant_backend_loads_no_torch() -> None:
     """A dry run of the pipeline needs no PyTorch."""
     statement = (
-        "from schemas.spec import Classifier\n"
-        "from transforms.inference.backends.registry import identify, load_backend\n"
-        "c = Classifier.model_validate({'as': 'x', 'backend': {'type': 'constant'}})\n"
+        "from tagstream.schemas.spec import InferEntry\n"
+        "from tagstream.transforms.inference.backends.registry import identify, load_backend\n"
+        "c = InferEntry.model_validate({'as': 'x', 'backend': {'type': 'constant'}})\n"
         "load_backend(c); identify(c)"
     )
     assert loaded_by(statement, {"torch", "transformers"}) == set()

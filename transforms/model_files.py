@@ -88,7 +88,7 @@ def _find_folder(name: str, revision: str | None) -> Path:
     if name.startswith(PREFIX):
         found = bundled()
         if name not in found:
-            raise ModelError(f"{name}: no such bundled classifier; there are: {', '.join(found)} (`tagstream models`)")
+            raise ModelError(f"{name}: no such bundled model; there are: {', '.join(found)} (`tagstream models`)")
         return found[name]
     local = Path(name).expanduser()
     if local.is_dir():

@@ -14,13 +14,13 @@ import time
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tagstream.schemas.spec import Blocks, Classifier
+from tagstream.schemas.spec import Blocks, InferEntry
 from tagstream.transforms.inference.engine import shared_engine
 
 
 def main(model, source, backend):
     started = time.perf_counter()
-    engine = shared_engine(Classifier.model_validate({"model": model, "backend": json.loads(backend)}))
+    engine = shared_engine(InferEntry.model_validate({"model": model, "backend": json.loads(backend)}))
     loaded = time.perf_counter()
     texts = pq.read_table(source, columns=["text"])["text"].cast(pa.large_string()).combine_chunks()
     begun = time.perf_counter()

@@ -32,12 +32,12 @@ def look(device):
 
 
 def tagstream(model, texts, device, compiled=False):
-    from tagstream.schemas.spec import Blocks, Classifier, PyTorchBackend
+    from tagstream.schemas.spec import Blocks, InferEntry, PyTorchBackend
     from tagstream.transforms.inference.engine import shared_engine
     from tagstream.transforms.runtime.metrics import METRICS
 
     backend = PyTorchBackend(device=device, precision="bf16", compile=compiled)
-    engine = shared_engine(Classifier(model=model, backend=backend))
+    engine = shared_engine(InferEntry(model=model, backend=backend))
     engine.submit(texts.slice(0, WARM_UP_ROWS)).result()
     METRICS.reset()
     begun = time.perf_counter()

@@ -72,7 +72,7 @@ def run(
     detach: Annotated[bool, typer.Option("--detach", help="On Flink: return as soon as the job runs.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Classify all input that is not done yet. Kill it at any time: the same command goes on where it stopped."""
+    """Label all input that is not done yet. Kill it at any time: the same command goes on where it stopped."""
     from tagstream.pipelines.jobs.reclassify import Choice
     from tagstream.pipelines.jobs.run import run_job
     from tagstream.pipelines.jobs.show import readable_sink, sample_rows
@@ -243,37 +243,37 @@ def optimize(
     from dataclasses import asdict
     from pathlib import Path
 
-    from tagstream.pipelines.optimize.search import optimize_classifier, print_measured, read_sample
+    from tagstream.pipelines.optimize.search import optimize_entry, print_measured, read_sample
     from tagstream.pipelines.report.report import write_json
-    from tagstream.schemas.spec import AutoBackend, Classifier
+    from tagstream.schemas.spec import AutoBackend, InferEntry
     from tagstream.schemas.spec_file import load_spec
 
     console, err = consoles()
     column = text or "text"
     if what.endswith((".yaml", ".yml")):
         spec = load_spec(what)
-        classifiers = [c for c in spec.classify if c.backend.type != "constant"]
+        entries = [c for c in spec.infer if c.backend.type != "constant"]
         column = text or spec.source.text
     else:
-        classifiers = [Classifier.model_validate({"model": what, "as": column_name(what)})]
+        entries = [InferEntry.model_validate({"model": what, "as": column_name(what)})]
     texts = read_sample(sample, column, rows)
     certificates = {}
-    for classifier in classifiers:
-        console.print(f"[bold]{classifier.model}[/]")
-        folder = Path(out, classifier.as_) if out and len(classifiers) > 1 else Path(out) if out else None
+    for entry in entries:
+        console.print(f"[bold]{entry.model}[/]")
+        folder = Path(out, entry.as_) if out and len(entries) > 1 else Path(out) if out else None
         least = 0.995 if min_agreement is None else min_agreement
-        if isinstance(auto := classifier.backend, AutoBackend):
+        if isinstance(auto := entry.backend, AutoBackend):
             least = auto.min_agreement if min_agreement is None else min_agreement
-        result = optimize_classifier(classifier, texts, folder, least, err, compiled=compiled)
+        result = optimize_entry(entry, texts, folder, least, err, compiled=compiled)
         print_measured(console, *result)
-        certificates[classifier.as_] = asdict(result[0])
+        certificates[entry.as_] = asdict(result[0])
     if report:
         write_json(report, certificates)
 
 
 @command
 def models(*, debug: DebugOption = False) -> None:
-    """List the classifiers that come with tagstream."""
+    """List the models that come with tagstream."""
     from rich.table import Table
 
     from tagstream.models import bundled

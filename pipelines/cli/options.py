@@ -112,7 +112,7 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
         if options.get(flag):
             overrides[f"source.{flag}"] = options[flag]
     if options.get("model"):
-        overrides["classify"] = [{"model": name, "as": column_name(name)} for name in options["model"]]
+        overrides["infer"] = [{"model": name, "as": column_name(name)} for name in options["model"]]
     if options.get("sink"):
         overrides |= {"sink.type": "parquet", "sink.path": options["sink"]}
     if options.get("dead_letters"):
@@ -126,7 +126,7 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
     if options.get("spec") is None:
         needed = {"--source": "source", "--model": "model"} | ({"--sink": "sink"} if sink else {})
         given = {*overrides, *(field.split(".")[0] for field in overrides)}
-        names = {"source": "source", "model": "classify", "sink": "sink"}
+        names = {"source": "source", "model": "infer", "sink": "sink"}
         if missing := [flag for flag, name in needed.items() if names[name] not in given]:
             raise SpecError(f"give a SPEC file, or {', '.join(missing)} as well")
     return load_spec(options.get("spec"), overrides)

@@ -10,7 +10,7 @@ import apache_beam as beam
 from tagstream.pipelines.jobs.job import Job
 from tagstream.schemas.block import Split
 from tagstream.transforms.io.contracts import LiveSource
-from tagstream.transforms.stages.infer import Classify
+from tagstream.transforms.stages.infer import Infer
 from tagstream.transforms.stages.read import ReadSplits
 from tagstream.transforms.stages.read_live import ReadLive
 from tagstream.transforms.stages.write import WriteLabels
@@ -30,7 +30,7 @@ def build(
         | "Splits" >> beam.Create(list(left), reshuffle=False)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> ReadSplits(key, job.source, job.sink)
-        | "Classify" >> Classify(job.spec, expected)
+        | "Infer" >> Infer(job.spec, expected)
         | "Write" >> WriteLabels(key, job.spec)
     )
 
@@ -41,6 +41,6 @@ def build_live(pipeline: beam.Pipeline, job: Job, seats: int, key: str, expected
         pipeline
         | "Seats" >> beam.Create(list(range(seats)), reshuffle=False)
         | "Read" >> ReadLive(key, cast("LiveSource", job.source), job.sink)
-        | "Classify" >> Classify(job.spec, expected)
+        | "Infer" >> Infer(job.spec, expected)
         | "Write" >> WriteLabels(key, job.spec)
     )

@@ -1,4 +1,4 @@
-"""How good the labels are: a job's classifiers against a column of true labels. scikit-learn computes the metrics."""
+"""How good the labels are: a job's models against a column of true labels. scikit-learn computes the metrics."""
 
 from __future__ import annotations
 
@@ -24,36 +24,36 @@ Array = np.ndarray
 def evaluate_job(
     spec: JobSpec, label: str, console: Console, *, limit: int | None = None, without: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Metrics by classifier. `label`: column of the true labels; `without`: labels that the model may not choose.
+    """Metrics by entry of `infer`. `label`: column of the true labels; `without`: labels that the model may not choose.
 
     Rows whose true label is null are left out, dead letters are counted. Raises TagstreamError.
     """
     # the output lives in memory only: names that can't be the label's or the id's
-    columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.classify))]
+    columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.infer))]
     changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}
-    classify = tuple(
-        c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.classify, columns, strict=True)
+    infer = tuple(
+        c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.infer, columns, strict=True)
     )
     source = spec.source.model_copy(update={"keep": (label,)})
     memory = MemorySink(name=f"evaluate-{spec.name}")
-    job = spec.model_copy(update={"source": source, "sink": memory, "classify": classify, "dead_letters": None})
-    heads = [describe(classifier)[0] for classifier in spec.classify]
-    for classifier, head in zip(spec.classify, heads, strict=True):
+    job = spec.model_copy(update={"source": source, "sink": memory, "infer": infer, "dead_letters": None})
+    heads = [describe(entry)[0] for entry in spec.infer]
+    for entry, head in zip(spec.infer, heads, strict=True):
         if head.activation == "identity":
-            raise SpecError(f"{classifier.as_}: a regression model has no labels to evaluate")
+            raise SpecError(f"{entry.as_}: a regression model has no labels to evaluate")
         if unknown := sorted(set(without) - set(head.names)):
-            raise SpecError(f"{classifier.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
+            raise SpecError(f"{entry.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
         if not set(head.names) - set(without):
-            raise SpecError(f"{classifier.as_}: --without leaves no label to choose")
+            raise SpecError(f"{entry.as_}: --without leaves no label to choose")
     report = run_job(job, console, overwrite=True, limit=limit)
     labels = output(memory.name).labels()
     labels = labels.filter(pc.is_valid(labels[label])) if labels.num_rows else labels
     if not labels.num_rows:
         raise SpecError(f"no row has both a true label in {label!r} and a prediction")
     result: dict[str, Any] = {"rows": labels.num_rows, "dead_letters": dict(report.counts.dead), "label": label}
-    result["classifiers"] = {
+    result["entries"] = {
         c.as_: _metrics(head, labels[f"{column}_scores"], labels[label], without)
-        for c, head, column in zip(spec.classify, heads, columns, strict=True)
+        for c, head, column in zip(spec.infer, heads, columns, strict=True)
     }
     return result
 
@@ -117,8 +117,8 @@ def calibration_error(confidence: Array, correct: Array) -> float:
 
 
 def print_evaluation(console: Console, result: dict[str, Any]) -> None:
-    """A table of labels and a confusion matrix by classifier."""
-    for name, metrics in result["classifiers"].items():
+    """A table of labels and a confusion matrix by entry."""
+    for name, metrics in result["entries"].items():
         table = Table(
             title=f"{name}: {result['rows']:,} rows, accuracy {metrics['accuracy']:.4f}", title_justify="left"
         )

@@ -114,7 +114,7 @@ class Job:
         return pa.schema(
             [
                 *self.source.kept,
-                *(field for classifier in self.spec.classify for field in describe(classifier)[0].fields),
+                *(field for entry in self.spec.infer for field in describe(entry)[0].fields),
                 *(position if getattr(self.spec.sink, "position", False) else []),
             ]
         )
@@ -126,10 +126,10 @@ class Job:
 
     def _hashed(self) -> Fingerprint:
         settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
-        heads = [describe(classifier)[0] for classifier in self.spec.classify]
+        heads = [describe(entry)[0] for entry in self.spec.infer]
         return Fingerprint(
             {
-                "classify": [
+                "classify": [  # the name of `infer` when the first outputs were made: it stays in the hash
                     {
                         "as": c.as_,
                         **c.model_dump(mode="json", include=settings),
@@ -137,7 +137,7 @@ class Job:
                         "activation": head.activation,
                         **identify(c),
                     }
-                    for c, head in zip(self.spec.classify, heads, strict=True)
+                    for c, head in zip(self.spec.infer, heads, strict=True)
                 ],
                 "text": self.spec.source.text,
                 "split_rows": getattr(self.spec.source, "split_rows", None),  # other splits would do all rows again
@@ -149,7 +149,7 @@ class Job:
     def expectations(self) -> list[dict[str, Any]]:
         """What workers elsewhere must find: the same models and precision, and the same version of tagstream."""
         version = importlib.metadata.version("tagstream")
-        return [{"tagstream": version, **identify(classifier)} for classifier in self.spec.classify]
+        return [{"tagstream": version, **identify(entry)} for entry in self.spec.infer]
 
     def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
         """Splits that are not done, with the position that each one's chain has reached."""

@@ -18,7 +18,7 @@ from tagstream.pipelines.jobs.job import Job
 from tagstream.schemas.block import TEXT
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.runner_spec import FlinkRunner
-from tagstream.schemas.spec import AutoBackend, Classifier, ConstantBackend, JobSpec
+from tagstream.schemas.spec import AutoBackend, ConstantBackend, InferEntry, JobSpec
 from tagstream.transforms.inference.backends.auto import certified_rows_per_s
 from tagstream.transforms.inference.backends.huggingface import files_of
 from tagstream.transforms.io.contracts import Progress
@@ -112,7 +112,7 @@ def _advice(spec: JobSpec, left: int) -> list[str]:
     found = []
     if 0 < left < spec.runner.parallelism:
         found.append(f"{left} splits for {spec.runner.parallelism} slots: some stay idle; lower source.split_rows")
-    if any(c.backend.type != "constant" for c in spec.classify):
+    if any(c.backend.type != "constant" for c in spec.infer):
         found.append(
             "a task manager's slots share one worker process and one model; two task managers on one GPU would hold "
             "it twice and pack smaller micro-batches: run one a GPU"
@@ -127,36 +127,36 @@ def _measured(progress: dict[str, Progress]) -> tuple[float | None, str]:
 
 
 def _estimated(job: Job) -> tuple[float | None, str]:
-    """The classifiers' seconds a row, which add up. What a certificate does not say comes from the size of the model,
+    """The entries' seconds a row, which add up. What a certificate does not say comes from the size of the model,
     the length of the first rows and the speed of a matrix product on this CPU.
     """
     seconds, known_from, unknown = 0.0, PRETENDED, []
-    for classifier in job.spec.classify:
-        backend = classifier.backend
+    for entry in job.spec.infer:
+        backend = entry.backend
         if isinstance(backend, ConstantBackend):
             seconds += backend.ms_per_row / 1000
-        elif isinstance(backend, AutoBackend) and (certified := certified_rows_per_s(classifier)):
+        elif isinstance(backend, AutoBackend) and (certified := certified_rows_per_s(entry)):
             seconds, known_from = seconds + 1 / certified, MEASURED
         else:
-            unknown.append(classifier)
+            unknown.append(entry)
     if not unknown:
         return (1 / seconds, known_from) if seconds else (None, "no model: as fast as input can be read")
     block = next((b for split in job.splits[:1] for b in job.source.read(split, split.start)), None)
     if block is None or not block.batch.num_rows:
         return None, "the first block has no rows"
     size = np.nan_to_num(pc.binary_length(block.batch.column(TEXT)).to_numpy(zero_copy_only=False).astype(float))
-    work = sum(_flops_a_row(classifier, size) for classifier in unknown)
+    work = sum(_flops_a_row(entry, size) for entry in unknown)
     seconds += work / (EFFICIENCY * _matmul_flops())
     return 1 / seconds, "a rough estimate from model size and this CPU; a GPU is faster"
 
 
-def _flops_a_row(classifier: Classifier, size: Any) -> float:
+def _flops_a_row(entry: InferEntry, size: Any) -> float:
     """2 FLOP a weight and token: 4 h² of attention and 2 h i of feed-forward a layer; embeddings are look-ups."""
-    config = files_of(classifier).config
+    config = files_of(entry).config
     hidden = config.get("hidden_size") or config.get("dim") or config.get("n_embd") or 768
     layers = config.get("num_hidden_layers") or config.get("n_layers") or config.get("n_layer") or 12
     inner = config.get("intermediate_size") or config.get("hidden_dim") or 4 * hidden
-    window = classifier.max_length or config.get("max_position_embeddings") or 512
+    window = entry.max_length or config.get("max_position_embeddings") or 512
     tokens = float(np.minimum(size / BYTES_A_TOKEN + 2, window).mean())
     return 2.0 * layers * (4 * hidden**2 + 2 * hidden * inner) * tokens
 

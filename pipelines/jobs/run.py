@@ -85,12 +85,12 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             run_pass_remote(job, left, console)
             left = _still_left(job, left)
     elif left:
-        with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
-            for classifier in job.spec.classify:
-                shared_engine(classifier)
+        with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
+            for entry in job.spec.infer:
+                shared_engine(entry)
         load_seconds = time.monotonic() - started
         print_notes(console)
-        with ProgressLine(console, job.rows, before, len(job.spec.classify)) as line:
+        with ProgressLine(console, job.rows, before, len(job.spec.infer)) as line:
             started = line.started
             while left and not STOP.is_set():
                 _run_pass(job, left, line)
@@ -109,7 +109,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         counts=METRICS.snapshot(),
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
-        classifiers=len(job.spec.classify),
+        entries=len(job.spec.infer),
     )
 
 

@@ -34,9 +34,9 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
     if job.spec.runner.type != "local":
         run_live_remote(job, console)
         return _report(job, fingerprint.hash, started, 0.0)
-    with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.classify)):
-        for classifier in job.spec.classify:
-            shared_engine(classifier)
+    with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
+        for entry in job.spec.infer:
+            shared_engine(entry)
     load_seconds = time.monotonic() - started
     print_notes(console)
     with LiveLine(console) as line:
@@ -66,7 +66,7 @@ def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> 
         counts=counts,
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
-        classifiers=len(job.spec.classify),
+        entries=len(job.spec.infer),
     )
 
 

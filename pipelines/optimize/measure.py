@@ -11,7 +11,7 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
 
@@ -74,7 +74,7 @@ class Measured:
 
 
 def measure(
-    classifier: Classifier,
+    entry: InferEntry,
     candidate: Candidate,
     sample: Sample,
     fp32: Measured | None = None,
@@ -87,14 +87,14 @@ def measure(
     slower there than `best`; and before the rows held out if too many labels of the others differ.
     """
     first, searched = sample.searched.slice(0, TRIAL_ROWS), len(sample.searched)
-    engine = Engine(load_backend(classifier.model_copy(update={"backend": candidate.backend})))
+    engine = Engine(load_backend(entry.model_copy(update={"backend": candidate.backend})))
     try:
         engine.submit(first.slice(0, WARM_UP_ROWS)).result()
         scores, seconds = _timed(engine, first)
         trial_rows_per_s = len(scores) / seconds
         head = engine.backend.head
         usual = 0.5 if head.activation == "sigmoid" else 0.0
-        thresholds = np.array([classifier.thresholds.get(label, usual) for label in head.names], np.float32)
+        thresholds = np.array([entry.thresholds.get(label, usual) for label in head.names], np.float32)
         equal = functools.partial(_equal, activation=head.activation, thresholds=thresholds)
         start, stopped = 0, ""
         if fp32 and equal(scores, fp32.scores[:searched]).mean() < least_agreement:

@@ -30,7 +30,7 @@ from rich.table import Table
 
 from tagstream.pipelines.optimize.measure import TOO_SLOW, Candidate, Measured, Sample, measure
 from tagstream.schemas.errors import ModelError, SourceError
-from tagstream.schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
 from tagstream.transforms.inference.backends.auto import certificate_folder
 from tagstream.transforms.inference.backends.huggingface import files_of
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
@@ -52,8 +52,8 @@ WORTHWHILE = 1.03
 """A budget that is faster by less ends the search."""
 
 
-def optimize_classifier(
-    classifier: Classifier,
+def optimize_entry(
+    entry: InferEntry,
     sample: pa.LargeStringArray,
     folder: Path | None,
     min_agreement: float,
@@ -72,7 +72,7 @@ def optimize_classifier(
             f"--sample: {len(halves.held):,} texts to certify with (half of {len(sample):,}, copies together) say too "
             f"little about how many labels change; {LEAST_ROWS} at least"
         )
-    folder = folder or certificate_folder(classifier)
+    folder = folder or certificate_folder(entry)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob(".candidates-*"):  # by a search that was killed
@@ -82,11 +82,11 @@ def optimize_classifier(
     except OSError as error:
         raise ModelError(f"{folder}: the certificate can't be written there: {error.strerror}") from None
     with scratch as candidates:
-        return _search(classifier, halves, Path(candidates), folder, min_agreement, console, compiled=compiled)
+        return _search(entry, halves, Path(candidates), folder, min_agreement, console, compiled=compiled)
 
 
 def _search(
-    classifier: Classifier,
+    entry: InferEntry,
     sample: Sample,
     candidates: Path,
     folder: Path,
@@ -96,14 +96,14 @@ def _search(
     compiled: bool,
 ) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
     with console.status("measuring pytorch fp32"):
-        fp32 = measure(classifier, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
+        fp32 = measure(entry, Candidate("pytorch fp32", PyTorchBackend(precision="fp32")), sample)
     measured, failed = [fp32], []
-    for ladder in _ladders(classifier, sample.searched, candidates, compiled):
+    for ladder in _ladders(entry, sample.searched, candidates, compiled):
         for name, prepare in ladder:
             with console.status(f"measuring {name}"):
                 try:
                     best = _fastest(measured)
-                    result = measure(classifier, prepare(), sample, fp32, min_agreement, best)
+                    result = measure(entry, prepare(), sample, fp32, min_agreement, best)
                 except ModelError as error:
                     failed.append((name, str(error)))
                     continue
@@ -111,14 +111,14 @@ def _search(
             if result.stopped in ("", TOO_SLOW):
                 break
     with console.status("looking for the token budget"):
-        measured += _other_budgets(classifier, _fastest(measured), sample, fp32, min_agreement)
+        measured += _other_budgets(entry, _fastest(measured), sample, fp32, min_agreement)
     winner = _fastest(measured)
-    certificate = _certificate(classifier, winner, fp32, sample)
+    certificate = _certificate(entry, winner, fp32, sample)
     before = _certified_file(folder)
     if winner.candidate.file and certificate.file:
         winner.candidate.file.replace(folder / certificate.file)
     certificate.write(folder)  # what a job reads meanwhile is the one before, with its file, or this one with its own
-    in_cache = folder.is_relative_to(files_of(classifier).cache_folder())  # elsewhere a specification may name the file
+    in_cache = folder.is_relative_to(files_of(entry).cache_folder())  # elsewhere a specification may name the file
     if before and before != certificate.file and in_cache:
         (folder / before).unlink(missing_ok=True)
     return certificate, measured, failed
@@ -131,15 +131,15 @@ def _certified_file(folder: Path) -> str | None:
     return None
 
 
-def _certificate(classifier: Classifier, winner: Measured, fp32: Measured, sample: Sample) -> Certificate:
-    files, file = files_of(classifier), winner.candidate.file
+def _certificate(entry: InferEntry, winner: Measured, fp32: Measured, sample: Sample) -> Certificate:
+    files, file = files_of(entry), winner.candidate.file
     digest = hash_file(file) if file else None
     return Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
-        max_length=classifier.max_length,
-        long_text=classifier.long_text,
-        thresholds=classifier.thresholds,
+        max_length=entry.max_length,
+        long_text=entry.long_text,
+        thresholds=entry.thresholds,
         device=winner.device,
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
         file=f"{file.stem}-{digest[:8]}.onnx" if file and digest else None,
@@ -219,14 +219,14 @@ def hash_texts(texts: pa.LargeStringArray) -> str:
 
 
 def _ladders(
-    classifier: Classifier, sample: pa.LargeStringArray, folder: Path, compiled: bool
+    entry: InferEntry, sample: pa.LargeStringArray, folder: Path, compiled: bool
 ) -> Iterator[list[tuple[str, Callable[[], Candidate]]]]:
     """Names, and what makes each ready; that may raise ModelError."""
-    files = files_of(classifier)
+    files = files_of(entry)
 
     @functools.cache
     def rows() -> list[Inputs]:
-        return _single_rows(classifier, sample)
+        return _single_rows(entry, sample)
 
     @functools.cache
     def ranked() -> list[str]:
@@ -254,9 +254,9 @@ def _ladders(
         yield [(name, functools.partial(int8, name, way, path)) for name, way, path in names]
 
 
-def _single_rows(classifier: Classifier, sample: pa.LargeStringArray) -> list[Inputs]:
+def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]:
     """Model inputs of texts from all over the sample, each alone and so without padding."""
-    tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
+    tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
     at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
     encoded = tokenizer.encode(sample.take(pa.array(at)))
     padded = [tokenizer.pad([(encoded, row)]) for row in np.arange(len(encoded.lengths))[encoded.lengths > 1, None]]
@@ -269,7 +269,7 @@ def _fastest(measured: list[Measured]) -> Measured:
 
 
 def _other_budgets(
-    classifier: Classifier, best: Measured, sample: Sample, fp32: Measured, min_agreement: float
+    entry: InferEntry, best: Measured, sample: Sample, fp32: Measured, min_agreement: float
 ) -> Iterator[Measured]:
     """The fastest candidate with larger micro-batches, and if these don't help smaller ones, while each is faster."""
     for factor in (2.0, 0.5):
@@ -277,7 +277,7 @@ def _other_budgets(
         while (budget := int(budget * factor)) >= LEAST_TOKENS:
             backend = before.candidate.backend.model_copy(update={"token_budget": budget})
             name = f"{best.candidate.name}, {budget:,} tokens"
-            found = measure(classifier, Candidate(name, backend, best.candidate.file), sample, fp32, min_agreement)
+            found = measure(entry, Candidate(name, backend, best.candidate.file), sample, fp32, min_agreement)
             yield found
             if found.stopped or found.rows_per_s < before.rows_per_s * WORTHWHILE:
                 break

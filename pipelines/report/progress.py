@@ -62,15 +62,15 @@ class StatusLine(ABC):
 class ProgressLine(StatusLine):
     """Of a job that ends. `rows`: of the whole input, `done`: before this run."""
 
-    def __init__(self, console: Console, rows: int, done: int, classifiers: int = 1) -> None:
+    def __init__(self, console: Console, rows: int, done: int, entries: int = 1) -> None:
         super().__init__(console)
-        self.rows, self.done, self.classifiers = rows, done, classifiers
+        self.rows, self.done, self.entries = rows, done, entries
 
     def line(self) -> str:
         """Rows, speed, padding, dead letters, time left, bottleneck."""
         now = METRICS.snapshot()
         seconds = time.monotonic() - self.started
-        computed = min(now.sequences // self.classifiers, self.rows) or now.rows_in
+        computed = min(now.sequences // self.entries, self.rows) or now.rows_in
         if not computed:
             return f"starting … {seconds:.0f} s"
         done, left = self.done + now.rows_in, self.rows - self.done - now.rows_in
@@ -119,7 +119,7 @@ def print_report(console: Console, report: Report) -> None:
     if counts.truncated:
         table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
     if saved := counts.duplicates + counts.remembered:
-        share = saved / max(1, counts.rows_in * report.classifiers)
+        share = saved / max(1, counts.rows_in * report.entries)
         table.add_row("equal texts", f"{saved:,} ({share:.1%}) were answered without a model")
     speed = f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}"
     if not report.remote:

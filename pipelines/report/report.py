@@ -35,7 +35,7 @@ class Report:
     output: str
     remote: bool = False
     """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
-    classifiers: int = 1
+    entries: int = 1
 
     @property
     def rows_per_s(self) -> float:

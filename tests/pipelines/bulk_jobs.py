@@ -45,7 +45,7 @@ class BulkJob:
         """Constant backend unless told otherwise; overrides by dotted path, `__` for a dot."""
         fields = {
             "source": {"type": "parquet", "path": str(self.folder / "in"), "id": "id", "split_rows": 100},
-            "classify": [CONSTANT],
+            "infer": [CONSTANT],
             "sink": {"type": "parquet", "path": str(self.folder / "out")},
             "dead_letters": {"type": "parquet", "path": str(self.folder / "dead")},
             "blocks": {"rows": 32},

@@ -82,7 +82,7 @@ def test_any_source_to_any_sink(tmp_path: Path, request: pytest.FixtureRequest, 
     job = JobSpec.model_validate(
         {
             "source": {**came.settings("messages"), "text": "body", "id": "id", "keep": ["lang"], "split_rows": 60},
-            "classify": [{"as": "tag", "backend": {"type": "constant", "fail_on": "poison"}}],
+            "infer": [{"as": "tag", "backend": {"type": "constant", "fail_on": "poison"}}],
             "sink": goes.settings("labels"),
             "blocks": {"rows": 25},
             "max_dead": 1,

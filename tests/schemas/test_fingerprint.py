@@ -37,7 +37,7 @@ def test_differences_name_the_part_and_both_values() -> None:
     here = Fingerprint({"classify": [{"as": "x", "max_length": 64}], "columns": ["id: int64"]})
     there = Fingerprint({"classify": [{"as": "x", "max_length": 128}], "columns": ["id: int64", "tag: string"]})
     assert here.differences(there) == [
-        "classify.0.max_length: 64 here, 128 there",
+        "infer.0.max_length: 64 here, 128 there",  # as the specification calls it
         "columns.1: None here, 'tag: string' there",
     ]
 

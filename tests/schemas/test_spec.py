@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from tagstream.schemas.spec import Classifier, JobSpec
+from tagstream.schemas.spec import InferEntry, JobSpec
 
 GOOD = {
     "source": {"type": "parquet", "path": "in", "id": "id", "keep": ["a", "id", "b", "a"]},
-    "classify": [{"model": "m", "as": "x"}, {"as": "y", "backend": {"type": "constant"}}],
+    "infer": [{"model": "m", "as": "x"}, {"as": "y", "backend": {"type": "constant"}}],
     "sink": {"type": "memory", "name": "out"},
 }
 
@@ -20,7 +20,7 @@ def test_is_frozen() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         spec.name = "other"
     with pytest.raises(ValidationError, match="frozen"):
-        spec.classify[0].as_ = "other"
+        spec.infer[0].as_ = "other"
 
 
 def test_kept_columns_once_and_in_order() -> None:
@@ -37,22 +37,22 @@ def test_survives_json() -> None:
 
 def test_model_may_be_missing_for_constant_only() -> None:
     """The constant backend needs no model, every other does."""
-    assert Classifier.model_validate({"backend": {"type": "constant"}}).model is None
+    assert InferEntry.model_validate({"backend": {"type": "constant"}}).model is None
     with pytest.raises(ValidationError, match="model is missing"):
-        Classifier()
+        InferEntry()
 
 
 @pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:3"])
 def test_devices(device: str) -> None:
     """Names that PyTorch knows."""
-    assert Classifier.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
+    assert InferEntry.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
 def test_wrong_devices(device: str) -> None:
     """Other names are refused when the specification is read, not when the job runs."""
     with pytest.raises(ValidationError, match="device"):
-        Classifier.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
+        InferEntry.model_validate({"model": "m", "backend": {"type": "pytorch", "device": device}})
 
 
 def test_schema_names_every_union() -> None:
@@ -61,4 +61,4 @@ def test_schema_names_every_union() -> None:
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]["source"]["discriminator"]["mapping"]) >= {"parquet", "memory"}
     assert set(schema["properties"]["sink"]["discriminator"]["mapping"]) >= {"parquet", "memory"}
-    assert "as" in schema["$defs"]["Classifier"]["properties"]
+    assert "as" in schema["$defs"]["InferEntry"]["properties"]

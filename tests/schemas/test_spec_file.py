@@ -17,7 +17,7 @@ source:
   type: parquet
   path: in/
   text: body
-classify:
+infer:
   - model: tagstream/spam
     as: spam
   - as: dry
@@ -58,9 +58,9 @@ def test_reads_what_is_right(load) -> None:
     """Every given field arrives, the others have their defaults, the file gives the name."""
     spec = load(GOOD)
     assert (spec.name, spec.source.text, spec.source.kept) == ("job", "body", ())
-    assert [c.as_ for c in spec.classify] == ["spam", "dry"]
-    assert spec.classify[0].backend.type == "pytorch"
-    assert spec.classify[1].backend.label == "ham"
+    assert [c.as_ for c in spec.infer] == ["spam", "dry"]
+    assert spec.infer[0].backend.type == "pytorch"
+    assert spec.infer[1].backend.label == "ham"
     assert spec.blocks.rows == 2048
 
 
@@ -82,24 +82,24 @@ def test_unknown_field_suggests_the_near_one(refused) -> None:
 def test_unknown_field_inside_lists_and_unions(refused) -> None:
     """Depth changes nothing: the suggestion comes from the model that the field would belong to."""
     (line,) = refused(GOOD.replace("label: ham", "lable: ham"))
-    assert line.startswith("job.yaml:9: classify.1.backend.lable: unknown field; did you mean 'label'?")
+    assert line.startswith("job.yaml:9: infer.1.backend.lable: unknown field; did you mean 'label'?")
     (line,) = refused(GOOD.replace("model: tagstream", "modle: tagstream"))
-    assert line.startswith("job.yaml:6: classify.0.modle: unknown field; did you mean 'model'?")
+    assert line.startswith("job.yaml:6: infer.0.modle: unknown field; did you mean 'model'?")
     assert "as, scores" in line
 
 
 def test_unknown_field_at_the_top(refused) -> None:
     """Also for the job itself."""
-    (line,) = refused(GOOD + "classifiers: []\n")
-    assert line.startswith("job.yaml:11: classifiers: unknown field; did you mean 'classify'?")
+    (line,) = refused(GOOD + "classify: []\n")
+    assert line.startswith("job.yaml:11: classify: unknown field; did you mean 'infer'?")
 
 
 def test_several_errors_at_once(refused) -> None:
     """All of them are told, each with its line."""
-    lines = refused("source: {type: parquet}\nclassify:\n  - {as: x, backend: {type: constant, ms_per_row: -1}}\n")
+    lines = refused("source: {type: parquet}\ninfer:\n  - {as: x, backend: {type: constant, ms_per_row: -1}}\n")
     assert lines == [
         "job.yaml:1: source.path: is missing",
-        "job.yaml:3: classify.0.backend.ms_per_row: Input should be greater than or equal to 0",
+        "job.yaml:3: infer.0.backend.ms_per_row: Input should be greater than or equal to 0",
         "job.yaml:1: sink: is missing",
     ]
 
@@ -111,9 +111,9 @@ def test_several_errors_at_once(refused) -> None:
         (GOOD.replace("  type: parquet\n", ""), "job.yaml:2: source: type must be one of 'parquet'"),
         (
             GOOD.replace("type: constant, ", ""),
-            "job.yaml:9: classify.1.backend: type must be one of 'pytorch'",
+            "job.yaml:9: infer.1.backend: type must be one of 'pytorch'",
         ),
-        (GOOD.replace("type: constant", "type: none"), "job.yaml:9: classify.1.backend: type must be one of 'pytorch'"),
+        (GOOD.replace("type: constant", "type: none"), "job.yaml:9: infer.1.backend: type must be one of 'pytorch'"),
         (GOOD.replace("type: parquet, path: out/", "type: pq"), "job.yaml:10: sink: type must be one of 'parquet'"),
     ],
 )
@@ -129,12 +129,12 @@ def test_wrong_or_missing_type(refused, text: str, expected: str) -> None:
         ("text: body", "split_rows: 0", "job.yaml:4: source.split_rows: Input should be greater than or equal to 1"),
         ("text: body", "split_rows: many", "job.yaml:4: source.split_rows: Input should be a valid integer"),
         ("text: body", "on_bad_file: skip", "job.yaml:4: source.on_bad_file: Input should be 'fail' or 'dead_letter'"),
-        ("as: spam", "as: spam-label", "job.yaml:7: classify.0.as: String should match pattern"),
-        ("model: tagstream/spam", "scores: all", "job.yaml:6: classify.0: model is missing: give a bundled name"),
-        ("as: spam", "thresholds: {x: 2}", "job.yaml:7: classify.0.thresholds.x: Input should be less than"),
-        ("as: dry", "as: spam_score", "job.yaml:1: column 'spam_score' of classify.1.as is already taken by"),
-        ("as: dry", "as: spam_model", "job.yaml:1: column 'spam_model' of classify.1.as is already taken by"),
-        ("text: body", "keep: [dry_truncated]", "job.yaml:1: column 'dry_truncated' of classify.1.as is"),
+        ("as: spam", "as: spam-label", "job.yaml:7: infer.0.as: String should match pattern"),
+        ("model: tagstream/spam", "scores: all", "job.yaml:6: infer.0: model is missing: give a bundled name"),
+        ("as: spam", "thresholds: {x: 2}", "job.yaml:7: infer.0.thresholds.x: Input should be less than"),
+        ("as: dry", "as: spam_score", "job.yaml:1: column 'spam_score' of infer.1.as is already taken by"),
+        ("as: dry", "as: spam_model", "job.yaml:1: column 'spam_model' of infer.1.as is already taken by"),
+        ("text: body", "keep: [dry_truncated]", "job.yaml:1: column 'dry_truncated' of infer.1.as is"),
         ("text: body", "keep: [__x]", "job.yaml:1: column '__x': names that begin with __ can't be kept"),
         ("path: out/", "path: out/, commit_every: 0", "job.yaml:10: sink.commit_every: Input should be greater than 0"),
         ("text: body", "text: [a]", "job.yaml:4: source.text: Input should be a valid string"),
@@ -156,17 +156,17 @@ def test_position_columns_can_not_be_kept_twice(refused) -> None:
 def test_certificates_in_one_folder(refused, load) -> None:
     """A folder holds one certificate: another model, or other settings, would overwrite it."""
     same = "  - {model: tagstream/spam, as: %s, backend: {type: auto, certificate: fast%s}%s}\n"
-    job = "source: {type: parquet, path: x}\nclassify:\n%ssink: {type: memory, name: x}\n"
+    job = "source: {type: parquet, path: x}\ninfer:\n%ssink: {type: memory, name: x}\n"
     (line,) = refused(job % (same % ("a", "", "") + same % ("b", "/", ", max_length: 64")))
-    assert "classify.1.backend.certificate: 'fast/' is that of classify.0" in line
+    assert "infer.1.backend.certificate: 'fast/' is that of infer.0" in line
     assert load(job % (same % ("a", "", "") + same % ("b", "", "")))
     assert load(job % (same % ("a", "", "") + same % ("b", "2", ", max_length: 64")))
 
 
 def test_no_classifier(refused) -> None:
-    """A job without a classifier is none."""
-    (line,) = refused("source: {type: parquet, path: x}\nclassify: []\nsink: {type: memory, name: x}\n")
-    assert line.startswith("job.yaml:2: classify: ")
+    """A job without an entry is none."""
+    (line,) = refused("source: {type: parquet, path: x}\ninfer: []\nsink: {type: memory, name: x}\n")
+    assert line.startswith("job.yaml:2: infer: ")
 
 
 def test_duplicate_key(refused) -> None:
@@ -174,7 +174,7 @@ def test_duplicate_key(refused) -> None:
     assert refused(GOOD.replace("  path: in/\n", "  path: in/\n  path: other/\n")) == [
         "job.yaml:4: source.path is given twice"
     ]
-    assert refused(GOOD.replace("as: dry\n", "as: dry\n    as: wet\n")) == ["job.yaml:9: classify.1.as is given twice"]
+    assert refused(GOOD.replace("as: dry\n", "as: dry\n    as: wet\n")) == ["job.yaml:9: infer.1.as is given twice"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_what_is_no_specification(refused, text: str, expected: str) -> None:
 
 def test_empty_file_misses_everything(refused) -> None:
     """An empty file is an empty specification."""
-    assert refused("# nothing yet\n") == [f"job.yaml:1: {f}: is missing" for f in ("source", "classify", "sink")]
+    assert refused("# nothing yet\n") == [f"job.yaml:1: {f}: is missing" for f in ("source", "infer", "sink")]
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_missing_variable(refused, monkeypatch: pytest.MonkeyPatch) -> None:
     """Names variable, file, line and field, and the way out."""
     monkeypatch.delenv("NOT_THERE", raising=False)
     (line,) = refused(GOOD.replace("as: spam", "as: ${NOT_THERE}"))
-    assert line.startswith("job.yaml:7: classify.0.as: environment variable NOT_THERE is not set")
+    assert line.startswith("job.yaml:7: infer.0.as: environment variable NOT_THERE is not set")
     assert "${NOT_THERE:-value}" in line
 
 
@@ -271,11 +271,11 @@ def test_overrides_reach_everything(load) -> None:
     spec = load(
         GOOD,
         source__path="other/",
-        classify__1__backend__label="eggs",
+        infer__1__backend__label="eggs",
         blocks__rows=5,
         dead_letters={"type": "parquet", "path": "dead/"},
     )
-    assert (spec.source.path, spec.classify[1].backend.label, spec.blocks.rows) == ("other/", "eggs", 5)
+    assert (spec.source.path, spec.infer[1].backend.label, spec.blocks.rows) == ("other/", "eggs", 5)
     assert spec.dead_letters is not None
     assert spec.dead_letters.path == "dead/"
 
@@ -283,9 +283,9 @@ def test_overrides_reach_everything(load) -> None:
 @pytest.mark.parametrize(
     ("field", "expected"),
     [
-        ("classify__2__as", "--set classify.2.as: '2' is no number from 0 to 1"),
-        ("classify__x__as", "--set classify.x.as: 'x' is no number from 0 to 1"),
-        ("classify__-1", "--set classify.-1: '-1' is no number"),
+        ("infer__2__as", "--set infer.2.as: '2' is no number from 0 to 1"),
+        ("infer__x__as", "--set infer.x.as: 'x' is no number from 0 to 1"),
+        ("infer__-1", "--set infer.-1: '-1' is no number"),
         ("source__path__x", "--set source.path.x: source.path has no fields"),
         ("source__path__x__y", "--set source.path.x.y: source.path.x has no fields"),
     ],
@@ -299,9 +299,7 @@ def test_overrides_that_lead_nowhere(refused, field: str, expected: str) -> None
 def test_errors_without_a_file() -> None:
     """A specification made of flags is called that."""
     with pytest.raises(SpecError, match=r"^specification: source\.path: is missing"):
-        load_spec(
-            None, {"source.type": "parquet", "sink": {"type": "memory", "name": "x"}, "classify": [{"model": "m"}]}
-        )
+        load_spec(None, {"source.type": "parquet", "sink": {"type": "memory", "name": "x"}, "infer": [{"model": "m"}]})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A folder that is no safe and fit classifier is refused with a message that says what to do, before weights load."""
+"""A folder that is no safe and fit entry is refused with a message that says what to do, before weights load."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tagstream.schemas.errors import ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe, identify
 from tagstream.transforms.model_files import find_model
 from tests.models import make_model
@@ -129,13 +129,13 @@ def test_broken_tokenizer_and_weights_are_found_when_loaded(folder: Path) -> Non
 
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match=r"the tokenizer in .*model can't be loaded"):
-        load_backend(Classifier(model=str(folder)))
+        load_backend(InferEntry(model=str(folder)))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tagstream/nonsense", "no such bundled classifier; there are: "),
+        ("tagstream/nonsense", "no such bundled model; there are: "),
         ("./nowhere", "not a folder"),
         ("/nowhere/at/all", "not a folder"),
         ("~/nowhere-at-all", "not a folder"),
@@ -158,8 +158,8 @@ def test_a_file_is_no_folder(folder: Path) -> None:
 def test_unknown_id_offline(name: str, tmp_path: Path) -> None:
     """Without a network and with an empty cache: told what to do."""
     code = (
-        "from schemas.errors import ModelError\n"
-        "from transforms.model_files import find_model\n"
+        "from tagstream.schemas.errors import ModelError\n"
+        "from tagstream.transforms.model_files import find_model\n"
         f"try:\n    find_model({name!r})\nexcept ModelError as error:\n    print(error)"
     )
     done = subprocess.run(
@@ -205,23 +205,23 @@ def test_activation(folder: Path, config: dict, activation: str) -> None:
 
 def test_identity_changes_with_what_matters(folder: Path, tmp_path: Path) -> None:
     """Weights, tokenizer and precision; `describe` needs none of them."""
-    classifier = Classifier(model=str(folder))
-    first = identify(classifier)
-    assert describe(classifier)[1].items() <= first.items()
+    entry = InferEntry(model=str(folder))
+    first = identify(entry)
+    assert describe(entry)[1].items() <= first.items()
     weights = folder / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
     weights.write_bytes(data)
-    second = identify(classifier)
+    second = identify(entry)
     assert {key for key in first if first[key] != second[key]} == {"weights"}
     tokenizer = folder / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text() + " ")
-    assert {key for key in first if second[key] != identify(classifier)[key]} == {"tokenizer"}
+    assert {key for key in first if second[key] != identify(entry)[key]} == {"tokenizer"}
 
 
 def test_plan_needs_no_weights(folder: Path) -> None:
     """Head and identity are known from the config: the weights may be anything."""
     (folder / "model.safetensors").write_bytes(b"not loaded")
-    head, identity = describe(Classifier(model=str(folder)))
+    head, identity = describe(InferEntry(model=str(folder)))
     assert head.names == ("ham", "spam")
     assert identity["model"] == str(folder)

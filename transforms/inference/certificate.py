@@ -15,7 +15,7 @@ from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import CERTIFIED_SETTINGS
 
 if TYPE_CHECKING:
-    from tagstream.schemas.spec import Classifier
+    from tagstream.schemas.spec import InferEntry
     from tagstream.transforms.model_files import ModelFiles
 
 FILE = "certificate.json"
@@ -25,7 +25,7 @@ FILE = "certificate.json"
 class Certificate:
     """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
     and maximum; both of the `sample_rows` texts held out, whose hash is `sample`. rows_per_s: engine alone.
-    `max_length`, `long_text` and `thresholds`: the classifier's. `device`: kind of it, cpu, cuda or mps. `file`: the
+    `max_length`, `long_text` and `thresholds`: the entry's. `device`: kind of it, cpu, cuda or mps. `file`: the
     optimised model beside the certificate, `file_hash`: its SHA-256.
     """
 
@@ -65,8 +65,8 @@ class Certificate:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
 
-    def check(self, folder: Path, files: ModelFiles, classifier: Classifier, min_agreement: float) -> None:
-        """Raises ModelError if it does not hold for this model and classifier, or for what lies beside it."""
+    def check(self, folder: Path, files: ModelFiles, entry: InferEntry, min_agreement: float) -> None:
+        """Raises ModelError if it does not hold for this model and entry, or for what lies beside it."""
         weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
         again = "run `tagstream optimize` again"
         if self.weights != weights:
@@ -74,7 +74,7 @@ class Certificate:
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
         for name in CERTIFIED_SETTINGS:
-            if (measured := getattr(self, name)) != (asked := getattr(classifier, name)):
+            if (measured := getattr(self, name)) != (asked := getattr(entry, name)):
                 raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
         if self.agreement < min_agreement:
             raise ModelError(

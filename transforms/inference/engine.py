@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import DeadCode, ModelError
-from tagstream.schemas.spec import Classifier, PyTorchBackend
+from tagstream.schemas.spec import InferEntry, PyTorchBackend
 from tagstream.transforms.inference.backends.contracts import Backend
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.device_lock import Device
@@ -269,20 +269,20 @@ _ENGINES: dict[str, Engine] = {}
 _ENGINES_LOCK = threading.Lock()
 
 
-def shared_engine(classifier: Classifier) -> Engine:
-    """The engine of a classifier in this process, its model loaded at the first call. Raises ModelError."""
-    key = classifier.model_dump_json()
+def shared_engine(entry: InferEntry) -> Engine:
+    """The engine of an entry in this process, its model loaded at the first call. Raises ModelError."""
+    key = entry.model_dump_json()
     with _ENGINES_LOCK:
         if key not in _ENGINES:
-            backend = load_backend(classifier)
-            works = None if classifier.backend.type == "constant" else try_out(backend, classifier.as_)
-            chosen = classifier.backend
+            backend = load_backend(entry)
+            works = None if entry.backend.type == "constant" else try_out(backend, entry.as_)
+            chosen = entry.backend
             if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
                 METRICS.note(
-                    f"{classifier.as_}: fp32 on a GPU. bf16 is faster: with backend: {{type: auto}} `tagstream "
+                    f"{entry.as_}: fp32 on a GPU. bf16 is faster: with backend: {{type: auto}} `tagstream "
                     "optimize` measures what it does to the labels"
                 )
-            _ENGINES[key] = Engine(backend, classifier.memory_bytes, works, budget_of(backend, classifier))
+            _ENGINES[key] = Engine(backend, entry.memory_bytes, works, budget_of(backend, entry))
         return _ENGINES[key]
 
 

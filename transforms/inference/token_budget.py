@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.contracts import Backend
 from tagstream.transforms.inference.backends.huggingface import files_of
 
@@ -125,11 +125,11 @@ class TokenBudget:
             self.tokens = min(2 * self.tokens, self._most)
 
 
-def budget_of(backend: Backend, classifier: Classifier) -> TokenBudget:
+def budget_of(backend: Backend, entry: InferEntry) -> TokenBudget:
     """The backend's own, or what was found on such a machine; if nothing was, a search that starts from its own."""
     if not (key := backend.speed_key):
         return TokenBudget(backend.token_budget)
-    folder = files_of(classifier).cache_folder()
+    folder = files_of(entry).cache_folder()
     if known := _read(folder).get(key):
         return TokenBudget(known)
     found = partial(_remember, folder, key)

@@ -1,4 +1,4 @@
-"""From a block of text to a block of labels: `classify_block` on Arrow, `Classify` in Beam.
+"""From a block of text to a block of labels: `BlockInference` on Arrow, `Infer` in Beam.
 
 Owns which rows become dead letters, and how many blocks are in flight. Knows no source, no sink and no model.
 """
@@ -49,12 +49,12 @@ class Pending:
         return all(future.done() for future in self.futures)
 
 
-class BlockClassifier:
+class BlockInference:
     """Submit blocks to the engines of a job and turn their answers into label columns."""
 
     def __init__(self, spec: JobSpec, engines: list[Engine] | None = None) -> None:
         self.spec = spec
-        self.engines = engines or [shared_engine(classifier) for classifier in spec.classify]
+        self.engines = engines or [shared_engine(entry) for entry in spec.infer]
         on_gpu = all(engine.backend.device.startswith("cuda") for engine in self.engines)
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
 
@@ -98,9 +98,9 @@ class BlockClassifier:
 
     def _errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
         errors: dict[int, tuple[DeadCode, str]] = {}
-        for classifier, prediction in zip(self.spec.classify, predictions, strict=False):
+        for entry, prediction in zip(self.spec.infer, predictions, strict=False):
             for row, (code, message) in prediction.errors.items():
-                errors.setdefault(row, (code, f"{classifier.as_}: {message}"))
+                errors.setdefault(row, (code, f"{entry.as_}: {message}"))
         return errors
 
     def _bury(
@@ -154,7 +154,7 @@ class DeadLetterLimit:
             )
 
 
-class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
+class _InferFn(beam.DoFn):  # type: ignore[misc]
     """Keeps some blocks in flight, emits them in order, drains at the end of the bundle."""
 
     def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
@@ -165,7 +165,7 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
         with failing():
             if self.expected is not None:
                 _check_worker(self.spec, self.expected)
-            self.classifier = BlockClassifier(self.spec)
+            self.entry = BlockInference(self.spec)
         self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
         self.pending: deque[Pending] = deque()
         self.held: list[Block] = []
@@ -174,7 +174,7 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
         with failing():
             heartbeat = block.span.start == block.span.stop
             if not heartbeat:
-                pending = self.classifier.submit(block)
+                pending = self.entry.submit(block)
                 for future in pending.futures if self.spec.live else ():
                     future.add_done_callback(beat)
                 self.pending.append(pending)
@@ -189,7 +189,7 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
 
     def _finished(self, *, drain: bool) -> Iterator[Block]:
         """Blocks in order: those that are done, and those that must be waited for to stay within `in_flight`."""
-        while self.pending and (drain or len(self.pending) > self.classifier.in_flight or self.pending[0].done):
+        while self.pending and (drain or len(self.pending) > self.entry.in_flight or self.pending[0].done):
             block = self._next()
             if block is None:
                 self.pending.clear()
@@ -210,7 +210,7 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
         """The oldest block; None when the job is stopping and the block would take too long: it is given up."""
         while True:
             try:
-                block = self.classifier.finish(self.pending[0], STOP.seconds_left() if STOP.is_set() else 0.2)
+                block = self.entry.finish(self.pending[0], STOP.seconds_left() if STOP.is_set() else 0.2)
             except FutureTimeout:
                 if STOP.is_set() and not STOP.seconds_left():
                     return None
@@ -222,20 +222,20 @@ class _ClassifyFn(beam.DoFn):  # type: ignore[misc]
 def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
     """Raises ModelError if this worker's labels would not be those that the job's fingerprint promises."""
     version = importlib.metadata.version("tagstream")
-    for classifier, wanted in zip(spec.classify, expected, strict=True):
-        found = {"tagstream": version, **identify(classifier)}
+    for entry, wanted in zip(spec.infer, expected, strict=True):
+        found = {"tagstream": version, **identify(entry)}
         wrong = [
             f"{key}: {found.get(key)} here, {value} there" for key, value in wanted.items() if found.get(key) != value
         ]
         if wrong:
             raise ModelError(
-                f"{classifier.as_}: this worker is not like the machine that submitted the job ({'; '.join(wrong)}). "
+                f"{entry.as_}: this worker is not like the machine that submitted the job ({'; '.join(wrong)}). "
                 "Install the same tagstream and model on both; with backend.type auto both need the"
                 " same certificate and kind of device, or name the backend in the specification"
             )
 
 
-class Classify(beam.PTransform):  # type: ignore[misc]
+class Infer(beam.PTransform):  # type: ignore[misc]
     """Blocks of text to blocks of labels and dead letters."""
 
     def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
@@ -244,4 +244,4 @@ class Classify(beam.PTransform):  # type: ignore[misc]
         self.expected = expected
 
     def expand(self, blocks: Any) -> Any:
-        return blocks | beam.ParDo(_ClassifyFn(self.spec, self.expected)).with_output_types(Block)
+        return blocks | beam.ParDo(_InferFn(self.spec, self.expected)).with_output_types(Block)

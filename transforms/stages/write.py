@@ -27,7 +27,7 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
 
     def __init__(self, job: str, spec: JobSpec) -> None:
         self.job = job
-        self.columns = [classifier.as_ for classifier in spec.classify]
+        self.columns = [entry.as_ for entry in spec.infer]
 
     def setup(self) -> None:
         self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)

@@ -12,38 +12,38 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Head:
-    """What one classifier's logits mean, and the columns they become."""
+    """What one entry's logits mean, and the columns they become."""
 
-    classifier: Classifier
+    entry: InferEntry
     names: tuple[str, ...]
     activation: str
     model: str
 
     @classmethod
-    def of(cls, classifier: Classifier, names: list[str], activation: str, model: str) -> Head:
+    def of(cls, entry: InferEntry, names: list[str], activation: str, model: str) -> Head:
         """Apply the specification's label map. Raises SpecError for a label that the model does not have."""
-        unknown = sorted(set(classifier.labels) - set(names))
+        unknown = sorted(set(entry.labels) - set(names))
         if unknown:
-            raise SpecError(f"{classifier.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
-        mapped = tuple(classifier.labels.get(name, name) for name in names)
-        unknown = sorted(set(classifier.thresholds) - set(mapped))
+            raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
+        mapped = tuple(entry.labels.get(name, name) for name in names)
+        unknown = sorted(set(entry.thresholds) - set(mapped))
         if unknown:
-            raise SpecError(f"{classifier.as_}: thresholds: no label {unknown[0]!r}; there are {', '.join(mapped)}")
+            raise SpecError(f"{entry.as_}: thresholds: no label {unknown[0]!r}; there are {', '.join(mapped)}")
         if len(set(mapped)) < len(mapped):
-            raise SpecError(f"{classifier.as_}: labels: two labels of the model would have the same name")
-        return cls(classifier, mapped, activation, model)
+            raise SpecError(f"{entry.as_}: labels: two labels of the model would have the same name")
+        return cls(entry, mapped, activation, model)
 
     @property
     def fields(self) -> list[pa.Field]:
-        """Columns that this classifier writes, in order."""
-        name, spec = self.classifier.as_, self.classifier
+        """Columns that this entry writes, in order."""
+        name, spec = self.entry.as_, self.entry
         scores = pa.struct([pa.field(label, pa.float32()) for label in self.names])
         if self.activation == "identity":
             label = [pa.field(name, pa.float32() if len(self.names) == 1 else scores)]
@@ -65,7 +65,7 @@ class Head:
 
         scores: float32 [rows, labels], activated; tokens: int32 [rows]; truncated: bool [rows].
         """
-        spec = self.classifier
+        spec = self.entry
         every = pa.StructArray.from_arrays(
             [pa.array(scores[:, i]) for i in range(len(self.names))],
             fields=[pa.field(label, pa.float32()) for label in self.names],
@@ -91,30 +91,30 @@ class Head:
         best = scores.argmax(axis=1).astype(np.int32)
         top = scores[np.arange(len(scores)), best]
         names: list[str | None] = list(self.names)
-        if self.classifier.thresholds:
-            least = np.array([self.classifier.thresholds.get(label, 0.0) for label in self.names], np.float32)
-            names.append(self.classifier.abstain)
+        if self.entry.thresholds:
+            least = np.array([self.entry.thresholds.get(label, 0.0) for label in self.names], np.float32)
+            names.append(self.entry.abstain)
             best = np.where(top < least[best], len(self.names), best).astype(np.int32)
         label = pa.array(names, pa.string()).take(pa.array(best))
-        return [label] if self.classifier.scores == "none" else [label, pa.array(top)]
+        return [label] if self.entry.scores == "none" else [label, pa.array(top)]
 
     def _several(self, scores: Array) -> list[pa.Array]:
-        least = np.array([self.classifier.thresholds.get(label, 0.5) for label in self.names], np.float32)
+        least = np.array([self.entry.thresholds.get(label, 0.5) for label in self.names], np.float32)
         chosen = scores >= least
         values = np.broadcast_to(np.arange(len(self.names)), scores.shape)
         names: list[str | None] = list(self.names)
         taken, taken_scores = values[chosen], scores[chosen]
         counts = chosen.sum(axis=1)
-        if self.classifier.abstain is not None:
+        if self.entry.abstain is not None:
             nothing = np.flatnonzero(counts == 0)
             at = np.concatenate([[0], np.cumsum(counts)])[nothing]
-            names.append(self.classifier.abstain)
+            names.append(self.entry.abstain)
             taken = np.insert(taken, at, len(self.names))
             taken_scores = np.insert(taken_scores, at, scores[nothing].max(axis=1, initial=0.0))
             counts = np.maximum(counts, 1)
         offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]).astype(np.int32))
         label = pa.ListArray.from_arrays(offsets, pa.array(names, pa.string()).take(pa.array(taken)))
-        if self.classifier.scores == "none":
+        if self.entry.scores == "none":
             return [label]
         return [label, pa.ListArray.from_arrays(offsets, pa.array(taken_scores.astype(np.float32)))]
 

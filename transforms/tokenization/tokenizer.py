@@ -30,7 +30,7 @@ class EncodedTokens(Encoded):
 
 
 class TextTokenizer:
-    """A model's tokenizer with the settings of one classifier, which never change: several threads may `encode`."""
+    """A model's tokenizer with the settings of one entry, which never change: several threads may `encode`."""
 
     def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
         tokenizer = _load(files)

@@ -27,7 +27,7 @@ def job(tmp_path: Path) -> BulkJob:
     bulk.put("a.parquet", [None if i == 7 else f"text {i}" for i in range(120)])
     bulk.folder.joinpath("job.yaml").write_text(
         f"source: {{type: parquet, path: {tmp_path}/in, id: id}}\n"
-        "classify:\n"
+        "infer:\n"
         "  - as: tag\n"
         "    backend: {type: constant, label: ham}\n"
         f"sink: {{type: parquet, path: {tmp_path}/out}}\n"
@@ -66,12 +66,12 @@ def test_plan_and_evaluate_report(job: BulkJob) -> None:
     assert json.loads(report.read_text())["rows_left"] == 50
     done = call("evaluate", job.folder / "job.yaml", "--label", "text", "--report", report)
     assert done.exit_code == 0, done.output
-    assert json.loads(report.read_text())["classifiers"]["tag"]["accuracy"] == 0
+    assert json.loads(report.read_text())["entries"]["tag"]["accuracy"] == 0
 
 
 def test_replay(job: BulkJob) -> None:
     """By the same specification."""
-    fail = ("--set", "classify.0.backend.fail_on=text 9$")
+    fail = ("--set", "infer.0.backend.fail_on=text 9$")
     assert call("run", job.folder / "job.yaml", *fail).exit_code == 0
     done = call("replay", job.folder / "job.yaml")
     assert done.exit_code == 0, done.output
@@ -106,13 +106,13 @@ def test_column_names(model: str, column: str) -> None:
     [
         (["--set", "source.pth=x"], 2, "did you mean 'path'?"),
         (["--set", "nonsense"], 2, "write it as FIELD=VALUE"),
-        (["--set", "classify.0.backend.fail_on=("], 2, "no RE2 pattern"),
+        (["--set", "infer.0.backend.fail_on=("], 2, "no RE2 pattern"),
         (["--set", "sink.path={folder}/in/x"], 2, "lies inside source.path"),
         (["--set", "source.path={folder}/none"], 3, "none: no such file"),
         (["--text", "txet"], 3, "no column 'txet' (source.text); did you mean 'text'?"),
-        (["--set", "classify.0.backend.fail_on=."], 3, "are dead letters"),
+        (["--set", "infer.0.backend.fail_on=."], 3, "are dead letters"),
         (["--model", "./nowhere"], 4, "./nowhere: not a folder"),
-        (["--model", "tagstream/nothing"], 4, "no such bundled classifier"),
+        (["--model", "tagstream/nothing"], 4, "no such bundled model"),
         (["--sink", "{folder}/job.yaml/out"], 5, "choose another sink.path"),
         (["--sink", "nope://x"], 5, "Protocol not known: nope"),
         (["--report", "{folder}/none/report.json"], 5, "can't be written"),
@@ -132,10 +132,10 @@ def test_exit_codes(job: BulkJob, options: list[str], code: int, message: str) -
 def test_output_of_another_job(job: BulkJob) -> None:
     """Exit 5, the part that differs, and --overwrite as the way out, which works."""
     assert call("run", job.folder / "job.yaml").exit_code == 0
-    other = ("run", job.folder / "job.yaml", "--set", "classify.0.backend.label=spam")
+    other = ("run", job.folder / "job.yaml", "--set", "infer.0.backend.label=spam")
     done = call(*other)
     assert done.exit_code == 5
-    assert "classify.0.label: 'ham' in the output, 'spam' in this job" in done.stderr
+    assert "infer.0.label: 'ham' in the output, 'spam' in this job" in done.stderr
     assert call(*other, "--overwrite").exit_code == 0
     assert set(job.labels("tag")) == {"spam"}
 
@@ -198,7 +198,7 @@ def test_unreachable_broker_says_why(job: BulkJob) -> None:
     """As a process: what the client only logs is in the message, and nothing else of its log."""
     live = {
         "source": {"type": "kafka", "servers": "127.0.0.1:1", "topics": "any"},
-        "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+        "infer": [{"as": "tag", "backend": {"type": "constant"}}],
         "sink": {"type": "kafka", "topic": "out"},
     }
     spec = job.folder / "live.yaml"
@@ -247,8 +247,8 @@ def test_schema_accepts_the_examples() -> None:
         data = yaml.safe_load(example.read_text())
         JobSpec.model_validate({"name": "x", **data})
         assert set(data) <= set(schema["properties"])
-        for classifier in data["classify"]:
-            assert set(classifier) <= set(schema["$defs"]["Classifier"]["properties"])
+        for entry in data["infer"]:
+            assert set(entry) <= set(schema["$defs"]["InferEntry"]["properties"])
         try:
             import jsonschema
         except ImportError:

@@ -30,7 +30,7 @@ class TableJob(KilledJob):
         source: dict[str, Any] = {"table": "messages", "text": "body", "id": "id", "split_rows": 1_000}
         self.file.write_text(
             f"source: {json.dumps({**db.settings(), **source})}\n"
-            f"classify: [{{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}]\n"
+            f"infer: [{{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}]\n"
             f"sink: {json.dumps({**db.settings(), 'table': 'messages', 'mode': 'update'})}\n"
             "blocks: {rows: 250}\n"
         )

@@ -47,7 +47,7 @@ def spec(db: Database, *, source: Any = None, sink: Any = None, label: str = "ha
                 "split_rows": 100,
                 **(source or {}),
             },
-            "classify": [{"as": "tag", "scores": "all", "backend": {"type": "constant", "label": label}}],
+            "infer": [{"as": "tag", "scores": "all", "backend": {"type": "constant", "label": label}}],
             "sink": {**db.settings(), "table": "labels", **(sink or {})},
             **more,
         }
@@ -310,7 +310,7 @@ def test_two_at_once(db: Database) -> None:
     file = Path(f"/tmp/{id(db)}.yaml")
     settings = json.dumps({**db.settings(), "table": "messages", "text": "body", "id": "id", "split_rows": 100})
     file.write_text(
-        f"name: job\nsource: {settings}\nclassify: [{{as: tag, backend: {{type: constant, ms_per_row: 0.3}}}}]\n"
+        f"name: job\nsource: {settings}\ninfer: [{{as: tag, backend: {{type: constant, ms_per_row: 0.3}}}}]\n"
         f"sink: {json.dumps({**db.settings(), 'table': 'labels'})}\n"
     )
     processes = [Popen([executable, "-m", "tagstream", "run", str(file)], stdout=PIPE, stderr=STDOUT) for _ in "ab"]
@@ -364,7 +364,7 @@ def test_passwords_are_never_shown(postgres: Postgres, tmp_path: Path) -> None:
     file, report = tmp_path / "job.yaml", tmp_path / "report.json"
     file.write_text(
         f"source: {{type: sql, uri: '{uri}', table: messages, text: body, id: id}}\n"
-        f"classify: [{{as: tag, backend: {{type: constant}}}}]\nsink: {{type: sql, uri: '{uri}', table: labels}}\n"
+        f"infer: [{{as: tag, backend: {{type: constant}}}}]\nsink: {{type: sql, uri: '{uri}', table: labels}}\n"
     )
     shown = ""
 

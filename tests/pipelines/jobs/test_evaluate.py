@@ -45,7 +45,7 @@ def scores_of(model: Path, activation: str = "softmax") -> np.ndarray:
 
 def evaluate(job: BulkJob, model: Path | None, label: str = "truth", without: tuple = (), **fields: Any) -> dict:
     backend = {"model": str(model)} if model else {"backend": {"type": "constant", "label": "b"}}
-    spec = job.spec(classify=[{"as": "tag", **backend, **fields}])
+    spec = job.spec(infer=[{"as": "tag", **backend, **fields}])
     return evaluate_job(spec, label, job.console, without=without)
 
 
@@ -67,7 +67,7 @@ def test_figures_equal_scikit_learn(job: BulkJob, model: Path, without: tuple[st
     predicted = np.array(names)[scores[:, allowed].argmax(axis=1)]
     result = evaluate(job, model, without=without)
     assert (result["rows"], result["label"]) == (len(rows), "truth")
-    got = result["classifiers"]["tag"]
+    got = result["entries"]["tag"]
     labels = [*names, *without]
     assert got["accuracy"] == pytest.approx(accuracy_score(true, predicted))
     table = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
@@ -105,7 +105,7 @@ def test_calibration_error() -> None:
 
 def test_constant_model(job: BulkJob) -> None:
     """One label for all: its recall is one, its precision its share, every other label has nothing."""
-    got = evaluate(job, None)["classifiers"]["tag"]
+    got = evaluate(job, None)["entries"]["tag"]
     truth = [t for t in truth_of(job) if t is not None]
     share = truth.count("b") / len(truth)
     assert got["accuracy"] == got["labels"]["b"]["precision"] == pytest.approx(share)
@@ -117,20 +117,20 @@ def test_constant_model(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("label", ["truth", "label", "tag"])
 def test_any_column_may_hold_the_truth(job: BulkJob, label: str) -> None:
-    """Also one that is named like a column of the classifier."""
+    """Also one that is named like a column of the entry."""
     assert evaluate(job, None, label, **{"as": "label"})["rows"] == 294
 
 
 def test_numbers_as_labels(job: BulkJob) -> None:
     """A model whose labels are called 0 and 1."""
     got = evaluate(job, None, "numbers", backend={"type": "constant", "label": "1"})
-    assert got["classifiers"]["tag"]["accuracy"] == 0.5
+    assert got["entries"]["tag"]["accuracy"] == 0.5
 
 
 def test_thresholds_and_abstaining_do_not_count(job: BulkJob, model: Path) -> None:
     """What is measured is the model's best label."""
-    plain = evaluate(job, model)["classifiers"]["tag"]
-    strict = evaluate(job, model, thresholds={"a": 0.99, "b": 0.99, "c": 0.99}, abstain="?")["classifiers"]["tag"]
+    plain = evaluate(job, model)["entries"]["tag"]
+    strict = evaluate(job, model, thresholds={"a": 0.99, "b": 0.99, "c": 0.99}, abstain="?")["entries"]["tag"]
     assert strict["labels"] == plain["labels"]
     assert strict["confusion"] == plain["confusion"]
     assert strict["expected_calibration_error"] == pytest.approx(plain["expected_calibration_error"], abs=1e-5)
@@ -146,7 +146,7 @@ def test_dead_letters_are_counted(job: BulkJob) -> None:
 
 def test_label_map_counts(job: BulkJob) -> None:
     """The user's names are those of the truth."""
-    got = evaluate(job, None, backend={"type": "constant", "label": "z"}, labels={"z": "c"})["classifiers"]["tag"]
+    got = evaluate(job, None, backend={"type": "constant", "label": "z"}, labels={"z": "c"})["entries"]["tag"]
     assert got["labels"]["c"]["recall"] == 1
 
 
@@ -157,8 +157,8 @@ def test_several_labels_a_row(tmp_path: Path) -> None:
     sets = [["a", "b", "c"][: i % 4] for i in range(300)]
     lists, text = pa.array(sets, pa.list_(pa.string())), pa.array([", ".join(s) for s in sets])
     job.put("a.parquet", TEXTS, lists=lists, text2=text)
-    of_lists = evaluate(job, folder, "lists")["classifiers"]["tag"]
-    of_text = evaluate(job, folder, "text2")["classifiers"]["tag"]
+    of_lists = evaluate(job, folder, "lists")["entries"]["tag"]
+    of_text = evaluate(job, folder, "text2")["entries"]["tag"]
     assert {**of_lists, "expected_calibration_error": 0} == {**of_text, "expected_calibration_error": 0}
     assert of_text["labels_the_model_lacks"] == []
     predicted, true = scores_of(folder, "sigmoid") >= 0.5, np.array([[name in s for name in NAMES] for s in sets])

@@ -65,8 +65,8 @@ def test_every_row_ends_labelled_or_dead(tmp_path: Path, rows: list[bytes | None
     table = pa.table({"id": pa.array(range(2_000), pa.int64()), "text": pa.array(rows, pa.binary()).view(pa.string())})
     pq.write_table(table, tmp_path / "in/nasty.parquet", row_group_size=300)
     model = make_model(tmp_path / "model")
-    classify = [{"model": str(model), "as": "tag", "long_text": long_text, "provenance": ["tokens", "truncated"]}]
-    report = job.run(classify=classify, max_dead=1, source__split_rows=700)
+    infer = [{"model": str(model), "as": "tag", "long_text": long_text, "provenance": ["tokens", "truncated"]}]
+    report = job.run(infer=infer, max_dead=1, source__split_rows=700)
     assert (report.state, report.counts.rows_in) == ("done", 2_000)
 
     codes = {i: code for i, value in enumerate(rows) if (code := expected(value))}

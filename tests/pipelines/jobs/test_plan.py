@@ -52,9 +52,9 @@ def test_changes_nothing(job: BulkJob) -> None:
 @pytest.mark.parametrize("position", [False, True])
 def test_columns_are_those_that_are_written(job: BulkJob, position: bool) -> None:
     """Names, order and types."""
-    classify = [{"as": "tag", "scores": "all", "provenance": ["model", "tokens"], "backend": {"type": "constant"}}]
-    plan = plan_job(job.spec(classify=classify, sink__position=position))
-    job.run(classify=classify, sink__position=position)
+    infer = [{"as": "tag", "scores": "all", "provenance": ["model", "tokens"], "backend": {"type": "constant"}}]
+    plan = plan_job(job.spec(infer=infer, sink__position=position))
+    job.run(infer=infer, sink__position=position)
     written = pq.read_schema(next((job.folder / "out").glob("*.parquet")))
     assert plan.columns == {field.name: str(field.type) for field in written}
 
@@ -82,19 +82,19 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
     """Of this machine; another machine's says nothing of this one. Classifiers' seconds add up."""
     monkeypatch.setattr(auto, "cpu_name", lambda: "this machine")
     model, folder = certified(tmp_path, machine="this machine", rows_per_s=50.0)
-    classify = [
+    infer = [
         {"model": str(model), "as": "a", "backend": {"type": "auto", "certificate": str(folder)}},
         {"as": "b", "backend": {"type": "constant", "ms_per_row": 20}},
     ]
-    plan = plan_job(job.spec(classify=classify))
+    plan = plan_job(job.spec(infer=infer))
     assert plan.rows_per_s == 25.0
     assert "optimize" in plan.speed_from
-    plan = plan_job(job.spec(classify=classify[1:]))
+    plan = plan_job(job.spec(infer=infer[1:]))
     assert plan.rows_per_s == 50.0
     assert "ms_per_row" in plan.speed_from
     monkeypatch.setattr(auto, "cpu_name", lambda: "another machine")
     auto._choose.cache_clear()
-    plan = plan_job(job.spec(classify=classify))
+    plan = plan_job(job.spec(infer=infer))
     assert "rough estimate" in plan.speed_from
     assert plan.rows_per_s is not None
     assert 25 < plan.rows_per_s <= 50, "20 ms of the second and next to nothing of the tiny first"
@@ -104,7 +104,7 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
 def test_speed_of_a_model_is_no_reading_speed(job: BulkJob, tmp_path: Path, backend: str) -> None:
     """Without a certificate its size is known."""
     model = make_model(tmp_path / "model")
-    plan = plan_job(job.spec(classify=[{"model": str(model), "backend": {"type": backend}}]))
+    plan = plan_job(job.spec(infer=[{"model": str(model), "backend": {"type": backend}}]))
     assert "rough estimate" in plan.speed_from
     assert plan.rows_per_s is not None
 
@@ -113,12 +113,12 @@ def test_needs_the_config_of_a_model_only(job: BulkJob, tmp_path: Path) -> None:
     """Weights may be anything: they are not looked at. A speed is estimated from the model's size."""
     folder = make_model(tmp_path / "model", labels=("a", "b"))
     (folder / "model.safetensors").write_bytes(b"not loaded")
-    plan = plan_job(job.spec(classify=[{"model": str(folder), "as": "tag", "scores": "all"}]))
+    plan = plan_job(job.spec(infer=[{"model": str(folder), "as": "tag", "scores": "all"}]))
     assert plan.columns["tag_scores"] == "struct<a: float, b: float>"
     assert plan.rows_per_s is not None
     assert plan.rows_per_s > 0
     with pytest.raises(ModelError, match="not a folder"):
-        plan_job(job.spec(classify=[{"model": "./nowhere"}]))
+        plan_job(job.spec(infer=[{"model": "./nowhere"}]))
 
 
 def test_wrong_input(job: BulkJob) -> None:
@@ -150,6 +150,6 @@ def test_advice_for_a_cluster(job: BulkJob) -> None:
     assert plan_job(job.spec(runner={"type": "flink", "parallelism": 4})).advice == []
     (few,) = plan_job(job.spec(runner={"type": "flink", "parallelism": 9})).advice
     assert few.startswith("4 splits for 9 slots")
-    plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, classify=[model]))
+    plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, infer=[model]))
     print_plan(job.console, plan)
     assert "run one a GPU" in job.said

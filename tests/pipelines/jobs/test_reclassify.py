@@ -38,7 +38,7 @@ def spec(db: Database, label: str = "ham", mode: str = "update", **more: Any) ->
         {
             "source": {**db.settings(), "table": "messages", "text": "body", "id": "id", "split_rows": 50,
                        **more.pop("source", {})},
-            "classify": [{"as": "tag", "backend": backend}],
+            "infer": [{"as": "tag", "backend": backend}],
             "sink": {**db.settings(), "table": "messages" if mode == "update" else "labels", "mode": mode},
             "max_dead": 1,
             **more,

@@ -15,7 +15,7 @@ from tagstream.schemas.errors import LedgerError, SourceError, SpecError
 from tests.pipelines.bulk_jobs import BulkJob
 from tests.transforms.io.source_contract import columns_of_all_types
 
-FAILING = {"classify__0__backend__fail_on": "9", "max_dead": 1}
+FAILING = {"infer__0__backend__fail_on": "9", "max_dead": 1}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_still_fails_keeps_its_origin(job: BulkJob) -> None:
         report = replay(job, **FAILING)
         assert report.counts.rows_out == 0
         assert job.dead(what) == before
-    half = replay(job, classify__0__backend__fail_on="19", max_dead=1)
+    half = replay(job, infer__0__backend__fail_on="19", max_dead=1)
     assert half.counts.rows_out == len([i for i in NINES if "19" not in str(i)])
     assert job.dead(what) == [row for row in before if row[0] == 7 or "19" in str(row[0])]
     replay(job)
@@ -82,7 +82,7 @@ def test_run_and_plan_after_a_replay(job: BulkJob) -> None:
 def test_replay_with_other_settings_is_refused(job: BulkJob) -> None:
     """Labels of two jobs never mix; the dead letters stay for the right one."""
     with pytest.raises(LedgerError, match="another job"):
-        replay(job, classify__0__backend__label="other")
+        replay(job, infer__0__backend__label="other")
     assert job.dead() == sorted([7, *NINES])
     replay(job)
     assert job.dead() == [7]
@@ -147,7 +147,7 @@ def test_kept_columns_of_every_type_come_back(tmp_path: Path) -> None:
     job = BulkJob(tmp_path)
     job.put("a.parquet", [f"text {i}" for i in range(40)], **columns)
     keep = {"source__keep": list(columns)}
-    job.run(**keep, classify__0__backend__fail_on="3", max_dead=1)
+    job.run(**keep, infer__0__backend__fail_on="3", max_dead=1)
     replay(job, **keep)
     import pyarrow.dataset as ds
 

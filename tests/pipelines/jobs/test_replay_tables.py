@@ -38,7 +38,7 @@ class Outcome:
         return JobSpec.model_validate(
             {
                 "source": {**self.at.settings("messages"), "id": "id", "keep": self.keep, "split_rows": 60},
-                "classify": [{"as": "tag", "backend": {"type": "constant", "fail_on": fail_on}}],
+                "infer": [{"as": "tag", "backend": {"type": "constant", "fail_on": fail_on}}],
                 "sink": self.at.settings("labels"),
                 "blocks": {"rows": 25},
                 "max_dead": 1,

@@ -103,15 +103,15 @@ def test_changed_file_is_told(job: BulkJob) -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"classify__0__backend__label": "spam"}, "classify.0.label: 'ham' in the output, 'spam' in this job"),
-        ({"classify__0__as": "other"}, "classify.0.as: 'tag' in the output, 'other' in this job"),
-        ({"classify__0__labels": {"ham": "eggs"}}, "classify.0.labels.ham"),
-        ({"classify__0__thresholds": {"ham": 0.5}}, "classify.0.thresholds.ham"),
-        ({"classify__0__abstain": "?"}, "classify.0.abstain"),
-        ({"classify__0__max_length": 64}, "classify.0.max_length"),
-        ({"classify__0__long_text": "window"}, "classify.0.long_text"),
-        ({"classify__0__scores": "all"}, "columns.3"),
-        ({"classify": [CONSTANT, {**CONSTANT, "as": "two"}]}, "classify.1.as"),
+        ({"infer__0__backend__label": "spam"}, "infer.0.label: 'ham' in the output, 'spam' in this job"),
+        ({"infer__0__as": "other"}, "infer.0.as: 'tag' in the output, 'other' in this job"),
+        ({"infer__0__labels": {"ham": "eggs"}}, "infer.0.labels.ham"),
+        ({"infer__0__thresholds": {"ham": 0.5}}, "infer.0.thresholds.ham"),
+        ({"infer__0__abstain": "?"}, "infer.0.abstain"),
+        ({"infer__0__max_length": 64}, "infer.0.max_length"),
+        ({"infer__0__long_text": "window"}, "infer.0.long_text"),
+        ({"infer__0__scores": "all"}, "columns.3"),
+        ({"infer": [CONSTANT, {**CONSTANT, "as": "two"}]}, "infer.1.as"),
         ({"source__keep": ["text"]}, "columns.1"),
         ({"source__id": None}, "columns.0"),
         ({"source__text": "other"}, "text: 'text' in the output, 'other' in this job"),
@@ -143,7 +143,7 @@ def test_what_does_not_change_the_rows_is_allowed(job: BulkJob) -> None:
         source__path=str(job.folder / "moved"),
         blocks__rows=7,
         sink__compression="gzip",
-        classify__0__backend__fail_on="text 3",
+        infer__0__backend__fail_on="text 3",
         max_dead=1,
         name="renamed",
     )
@@ -154,25 +154,25 @@ def test_what_does_not_change_the_rows_is_allowed(job: BulkJob) -> None:
 def test_changed_model_is_refused(job: BulkJob, tmp_path: Path) -> None:
     """Other weights under the same path, and other label names, are another job."""
     folder = make_model(tmp_path / "model")
-    classify = [{"model": str(folder), "as": "tag"}]
-    job.run(limit=5, classify=classify)
+    infer = [{"model": str(folder), "as": "tag"}]
+    job.run(limit=5, infer=infer)
     make_model(tmp_path / "model", seed=1)
-    with pytest.raises(LedgerError, match=r"classify\.0\.weights"):
-        job.run(classify=classify)
+    with pytest.raises(LedgerError, match=r"infer\.0\.weights"):
+        job.run(infer=infer)
 
 
 def test_renamed_labels_of_a_model_are_refused(job: BulkJob, tmp_path: Path) -> None:
     """Names in the model's config decide what is written."""
     folder = make_model(tmp_path / "model")
-    classify = [{"model": str(folder), "as": "tag"}]
-    job.run(limit=5, classify=classify)
+    infer = [{"model": str(folder), "as": "tag"}]
+    job.run(limit=5, infer=infer)
     config = (folder / "config.json").read_text().replace('"ham"', '"good"')
     (folder / "config.json").write_text(config)
     from tagstream.transforms.model_files import _find_model
 
     _find_model.cache_clear()
-    with pytest.raises(LedgerError, match=r"classify\.0\.names\.0: 'ham' in the output, 'good' in this job"):
-        job.run(classify=classify)
+    with pytest.raises(LedgerError, match=r"infer\.0\.names\.0: 'ham' in the output, 'good' in this job"):
+        job.run(infer=infer)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_file_without_rows(tmp_path: Path) -> None:
 
 def test_no_id_and_nothing_kept(job: BulkJob) -> None:
     """Labels alone; dead letters still have position and text."""
-    job.run(source__id=None, classify__0__backend__fail_on="text 9$", max_dead=1)
+    job.run(source__id=None, infer__0__backend__fail_on="text 9$", max_dead=1)
     assert len(job.labels("tag")) == 248
     assert job.dead("position, code, payload") == [(7, "null_text", None), (9, "inference_failed", b"text 9")]
 
@@ -224,7 +224,7 @@ def test_no_id_and_nothing_kept(job: BulkJob) -> None:
 def test_several_classifiers(job: BulkJob) -> None:
     """Each has its columns; a row that one of them fails on is dead, and the message says which."""
     two = {"as": "two", "scores": "all", "backend": {"type": "constant", "label": "x", "fail_on": "text 8$"}}
-    report = job.run(classify=[CONSTANT, two])
+    report = job.run(infer=[CONSTANT, two])
     assert report.counts.rows_out == 248
     assert job.labels("id, tag, two, two_scores.x")[0] == (0, "ham", "x", 1.0)
     assert [(p, m[:4]) for p, m in job.dead("position, message")] == [(7, "the "), (8, "two:")]
@@ -296,7 +296,7 @@ def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: P
     texts = random_texts(200, seed=4)
     job.put("a.parquet", texts)
     (job.folder / "in/b.parquet").unlink()
-    job.run(classify=[{"model": str(folder), "as": "tag"}])
+    job.run(infer=[{"model": str(folder), "as": "tag"}])
     expected = pipeline("text-classification", str(folder), truncation=True, max_length=64, device="cpu")(texts)
     got = job.labels("id, tag, tag_score")
     assert [tag for _, tag, _ in got] == [e["label"] for e in expected]
@@ -314,7 +314,7 @@ def test_remembered_answers_change_nothing_but_the_work(tmp_path: Path) -> None:
     for memory in (0, 1 << 20):
         report = job.run(
             source={"type": "memory", "table": name, "id": "id"},
-            classify=[{"model": model, "as": "tag", "memory_bytes": memory}],
+            infer=[{"model": model, "as": "tag", "memory_bytes": memory}],
             sink={"type": "memory", "name": f"{name}-{memory}"},
             dead_letters=None,
             blocks={"rows": 50},
@@ -336,5 +336,5 @@ def test_rows_move_only_after_everything_was_checked(job: BulkJob, tmp_path: Pat
     from tagstream.schemas.errors import ModelError
 
     with pytest.raises(ModelError, match="can't be loaded"):
-        run_job(job.spec(classify=[{"model": str(folder), "as": "tag"}]), job.console)
+        run_job(job.spec(infer=[{"model": str(folder), "as": "tag"}]), job.console)
     assert job.labels("*") == []

@@ -42,7 +42,7 @@ def test_text_is_found_by_id(job: BulkJob) -> None:
 def test_nested_columns(job: BulkJob) -> None:
     """All scores are a struct, kept columns may be anything: they are shown as well."""
     keep = [name for name in columns_of_all_types(1) if name != "null"]
-    rows = shown(job, source__keep=keep, classify__0__scores="all")
+    rows = shown(job, source__keep=keep, infer__0__scores="all")
     assert rows["text"].to_pylist() == [f"text {i}" for i in rows["id"].to_pylist()]
     assert rows["tag_scores"].to_pylist() == [{"ham": 1.0}] * 5
     assert set(keep) <= set(rows.column_names)

@@ -55,7 +55,7 @@ def test_slow_block_is_given_up(tmp_path: Path, unused_tcp_port: int) -> None:
     job = Job(tmp_path, rows=2_000, ms_per_row=600)
     process = subprocess.Popen(
         [sys.executable, "-m", "tagstream", "run", str(job.file), "--metrics-port", str(unused_tcp_port),
-         "--set", "classify.0.backend.token_budget=1", "--report", str(tmp_path / "report.json")],
+         "--set", "infer.0.backend.token_budget=1", "--report", str(tmp_path / "report.json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )  # fmt: skip

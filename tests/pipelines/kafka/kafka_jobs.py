@@ -38,7 +38,7 @@ class Topics:
             {
                 "name": self.name,
                 "source": kafka | (source or {}),
-                "classify": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
+                "infer": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
                 "sink": sink if sink and "path" in sink else {"type": "kafka", "topic": self.target} | (sink or {}),
                 **job,
             }

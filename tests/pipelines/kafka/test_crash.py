@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.
 SPEC = """
 name: crash
 source: {{type: kafka, servers: "{servers}", topics: in, keep: [partition, offset], consumer: {library}}}
-classify: [{{as: tag, backend: {{type: constant, ms_per_row: 0.3, fail_on: "77$"}}}}]
+infer: [{{as: tag, backend: {{type: constant, ms_per_row: 0.3, fail_on: "77$"}}}}]
 sink: {sink}
 blocks: {{rows: 500}}
 """

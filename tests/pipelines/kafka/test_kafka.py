@@ -299,7 +299,7 @@ def test_parquet_to_kafka_is_written_once(topics, tmp_path):
         {
             "name": topics.name,
             "source": source,
-            "classify": [{"as": "tag", "backend": {"type": "constant", "fail_on": "7$"}}],
+            "infer": [{"as": "tag", "backend": {"type": "constant", "fail_on": "7$"}}],
             "sink": {"type": "kafka", "servers": topics.servers, "topic": topics.target},
             "max_dead": 1,
         }

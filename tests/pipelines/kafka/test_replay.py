@@ -114,7 +114,7 @@ def test_a_killed_replay_goes_on_where_it_was(topics, tmp_path):
     run_job(spec, quiet())
     assert count(topics.servers, topics.dead) == 3000
     (tmp_path / "job.yaml").write_text(yaml_of(spec))
-    slow = ["--set", "classify.0.backend.fail_on=null", "--set", "classify.0.backend.ms_per_row=3"]
+    slow = ["--set", "infer.0.backend.fail_on=null", "--set", "infer.0.backend.ms_per_row=3"]
     arguments = ["-m", "tagstream", "replay", str(tmp_path / "job.yaml"), "--set", "blocks.rows=50", *slow]
     worker = Worker(*arguments, log=tmp_path / "replay.log")
     try:

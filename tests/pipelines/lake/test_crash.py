@@ -30,7 +30,7 @@ class LakeJob(KilledJob):
         source: dict[str, Any] = {"text": "body", "id": "id", "split_rows": 1_000}
         self.file.write_text(
             f"source: {json.dumps({**lake.settings('messages'), **source})}\n"
-            f"classify: [{{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}]\n"
+            f"infer: [{{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}]\n"
             f"sink: {json.dumps(lake.settings('labels'))}\n"
             "blocks: {rows: 250}\n"
         )

@@ -45,7 +45,7 @@ def spec(lake: Lake, *, source: Any = None, sink: Any = None, label: str = "ham"
     return JobSpec.model_validate(
         {
             "source": {**lake.settings("messages"), "text": "body", "id": "id", "split_rows": 100, **(source or {})},
-            "classify": [{"as": "tag", "scores": "all", "backend": {"type": "constant", "label": label}}],
+            "infer": [{"as": "tag", "scores": "all", "backend": {"type": "constant", "label": label}}],
             "sink": {**lake.settings("labels"), **(sink or {})},
             **more,
         }

@@ -31,7 +31,7 @@ from tagstream.pipelines.optimize.measure import (
     measure,
 )
 from tagstream.schemas.errors import ModelError, SourceError
-from tagstream.schemas.spec import Classifier, OnnxBackend, PyTorchBackend
+from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
 from tagstream.transforms.inference.backends import auto
 from tagstream.transforms.inference.backends.auto import certificate_folder
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
@@ -62,12 +62,12 @@ def model(tmp_path: Path) -> Path:
     return make_model(tmp_path / "model", hidden_size=64, intermediate_size=256)
 
 
-def spec(model: Path, **backend) -> Classifier:
-    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+def spec(model: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
 
 
-def scores(classifier: Classifier, texts: pa.LargeStringArray = TEXTS) -> np.ndarray:
-    engine = Engine(load_backend(classifier))
+def scores(entry: InferEntry, texts: pa.LargeStringArray = TEXTS) -> np.ndarray:
+    engine = Engine(load_backend(entry))
     try:
         return engine.submit(texts).result(120).scores
     finally:
@@ -76,17 +76,17 @@ def scores(classifier: Classifier, texts: pa.LargeStringArray = TEXTS) -> np.nda
 
 def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Path) -> None:
     """Smaller than fp32, scores near its; `auto` takes each, one text of two tokens alone included."""
-    classifier, files = spec(model), find_model(str(model))
-    fp32, folder = measure(classifier, FP32, SAMPLE), tmp_path / "certificate"
+    entry, files = spec(model), find_model(str(model))
+    fp32, folder = measure(entry, FP32, SAMPLE), tmp_path / "certificate"
     export = export_fp32(files, tmp_path)
-    rows, sizes = optimize._single_rows(classifier, TEXTS), {}
+    rows, sizes = optimize._single_rows(entry, TEXTS), {}
     ranked = by_sensitivity(export, rows[:16])
     for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
         path = quantise(export, way, folder / "int8.onnx", rows, ranked)
         sizes[way] = path.stat().st_size
-        found = measure(classifier, Candidate(way.name, OnnxBackend(file=str(path)), path), SAMPLE, fp32)
+        found = measure(entry, Candidate(way.name, OnnxBackend(file=str(path)), path), SAMPLE, fp32)
         assert 0 < found.drift_max < 0.5, way
-        certificate = optimize._certificate(classifier, found, fp32, SAMPLE)
+        certificate = optimize._certificate(entry, found, fp32, SAMPLE)
         assert certificate.file_hash == hash_file(path)
         path = path.rename(folder / certificate.file)
         certificate.write(folder)
@@ -100,7 +100,7 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
 
 
 def test_rows_that_ranges_come_from_have_no_padding(model: Path) -> None:
-    """From the whole sample, none longer than the classifier reads."""
+    """From the whole sample, none longer than the entry reads."""
     rows = optimize._single_rows(spec(model).model_copy(update={"max_length": 8}), TEXTS)
     assert len(rows) == optimize.RANGE_ROWS
     assert all(row["attention_mask"].all() and row["input_ids"].shape == row["attention_mask"].shape for row in rows)
@@ -137,7 +137,7 @@ def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch
     pq.write_table(pa.table({"body": ["a", "b"]}), tmp_path / "sample.parquet")
     job = {
         "source": {"type": "parquet", "path": str(tmp_path), "text": "body"},
-        "classify": [
+        "infer": [
             {
                 "model": "tagstream/spam",
                 "as": "x",
@@ -149,11 +149,11 @@ def test_a_specification_says_where_and_how_strictly(tmp_path: Path, monkeypatch
     (tmp_path / "job.yaml").write_text(json.dumps(job))
     asked = []
 
-    def note(classifier, texts, folder, least, _, *, compiled):
-        asked.append((texts.to_pylist(), str(folder or certificate_folder(classifier)), least, compiled))
+    def note(entry, texts, folder, least, _, *, compiled):
+        asked.append((texts.to_pylist(), str(folder or certificate_folder(entry)), least, compiled))
         raise ModelError("enough")
 
-    monkeypatch.setattr(optimize, "optimize_classifier", note)
+    monkeypatch.setattr(optimize, "optimize_entry", note)
     command = ["optimize", str(tmp_path / "job.yaml"), "--sample", str(tmp_path / "sample.parquet")]
     for more in ([], ["--out", "elsewhere", "--min-agreement", "0.99", "--compile"]):
         assert CliRunner().invoke(app, [*command, *more]).exit_code == 4
@@ -178,26 +178,26 @@ def test_compiled_graphs_are_tried_if_asked(model: Path) -> None:
 
 def test_a_token_budget_is_of_one_machine(model: Path) -> None:
     """On another one the certified backend runs with its own."""
-    classifier = spec(model, type="auto")
-    fp32 = measure(classifier, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), SAMPLE)
-    certificate = optimize._certificate(classifier, fp32, fp32, SAMPLE)
+    entry = spec(model, type="auto")
+    fp32 = measure(entry, Candidate("small", PyTorchBackend(precision="fp32", token_budget=128)), SAMPLE)
+    certificate = optimize._certificate(entry, fp32, fp32, SAMPLE)
     for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
-        dataclasses.replace(certificate, machine=machine).write(certificate_folder(classifier))
+        dataclasses.replace(certificate, machine=machine).write(certificate_folder(entry))
         auto._choose.cache_clear()
-        assert auto.resolve(classifier).backend.token_budget == budget
+        assert auto.resolve(entry).backend.token_budget == budget
 
 
 def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
     """What a GPU computes in bf16 says nothing of a CPU's bf16: fp32 then, and it is said."""
-    classifier = spec(model, type="auto")
+    entry = spec(model, type="auto")
     found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE)
-    certificate = optimize._certificate(classifier, found, found, SAMPLE)
-    certificate.write(certificate_folder(classifier))
-    assert auto.resolve(classifier).backend.precision == "bf16"
+    certificate = optimize._certificate(entry, found, found, SAMPLE)
+    certificate.write(certificate_folder(entry))
+    assert auto.resolve(entry).backend.precision == "bf16"
     other = "cuda" if certificate.device == "cpu" else "cpu"
-    dataclasses.replace(certificate, device=other).write(certificate_folder(classifier))
+    dataclasses.replace(certificate, device=other).write(certificate_folder(entry))
     auto._choose.cache_clear()
-    assert auto.resolve(classifier).backend.precision == "fp32"
+    assert auto.resolve(entry).backend.precision == "fp32"
     assert any(f"measured on {other}" in note and "optimize" in note for note in METRICS.snapshot().notes)
 
 
@@ -217,7 +217,7 @@ def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None
 
 def test_a_sample_that_says_too_little(model: Path) -> None:
     with pytest.raises(SourceError, match=r"1\d\d texts to certify with \(half of 398, .*200 at least"):
-        optimize.optimize_classifier(spec(model), BOTH[:398], None, 0.99, Console(quiet=True))
+        optimize.optimize_entry(spec(model), BOTH[:398], None, 0.99, Console(quiet=True))
     assert not certificate_folder(spec(model)).exists()
 
 
@@ -225,7 +225,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, model: Path) -> None
     """Said before anything is measured."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ModelError, match=r"file/certificates: the certificate can't be written there"):
-        optimize.optimize_classifier(spec(model), BOTH, tmp_path / "file/certificates", 0.99, Console(quiet=True))
+        optimize.optimize_entry(spec(model), BOTH, tmp_path / "file/certificates", 0.99, Console(quiet=True))
 
 
 def test_copies_of_a_text_are_in_one_half() -> None:
@@ -284,7 +284,7 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         "c1": (300, 0.5, LABELS_DIFFER),
     }
 
-    def fake(classifier, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
+    def fake(entry, candidate, sample, fp32=None, least_agreement=0.0, best=None) -> Measured:
         rate, agreement, stopped = results[candidate.name.split(",")[0]]
         asked.append((candidate.name, best and best.candidate.name))
         assert (folder / "before.onnx").exists(), "jobs use it meanwhile"
@@ -312,7 +312,7 @@ def test_a_ladder_is_climbed_until_the_labels_agree(
         return ladders
 
     monkeypatch.setattr(optimize, "_ladders", ladders_of)
-    certificate, measured, failed = optimize.optimize_classifier(spec(model), BOTH, None, 0.99, Console(quiet=True))
+    certificate, measured, failed = optimize.optimize_entry(spec(model), BOTH, None, 0.99, Console(quiet=True))
     assert not failed
     assert asked[:6] == [
         ("pytorch fp32", None),

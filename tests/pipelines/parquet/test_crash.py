@@ -38,7 +38,7 @@ class Job(KilledJob):
         self.file = folder / "job.yaml"
         self.file.write_text(
             f"source: {{type: parquet, path: {folder}/in, text: body, id: id, split_rows: 6000}}\n"
-            "classify:\n"
+            "infer:\n"
             f"  - {{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}\n"
             f"sink: {{type: parquet, path: {folder}/out, commit_every: 0.2}}\n"
             f"dead_letters: {{type: parquet, path: {folder}/dead}}\n"

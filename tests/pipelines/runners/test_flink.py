@@ -27,7 +27,7 @@ def write_job(folder: Path, rows: int, runner: dict, **backend) -> Path:
     spec = {
         "name": "flink-test",
         "source": {"type": "parquet", "path": f"{folder}/in", "id": "id", "split_rows": 4000},
-        "classify": [{"as": "tag", "backend": {"type": "constant", **backend}}],
+        "infer": [{"as": "tag", "backend": {"type": "constant", **backend}}],
         "sink": {"type": "parquet", "path": f"{folder}/out", "commit_every": 1.0},
         "blocks": {"rows": 250},
         "runner": runner,

@@ -35,7 +35,7 @@ def write_live(folder: Path, servers: str, runner: dict, sink: dict) -> Path:
     spec = {
         "name": "flink-live",
         "source": {"type": "kafka", "servers": servers, "topics": "in"},
-        "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+        "infer": [{"as": "tag", "backend": {"type": "constant"}}],
         "sink": sink,
         "blocks": {"rows": 500},
         "runner": runner,

@@ -12,15 +12,15 @@ import pyarrow as pa
 import pytest
 
 from tagstream.schemas.errors import DeadCode, ModelError, OutOfMemoryError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe, load_backend
 from tagstream.transforms.inference.engine import Engine, try_out
 from tagstream.transforms.runtime.metrics import METRICS
 from tagstream.transforms.tokenization.encoded import Encoded
 
 
-def classifier(**backend) -> Classifier:
-    return Classifier.model_validate({"as": "x", "backend": {"type": "constant", **backend}})
+def entry(**backend) -> InferEntry:
+    return InferEntry.model_validate({"as": "x", "backend": {"type": "constant", **backend}})
 
 
 def texts(*values: str) -> pa.LargeStringArray:
@@ -33,7 +33,7 @@ def engine_of():
 
     def make(backend) -> Engine:
         if not isinstance(backend, Engine):
-            backend = Engine(backend if not isinstance(backend, Classifier) else load_backend(backend))
+            backend = Engine(backend if not isinstance(backend, InferEntry) else load_backend(backend))
         engines.append(backend)
         return engines[-1]
 
@@ -52,7 +52,7 @@ class LengthBackend:
     buckets = ()
 
     def __init__(self) -> None:
-        self.head = describe(classifier(label="x"))[0]
+        self.head = describe(entry(label="x"))[0]
         object.__setattr__(self.head, "activation", "identity")
         self.forwards: list[int] = []
         self.broken = threading.Event()
@@ -108,7 +108,7 @@ def test_poison_row_costs_itself_alone(engine_of, at: int) -> None:
     """Anywhere in a batch: that row has an error, every other row its score."""
     values = [f"text {i}" for i in range(1000)]
     values[at] = "poison pill"
-    prediction = engine_of(classifier(fail_on="poison")).submit(texts(*values)).result(30)
+    prediction = engine_of(entry(fail_on="poison")).submit(texts(*values)).result(30)
     assert list(prediction.errors) == [at]
     code, message = prediction.errors[at]
     assert code is DeadCode.INFERENCE_FAILED
@@ -117,7 +117,7 @@ def test_poison_row_costs_itself_alone(engine_of, at: int) -> None:
 
 def test_equal_poison_rows_all_fail(engine_of) -> None:
     """A text inferred once for several rows fails for all of them."""
-    prediction = engine_of(classifier(fail_on="bad")).submit(texts("ok", "bad", "ok", "bad")).result(30)
+    prediction = engine_of(entry(fail_on="bad")).submit(texts("ok", "bad", "ok", "bad")).result(30)
     assert sorted(prediction.errors) == [1, 3]
 
 
@@ -141,7 +141,7 @@ def test_scores_that_are_not_finite_are_errors(engine_of) -> None:
 
 def test_out_of_memory_halves_the_budget(engine_of) -> None:
     """All rows get their label, and the budget has come down to what fits."""
-    engine = engine_of(classifier(memory_tokens=1000, token_budget=100_000))
+    engine = engine_of(entry(memory_tokens=1000, token_budget=100_000))
     prediction = engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
     assert not prediction.errors
     assert engine.token_budget <= 1000
@@ -173,7 +173,7 @@ def test_failed_pass_leaves_nothing_in_memory(engine_of) -> None:
 
 def test_one_row_that_never_fits_leaves_the_budget(engine_of) -> None:
     """It says nothing of the others."""
-    engine = engine_of(classifier(memory_tokens=100, token_budget=300))
+    engine = engine_of(entry(memory_tokens=100, token_budget=300))
     assert engine.submit(texts("b" * 500)).result(30).errors
     assert engine.token_budget == 300
 
@@ -181,7 +181,7 @@ def test_one_row_that_never_fits_leaves_the_budget(engine_of) -> None:
 def test_budget_grows_again(engine_of, monkeypatch) -> None:
     """The shortage of memory may have been another program's."""
     monkeypatch.setattr("tagstream.transforms.inference.token_budget.GROW_PASSES", 3)
-    engine = engine_of(classifier(memory_tokens=1000, token_budget=100_000))
+    engine = engine_of(entry(memory_tokens=1000, token_budget=100_000))
     engine.submit(texts(*(f"{i:050d}" for i in range(400)))).result(30)
     for i in range(60):
         engine.submit(texts(f"one {i}")).result(30)
@@ -206,7 +206,7 @@ def test_backend_that_never_worked_is_nobodys_dead_letter(engine_of) -> None:
 
 def test_row_that_never_fits_is_a_dead_letter(engine_of) -> None:
     """Out of memory for one row alone is that row's error."""
-    prediction = engine_of(classifier(memory_tokens=100)).submit(texts("a" * 50, "b" * 500, "c" * 50)).result(30)
+    prediction = engine_of(entry(memory_tokens=100)).submit(texts("a" * 50, "b" * 500, "c" * 50)).result(30)
     assert {row: code for row, (code, _) in prediction.errors.items()} == {1: DeadCode.OUT_OF_MEMORY}
 
 
@@ -234,7 +234,7 @@ def test_micro_batch_of_poison_only_is_no_dead_backend(engine_of) -> None:
 
 def test_closing_wakes_whoever_waits() -> None:
     """A closed engine answers with an error, never with silence."""
-    engine = Engine(load_backend(classifier(ms_per_row=20.0, token_budget=10)))
+    engine = Engine(load_backend(entry(ms_per_row=20.0, token_budget=10)))
     futures = [engine.submit(texts(*(f"{n} {i}" for i in range(50)))) for n in range(4)]
     engine.close()
     assert not wait(futures, 30).not_done

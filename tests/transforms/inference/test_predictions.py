@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tagstream.schemas.errors import DeadCode, ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import SMALL, Engine
 from tagstream.transforms.inference.predictions import AnswerMemory, Prediction
@@ -68,8 +68,8 @@ def test_errors_are_asked_again() -> None:
 @pytest.fixture
 def engine():
     spec = {"as": "x", "memory_bytes": 1 << 16, "backend": {"type": "constant", "fail_on": "poison"}}
-    classifier = Classifier.model_validate(spec)
-    engine = Engine(load_backend(classifier), classifier.memory_bytes)
+    entry = InferEntry.model_validate(spec)
+    engine = Engine(load_backend(entry), entry.memory_bytes)
     yield engine
     engine.close()
 
@@ -197,11 +197,11 @@ def test_blocks_at_once_are_answered_as_alone(blocks: list[list[int]]) -> None:
 
 def test_scores_are_those_of_a_model_that_is_asked(tmp_path) -> None:
     """Against an engine without a memory, over blocks that share texts."""
-    classifier = Classifier.model_validate(
+    entry = InferEntry.model_validate(
         {"model": str(make_model(tmp_path / "bert")), "as": "x", "backend": {"type": "pytorch"}}
     )
     blocks = [[f"text number {i % 7} of block {i % 3}" for i in range(n, n + 20)] for n in range(0, 60, 10)] * 2
-    plain, remembering = Engine(load_backend(classifier)), Engine(load_backend(classifier), 1 << 16)
+    plain, remembering = Engine(load_backend(entry)), Engine(load_backend(entry), 1 << 16)
     try:
         for block in blocks:
             expected, found = plain.submit(texts(*block)).result(60), remembering.submit(texts(*block)).result(60)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.inference.token_budget import (
@@ -127,12 +127,12 @@ class Measured:
 
 
 @pytest.fixture
-def spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Classifier:
+def spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InferEntry:
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
-    return Classifier.model_validate({"as": "tag", "model": "tagstream/spam"})
+    return InferEntry.model_validate({"as": "tag", "model": "tagstream/spam"})
 
 
-def test_found_budget_is_kept(spam: Classifier, tmp_path: Path) -> None:
+def test_found_budget_is_kept(spam: InferEntry, tmp_path: Path) -> None:
     """For the next process with such a machine, not for another; a damaged file is looked over."""
     run(budget_of(Measured("here"), spam), lambda tokens, _: min(tokens, 200), 4 * SEARCH)
     assert set(run(budget_of(Measured("here"), spam), lambda tokens, _: tokens, 3 * SEARCH)) == {200}
@@ -145,7 +145,7 @@ def test_found_budget_is_kept(spam: Classifier, tmp_path: Path) -> None:
     assert budget_of(Measured("here"), spam).tokens == 100
 
 
-def test_folder_that_cannot_be_written_to(spam: Classifier, tmp_path: Path) -> None:
+def test_folder_that_cannot_be_written_to(spam: InferEntry, tmp_path: Path) -> None:
     """The search is made anew in each process, and nothing is said to the user for it."""
     (tmp_path / "cache").write_text("a file")
     budget = budget_of(Measured("here"), spam)
@@ -155,7 +155,7 @@ def test_folder_that_cannot_be_written_to(spam: Classifier, tmp_path: Path) -> N
 
 def test_busy_engine_finds_it() -> None:
     """A backend for which every pass costs the same gets larger micro-batches by itself."""
-    backend = load_backend(Classifier.model_validate({"as": "tag", "backend": {"type": "constant", "label": "x"}}))
+    backend = load_backend(InferEntry.model_validate({"as": "tag", "backend": {"type": "constant", "label": "x"}}))
     forward = backend.forward
     backend.forward = lambda parts: (time.sleep(0.002), forward(parts))[1]  # type: ignore[method-assign]
     found: list[int] = []

@@ -78,7 +78,7 @@ class SinkContract:
         return JobSpec.model_validate(
             {
                 "source": {"type": "memory", "table": "unused"},
-                "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+                "infer": [{"as": "tag", "backend": {"type": "constant"}}],
                 "sink": sink,
                 "dead_letters": dead_letters and {"type": "parquet", "path": dead_letters},
             }

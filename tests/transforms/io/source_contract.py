@@ -27,7 +27,7 @@ def job(source: dict[str, Any], **blocks: int) -> JobSpec:
     return JobSpec.model_validate(
         {
             "source": source,
-            "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+            "infer": [{"as": "tag", "backend": {"type": "constant"}}],
             "sink": {"type": "memory", "name": "unused"},
             "blocks": {"in_flight": 4, **blocks},
         }

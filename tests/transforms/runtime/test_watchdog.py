@@ -10,13 +10,13 @@ from tagstream.transforms.runtime.watchdog import EXIT_CODE, Watchdog
 
 HANG = """
 import threading
-from transforms.runtime.watchdog import deadline
+from tagstream.transforms.runtime.watchdog import deadline
 with deadline(0.3, "the call"):
     threading.Event().wait()
 """
 AGAIN = """
 import os, threading
-from transforms.runtime.watchdog import WATCHDOG, restart_process
+from tagstream.transforms.runtime.watchdog import WATCHDOG, restart_process
 if os.environ.get("SECOND"):
     print("again")
     os._exit(0)
@@ -29,8 +29,8 @@ with WATCHDOG.deadline(0.3, "the call"):
 
 ONCE = """
 import os, sys, threading
-from transforms.runtime.stop import STOP
-from transforms.runtime.watchdog import DONE, WATCHDOG, restart_process
+from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.watchdog import DONE, WATCHDOG, restart_process
 if os.environ.get("SECOND"):
     print(sys.argv[1:])
     os._exit(0)

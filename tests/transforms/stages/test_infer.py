@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.stages.infer import BlockClassifier
+from tagstream.transforms.stages.infer import BlockInference
 
 
 @pytest.mark.parametrize(
@@ -25,10 +25,10 @@ def test_blocks_in_flight(devices: list[str], given: int | None, expected: int) 
     spec = JobSpec.model_validate(
         {
             "source": {"type": "parquet", "path": "in.parquet", "text": "text"},
-            "classify": [{"as": f"c{number}", "backend": {"type": "constant"}} for number in range(len(devices))],
+            "infer": [{"as": f"c{number}", "backend": {"type": "constant"}} for number in range(len(devices))],
             "sink": {"type": "parquet", "path": "out"},
             "blocks": {"in_flight": given},
         }
     )
     engines = [SimpleNamespace(backend=SimpleNamespace(device=device)) for device in devices]
-    assert BlockClassifier(spec, engines).in_flight == expected
+    assert BlockInference(spec, engines).in_flight == expected

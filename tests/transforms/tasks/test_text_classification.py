@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tagstream.schemas.errors import SpecError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.tasks.text_classification import Head, activate
 
 NAMES = ["x", "y", "z"]
@@ -20,8 +20,8 @@ logits = hnp.arrays(np.float32, st.tuples(st.integers(0, 8), st.just(3)), elemen
 
 
 def head(activation: str, names: list[str] | None = None, **spec: Any) -> Head:
-    classifier = Classifier.model_validate({"model": "m", "as": "tag", **spec})
-    return Head.of(classifier, NAMES if names is None else names, activation, "m")
+    entry = InferEntry.model_validate({"model": "m", "as": "tag", **spec})
+    return Head.of(entry, NAMES if names is None else names, activation, "m")
 
 
 def columns(head: Head, scores: list[list[float]]) -> dict[str, list]:

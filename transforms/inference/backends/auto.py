@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 
 from pydantic import TypeAdapter
 
-from tagstream.schemas.spec import AutoBackend, Backend, Classifier, PyTorchBackend
+from tagstream.schemas.spec import AutoBackend, Backend, InferEntry, PyTorchBackend
 from tagstream.transforms.inference.backends import registry as backends
 from tagstream.transforms.inference.backends.contracts import Backend as LoadedBackend
 from tagstream.transforms.inference.backends.huggingface import files_of
@@ -27,58 +27,58 @@ class Choice(NamedTuple):
     rows_per_s: float | None = None
 
 
-def load(classifier: Classifier) -> LoadedBackend:
+def load(entry: InferEntry) -> LoadedBackend:
     """The backend that the certificate names. Raises ModelError for a certificate that does not hold."""
-    return backends.load_backend(resolve(classifier))
+    return backends.load_backend(resolve(entry))
 
 
-def identity(classifier: Classifier) -> dict[str, Any]:
+def identity(entry: InferEntry) -> dict[str, Any]:
     """That of the backend that runs."""
-    return backends.identify(resolve(classifier))
+    return backends.identify(resolve(entry))
 
 
-def resolve(classifier: Classifier) -> Classifier:
-    """The classifier with the certified backend in place of `auto`."""
-    chosen = _choose(classifier.model_dump_json())
+def resolve(entry: InferEntry) -> InferEntry:
+    """The entry with the certified backend in place of `auto`."""
+    chosen = _choose(entry.model_dump_json())
     if chosen.notice:
         METRICS.note(chosen.notice)
-    return _with(classifier, chosen.backend)
+    return _with(entry, chosen.backend)
 
 
-def certified_rows_per_s(classifier: Classifier) -> float | None:
+def certified_rows_per_s(entry: InferEntry) -> float | None:
     """Of the engine alone, if its certificate is this machine's. Raises ModelError for one that does not hold."""
-    return _choose(classifier.model_dump_json()).rows_per_s
+    return _choose(entry.model_dump_json()).rows_per_s
 
 
-def _with(classifier: Classifier, backend: dict[str, Any]) -> Classifier:
-    return classifier.model_copy(update={"backend": TypeAdapter(Backend).validate_python(backend)})
+def _with(entry: InferEntry, backend: dict[str, Any]) -> InferEntry:
+    return entry.model_copy(update={"backend": TypeAdapter(Backend).validate_python(backend)})
 
 
-def certificate_folder(classifier: Classifier) -> Path:
-    """Where the classifier's certificate lies: the SPEC's folder, or one of the model's cache folder."""
-    if isinstance(auto := classifier.backend, AutoBackend) and auto.certificate:
+def certificate_folder(entry: InferEntry) -> Path:
+    """Where the entry's certificate lies: the SPEC's folder, or one of the model's cache folder."""
+    if isinstance(auto := entry.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
-    name = f"{classifier.max_length or 'window'}-{classifier.long_text}"
-    if classifier.thresholds:  # they decide where labels change
-        name += f"-{hashlib.sha256(json.dumps(classifier.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
-    return files_of(classifier).cache_folder() / name
+    name = f"{entry.max_length or 'window'}-{entry.long_text}"
+    if entry.thresholds:  # they decide where labels change
+        name += f"-{hashlib.sha256(json.dumps(entry.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
+    return files_of(entry).cache_folder() / name
 
 
 @cache
-def _choose(classifier_json: str) -> Choice:
-    classifier = Classifier.model_validate_json(classifier_json)
-    spec = cast("AutoBackend", classifier.backend)
-    files = files_of(classifier)
-    folder = certificate_folder(classifier)
+def _choose(entry_json: str) -> Choice:
+    entry = InferEntry.model_validate_json(entry_json)
+    spec = cast("AutoBackend", entry.backend)
+    files = files_of(entry)
+    folder = certificate_folder(entry)
     fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
     certificate = Certificate.read(folder)
     if certificate is None:
-        what = "SPEC" if classifier.thresholds else files.name  # they decide how many labels change
+        what = "SPEC" if entry.thresholds else files.name  # they decide how many labels change
         notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {what}` may make it faster"
         return Choice(fp32, notice)
-    certificate.check(folder, files, classifier, spec.min_agreement)
+    certificate.check(folder, files, entry, spec.min_agreement)
     chosen = dict(certificate.backend)
-    here = backends.device_kind(_with(classifier, chosen))
+    here = backends.device_kind(_with(entry, chosen))
     if certificate.device != here:
         there = certificate.device or "a device that it does not name"
         notice = f"{files.name}: {folder / FILE} was measured on {there}, and here it would run on {here}"

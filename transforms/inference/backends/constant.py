@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tagstream.schemas.errors import OutOfMemoryError, SpecError
-from tagstream.schemas.spec import Classifier, ConstantBackend
+from tagstream.schemas.spec import ConstantBackend, InferEntry
 from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
@@ -26,9 +26,9 @@ class EncodedTexts(Encoded):
 
 
 class _Constant:
-    def __init__(self, classifier: Classifier) -> None:
-        self.spec = cast("ConstantBackend", classifier.backend)
-        self.head, _ = describe(classifier)
+    def __init__(self, entry: InferEntry) -> None:
+        self.spec = cast("ConstantBackend", entry.backend)
+        self.head, _ = describe(entry)
         self.device = f"constant-{id(self)}"
         self.token_budget = self.spec.token_budget or 1 << 20
         self.max_rows = 1 << 16
@@ -39,7 +39,7 @@ class _Constant:
             try:
                 pc.match_substring_regex(pa.array([""]), self.spec.fail_on)
             except pa.ArrowInvalid as error:
-                raise SpecError(f"{classifier.as_}: backend.fail_on is no RE2 pattern: {error}") from None
+                raise SpecError(f"{entry.as_}: backend.fail_on is no RE2 pattern: {error}") from None
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTexts:
         tokens = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -64,18 +64,18 @@ class _Constant:
         pass
 
 
-def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
+def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
     """Head with the one label, and what identifies it."""
-    spec = cast("ConstantBackend", classifier.backend)
-    head = Head.of(classifier, [spec.label], "softmax", f"constant:{spec.label}")
+    spec = cast("ConstantBackend", entry.backend)
+    head = Head.of(entry, [spec.label], "softmax", f"constant:{spec.label}")
     return head, {"backend": "constant", "label": spec.label}
 
 
-def identity(_: Classifier) -> dict[str, Any]:
+def identity(_: InferEntry) -> dict[str, Any]:
     """Nothing that `describe` does not know."""
     return {}
 
 
-def load(classifier: Classifier) -> _Constant:
+def load(entry: InferEntry) -> _Constant:
     """Ready at once."""
-    return _Constant(classifier)
+    return _Constant(entry)

@@ -5,26 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from tagstream.schemas.errors import ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.model_files import ModelFiles, find_model
 from tagstream.transforms.tasks.text_classification import Head
 
 
-def files_of(classifier: Classifier) -> ModelFiles:
-    """The checked model folder of a classifier."""
-    if classifier.model is None:
-        raise ModelError(f"{classifier.as_}: model is missing")
-    return find_model(classifier.model, classifier.revision)
+def files_of(entry: InferEntry) -> ModelFiles:
+    """The checked model folder of an entry."""
+    if entry.model is None:
+        raise ModelError(f"{entry.as_}: model is missing")
+    return find_model(entry.model, entry.revision)
 
 
-def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
+def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
     """Head, and what identifies the model but for its weights and the precision, which depend on files and machine."""
-    files = files_of(classifier)
-    head = Head.of(classifier, files.labels, files.activation, files.name)
+    files = files_of(entry)
+    head = Head.of(entry, files.labels, files.activation, files.name)
     return head, {"model": files.name, "architecture": files.config.get("model_type")}
 
 
-def weights_of(classifier: Classifier) -> dict[str, str]:
+def weights_of(entry: InferEntry) -> dict[str, str]:
     """Hashes of weights and tokenizer, for the fingerprint. Reads the weights once."""
-    files = files_of(classifier)
+    files = files_of(entry)
     return {"weights": files.weights_hash(), "tokenizer": files.tokenizer_hash()}

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import ModelError, OutOfMemoryError
-from tagstream.schemas.spec import Classifier, OnnxBackend
+from tagstream.schemas.spec import InferEntry, OnnxBackend
 from tagstream.transforms.inference.backends.cores import passes_and_threads, passes_on
 from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
@@ -28,13 +28,13 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 
 
 class _Onnx:
-    def __init__(self, classifier: Classifier) -> None:
-        spec = cast("OnnxBackend", classifier.backend)
-        self.head, _ = describe(classifier)
-        self._tokenizer = TextTokenizer(files_of(classifier), classifier.max_length, classifier.long_text)
+    def __init__(self, entry: InferEntry) -> None:
+        spec = cast("OnnxBackend", entry.backend)
+        self.head, _ = describe(entry)
+        self._tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
         self.parallel, threads = passes_and_threads(usable_cores())
         pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
-        file = model_file(classifier)
+        file = model_file(entry)
         self._session, self.device = _session(file, spec.device, pool)
         if self.device != "cpu":
             self.parallel = 1
@@ -81,21 +81,21 @@ class _Onnx:
         del self._session
 
 
-def load(classifier: Classifier) -> _Onnx:
+def load(entry: InferEntry) -> _Onnx:
     """The session, ready to run. Raises ModelError."""
-    return _Onnx(classifier)
+    return _Onnx(entry)
 
 
-def identity(classifier: Classifier) -> dict[str, Any]:
+def identity(entry: InferEntry) -> dict[str, Any]:
     """Hashes of the model and of the export that runs."""
-    with model_file(classifier).open("rb") as opened:
+    with model_file(entry).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
-    return {**weights_of(classifier), "backend": "onnx", "file": digest}
+    return {**weights_of(entry), "backend": "onnx", "file": digest}
 
 
-def device_kind(classifier: Classifier) -> str:
+def device_kind(entry: InferEntry) -> str:
     """Kind of the device that it would run on here; loads no model."""
-    spec = cast("OnnxBackend", classifier.backend)
+    spec = cast("OnnxBackend", entry.backend)
     if spec.device != "auto":
         return spec.device.partition(":")[0]
     try:
@@ -109,15 +109,15 @@ def _built_for_cuda(ort: Any) -> bool:
     return "CUDAExecutionProvider" in ort.get_available_providers()
 
 
-def model_file(classifier: Classifier) -> Path:
+def model_file(entry: InferEntry) -> Path:
     """The file that the specification names, or the fp32 export in the cache, made now if need be."""
-    spec = cast("OnnxBackend", classifier.backend)
+    spec = cast("OnnxBackend", entry.backend)
     if spec.file is None:
-        files = files_of(classifier)
+        files = files_of(entry)
         return export_fp32(files, files.cache_folder())
     path = Path(spec.file).expanduser()
     if not path.is_file():
-        raise ModelError(f"{classifier.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")
+        raise ModelError(f"{entry.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")
     return path
 
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from transformers.utils import logging
 
 from tagstream.schemas.errors import ModelError, OutOfMemoryError
-from tagstream.schemas.spec import Classifier, PyTorchBackend
+from tagstream.schemas.spec import InferEntry, PyTorchBackend
 from tagstream.transforms.inference.backends.compiled import (
     MOST_ROWS,
     CompiledModel,
@@ -44,11 +44,11 @@ _CORES = torch.get_num_threads()
 
 
 class _PyTorch:
-    def __init__(self, classifier: Classifier, devices: list[str], replica: type[Replica]) -> None:
+    def __init__(self, entry: InferEntry, devices: list[str], replica: type[Replica]) -> None:
         """A `replica` on each of `devices`, which are all of one kind."""
-        spec = cast("PyTorchBackend", classifier.backend)
-        files = files_of(classifier)
-        self.head, _ = describe(classifier)
+        spec = cast("PyTorchBackend", entry.backend)
+        files = files_of(entry)
+        self.head, _ = describe(entry)
         self.device = ",".join(devices)
         on_cpu = devices[0] == "cpu"
         self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
@@ -58,7 +58,7 @@ class _PyTorch:
         on_gpu = issubclass(replica, OverlappedReplica)
         if on_gpu:
             self.parallel = GPU_PASSES * len(devices)
-        self._tokenizer = TextTokenizer(files, classifier.max_length, classifier.long_text)
+        self._tokenizer = TextTokenizer(files, entry.max_length, entry.long_text)
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
         self._lengths = self.buckets or ((2,) if spec.compile else ())  # of one token there would be a graph of its own
@@ -117,21 +117,21 @@ class _PyTorch:
             torch.cuda.empty_cache()
 
 
-def load(classifier: Classifier) -> _PyTorch:
+def load(entry: InferEntry) -> _PyTorch:
     """The model on its devices. Raises ModelError."""
-    devices = choose_devices(cast("PyTorchBackend", classifier.backend).device)
-    return _PyTorch(classifier, devices, OverlappedReplica if devices[0].startswith("cuda") else Replica)
+    devices = choose_devices(cast("PyTorchBackend", entry.backend).device)
+    return _PyTorch(entry, devices, OverlappedReplica if devices[0].startswith("cuda") else Replica)
 
 
-def identity(classifier: Classifier) -> dict[str, Any]:
+def identity(entry: InferEntry) -> dict[str, Any]:
     """What needs the files, the hashes of weights and tokenizer, and the precision."""
-    spec = cast("PyTorchBackend", classifier.backend)
-    return {**weights_of(classifier), "backend": "pytorch", "precision": spec.precision}
+    spec = cast("PyTorchBackend", entry.backend)
+    return {**weights_of(entry), "backend": "pytorch", "precision": spec.precision}
 
 
-def device_kind(classifier: Classifier) -> str:
+def device_kind(entry: InferEntry) -> str:
     """Kind of the device that it would run on here; loads no model."""
-    return choose_devices(cast("PyTorchBackend", classifier.backend).device)[0].partition(":")[0]
+    return choose_devices(cast("PyTorchBackend", entry.backend).device)[0].partition(":")[0]
 
 
 def choose_devices(wanted: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.contracts import Backend
 from tagstream.transforms.tasks.text_classification import Head
 
@@ -21,32 +21,32 @@ _REGISTRY = {
     "pytorch": "tagstream.transforms.inference.backends.pytorch",
 }
 _DESCRIBES = {"constant": "tagstream.transforms.inference.backends.constant"}
-"""What describes a classifier without loading it; by default its Hugging Face config does."""
+"""What describes an entry without loading it; by default its Hugging Face config does."""
 
 
-def load_backend(classifier: Classifier) -> Backend:
-    """The backend of a classifier, its model loaded. Raises ModelError or SpecError."""
-    module = importlib.import_module(_REGISTRY[classifier.backend.type])
-    backend: Backend = module.load(classifier)
+def load_backend(entry: InferEntry) -> Backend:
+    """The backend of an entry, its model loaded. Raises ModelError or SpecError."""
+    module = importlib.import_module(_REGISTRY[entry.backend.type])
+    backend: Backend = module.load(entry)
     return backend
 
 
-def describe(classifier: Classifier) -> tuple[Head, dict[str, Any]]:
-    """Head and identity (the fingerprint's parts, weights left out) of a classifier; loads no model."""
+def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
+    """Head and identity (the fingerprint's parts, weights left out) of an entry; loads no model."""
     module = importlib.import_module(
-        _DESCRIBES.get(classifier.backend.type, "tagstream.transforms.inference.backends.huggingface")
+        _DESCRIBES.get(entry.backend.type, "tagstream.transforms.inference.backends.huggingface")
     )
-    head, identity = module.describe(classifier)
+    head, identity = module.describe(entry)
     return head, identity
 
 
-def device_kind(classifier: Classifier) -> str:
-    """Kind of the device that a classifier's model would run on here: cpu, cuda or mps. Raises ModelError."""
-    kind: str = importlib.import_module(_REGISTRY[classifier.backend.type]).device_kind(classifier)
+def device_kind(entry: InferEntry) -> str:
+    """Kind of the device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
+    kind: str = importlib.import_module(_REGISTRY[entry.backend.type]).device_kind(entry)
     return kind
 
 
-def identify(classifier: Classifier) -> dict[str, Any]:
-    """The whole identity of a classifier for the fingerprint, weights and precision included. Raises ModelError."""
-    module = importlib.import_module(_REGISTRY[classifier.backend.type])
-    return {**describe(classifier)[1], **module.identity(classifier)}
+def identify(entry: InferEntry) -> dict[str, Any]:
+    """The whole identity of an entry for the fingerprint, weights and precision included. Raises ModelError."""
+    module = importlib.import_module(_REGISTRY[entry.backend.type])
+    return {**describe(entry)[1], **module.identity(entry)}

@@ -1,6 +1,6 @@
 """The open writers of this process, by job and split: what the reader of a split asks before it reads on.
 
-Read, classify and write are fused into one process. So the reader learns at once when another writer took the split
+Read, infer and write are fused into one process. So the reader learns at once when another writer took the split
 over, and stops reading it.
 """
 

@@ -33,6 +33,8 @@ def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Bl
                 position += batch.num_rows
                 if position >= stop:
                     return
+            if position != at + rows:  # a damaged footer, or a damaged page that Arrow takes for the end
+                raise OSError(f"row group {group} says {rows:,} rows and holds {position - at:,}")
         at += rows
     if start < stop and at < stop:
         raise OSError(f"ends at row {at:,} of {stop:,}")
@@ -40,8 +42,15 @@ def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Bl
 
 def row_groups(opened: Any) -> tuple[int, ...]:
     """Rows of each row group of a file."""
-    metadata = pq.ParquetFile(opened).metadata
-    return tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    return counted(pq.ParquetFile(opened).metadata)
+
+
+def counted(metadata: Any) -> tuple[int, ...]:
+    """Rows of each row group. Raises OSError if they are not together what the file says it holds."""
+    groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
+    if sum(groups) != metadata.num_rows or any(rows < 0 for rows in groups):
+        raise OSError(f"the footer says {metadata.num_rows:,} rows, its row groups {sum(groups):,}")
+    return groups
 
 
 def row_ranges(groups: Sequence[int], most: int) -> Iterator[tuple[int, int]]:

@@ -74,7 +74,7 @@ class Target:
         if foreign and not self.sink.adopt:
             raise LedgerError(
                 f"table {self.sink.table} has a column {foreign[0]!r} that this job did not make; choose another name "
-                "for the classifier's columns (as) or the table, or allow it with adopt: true"
+                "for the entry's columns (as) or the table, or allow it with adopt: true"
             )
         if missing := [name for name in self.key if name in names and name not in there]:
             raise SinkError(f"table {self.sink.table} has no key column {missing[0]!r}; it has {', '.join(there)}")

@@ -33,9 +33,9 @@ def check_choice(session: Session, spec: JobSpec, target: Target, again: Again) 
             "output with --overwrite, or write beside it under another name"
         )
     there = columns_in(session, target.table) or []
-    for classifier in spec.classify:
-        needed = [classifier.as_] if again.labels else []
-        needed += [f"{classifier.as_}_score"] if again.below is not None else []
+    for entry in spec.infer:
+        needed = [entry.as_] if again.labels else []
+        needed += [f"{entry.as_}_score"] if again.below is not None else []
         if missing := [name for name in needed if name not in there]:
             raise SpecError(f"--reclassify-below and -label look at column {missing[0]!r}, which the table lacks")
 
@@ -57,13 +57,13 @@ def rows_chosen(session: Session, spec: JobSpec, target: Target, block: Block, a
     staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", pa.Table.from_batches([rows]).to_reader())
     values = Values(session.dialect)
     choices = []
-    for classifier in spec.classify:
+    for entry in spec.infer:
         parts = []
         if again.labels:
             marks = [values.add(label) for label in again.labels]
-            parts.append(f"{target.table}.{quote(classifier.as_)} IN ({', '.join(marks)})")
+            parts.append(f"{target.table}.{quote(entry.as_)} IN ({', '.join(marks)})")
         if again.below is not None:
-            parts.append(f"{target.table}.{quote(f'{classifier.as_}_score')} < {values.add(again.below)}")
+            parts.append(f"{target.table}.{quote(f'{entry.as_}_score')} < {values.add(again.below)}")
         choices.append(f"({' AND '.join(parts)})")
     found = session.query(
         f"SELECT s.{quote(_ROW)} AS n_ FROM {target.table} JOIN {target.staged_keys(staged, [_ROW])} AS s "

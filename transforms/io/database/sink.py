@@ -234,12 +234,12 @@ class TableSink:
         """See `io.contracts.ReadableSink`."""
 
         def work(session: Session) -> pa.Table:
-            labels = {name for c in self.spec.classify for name in c.columns}
+            labels = {name for c in self.spec.infer for name in c.columns}
             ours = {*self.spec.source.kept, self.spec.source.text, *labels}
             names = [name for name in columns_in(session, self.target.table) or () if name in ours]
             if not labels & {*names}:
                 return pa.table({})
-            made = " OR ".join(f"{quote(c.as_)} IS NOT NULL" for c in self.spec.classify)
+            made = " OR ".join(f"{quote(c.as_)} IS NOT NULL" for c in self.spec.infer)
             select = ", ".join(quote(name) for name in names)
             return session.query(f"SELECT {select} FROM {self.target.table} WHERE {made} LIMIT {count}")
 

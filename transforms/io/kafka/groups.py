@@ -1,6 +1,6 @@
 """Which member of this process reads which partition: a transaction carries its member's identity.
 
-Read, classify and write are fused into one process, so the sink finds the member of the source here.
+Read, infer and write are fused into one process, so the sink finds the member of the source here.
 """
 
 from __future__ import annotations

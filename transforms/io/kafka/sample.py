@@ -51,16 +51,16 @@ def _of_value(job: JobSpec, value: bytes | None) -> dict[str, Any] | None:
         row = json.loads(value or b"null")
     except ValueError:
         return None
-    return row if isinstance(row, dict) and job.classify[0].as_ in row else None
+    return row if isinstance(row, dict) and job.infer[0].as_ in row else None
 
 
 def _of_headers(job: JobSpec, record: dict[str, Any]) -> dict[str, Any] | None:
     told = dict(header_pairs(record["headers"]))
-    if job.classify[0].as_ not in told:
+    if job.infer[0].as_ not in told:
         return None
     labels = {
         name: _said(told[name].decode(errors="replace"), text=name in (c.as_, f"{c.as_}_model"))
-        for c in job.classify
+        for c in job.infer
         for name in c.columns
         if name in told
     }

@@ -24,7 +24,7 @@ from tagstream.schemas.dead_letters import empty_batch, unreadable
 from tagstream.schemas.errors import SourceError
 from tagstream.schemas.spec import JobSpec, ParquetSource
 from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns
-from tagstream.transforms.io.common.parquet_rows import read_rows, row_ranges
+from tagstream.transforms.io.common.parquet_rows import counted, read_rows, row_ranges
 
 _GLOB = "*?["
 _FOOTER_THREADS = 8
@@ -155,9 +155,8 @@ class _Source:
                 digest = _footer_hash(opened, size)
                 opened.seek(0)
                 file = pq.ParquetFile(opened)
-                groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.num_row_groups))
-                return _File(path, name, size, digest, groups, file.schema_arrow)
-        except (OSError, pa.ArrowException) as error:
+                return _File(path, name, size, digest, counted(file.metadata), file.schema_arrow)
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last: a damaged column name
             size = int(self.fs.size(path) or 0) if self.fs.exists(path) else 0
             return _File(path, name, size, "", (), None, " ".join(str(error).split()))
 

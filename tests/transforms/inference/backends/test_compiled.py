@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends import pytorch
 from tagstream.transforms.inference.backends.compiled import length_buckets
 from tagstream.transforms.inference.backends.registry import load_backend
@@ -27,8 +27,8 @@ ROOT = Path(__file__).parents[4]
 pytestmark = pytest.mark.timeout(900)  # on a busy machine the compiler takes minutes
 
 
-def classifier(folder: Path, **backend) -> Classifier:
-    return Classifier.model_validate(
+def entry(folder: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate(
         {"model": str(folder), "max_length": 24, "backend": {"type": "pytorch", "device": "cpu", **backend}}
     )
 
@@ -58,11 +58,11 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
 
     folder = make_model(tmp_path, labels=("a", "b", "c"))
     sizes = [1, 2, 3, 50, 1, 7, 33, 128, 1]
-    plain = Engine(load_backend(classifier(folder)))
+    plain = Engine(load_backend(entry(folder)))
     expected = predict(plain, sizes)
     plain.close()
     counters.clear()
-    engine = Engine(load_backend(classifier(folder, compile=True)))
+    engine = Engine(load_backend(entry(folder, compile=True)))
     assert engine.backend.buckets == (16, 24)
     assert counters["stats"]["unique_graphs"] == len(engine.backend.buckets)
     METRICS.reset()
@@ -81,7 +81,7 @@ def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> N
     """The GPU's way, here on a CPU: a graph with a mask and one without, of a block or of the whole, none later."""
     from torch._dynamo.utils import counters
 
-    spec = classifier(make_model(tmp_path, architecture), compile=True)
+    spec = entry(make_model(tmp_path, architecture), compile=True)
     counters.clear()
     engine = Engine(pytorch._PyTorch(spec, ["cpu"], OverlappedReplica))
     assert engine.backend.buckets == ()
@@ -90,7 +90,7 @@ def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> N
     found = predict(engine, sizes)
     engine.close()
     assert counters["stats"]["unique_graphs"] == 2
-    plain = Engine(load_backend(classifier(tmp_path)))
+    plain = Engine(load_backend(entry(tmp_path)))
     np.testing.assert_allclose(found, predict(plain, sizes), atol=1e-5)
     plain.close()
 
@@ -103,7 +103,7 @@ def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path, device
     """
     from torch._dynamo.utils import counters
 
-    spec = classifier(make_model(tmp_path), compile=True)
+    spec = entry(make_model(tmp_path), compile=True)
     backend = load_backend(spec) if devices == 1 else pytorch._PyTorch(spec, ["cpu"] * devices, OverlappedReplica)
     short, long = (
         backend.encode(pa.array(random_texts(8, seed=3, longest=longest), pa.large_string())) for longest in (8, 60)
@@ -134,7 +134,7 @@ def test_no_compiler_is_a_clear_error(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "tagstream", "run", "--source", str(tmp_path / "in.parquet"), "--text", "text"]
     command += ["--model", str(folder), "--sink", str(tmp_path / "out")]
     for field in ("type=pytorch", "device=cpu", "compile=true"):
-        command += ["--set", f"classify.0.backend.{field}"]
+        command += ["--set", f"infer.0.backend.{field}"]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 4, done.stderr
     assert "torch.compile failed" in done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.contracts import Backend
 from tagstream.transforms.inference.backends.registry import describe, identify, load_backend
 from tests.models import make_model, random_texts
@@ -20,18 +20,18 @@ BACKENDS = {
 
 
 @pytest.fixture(scope="module", params=sorted(BACKENDS))
-def classifier(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Classifier:
+def entry(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> InferEntry:
     folder = tmp_path_factory.mktemp("contract")
     patch = pytest.MonkeyPatch()
     patch.setenv("TAGSTREAM_CACHE", str(folder / "cache"))
     model = make_model(folder / "model", labels=("a", "b", "c"))
-    yield Classifier.model_validate({"model": str(model), "as": "x", "backend": BACKENDS[request.param]})
+    yield InferEntry.model_validate({"model": str(model), "as": "x", "backend": BACKENDS[request.param]})
     patch.undo()
 
 
 @pytest.fixture(scope="module")
-def backend(classifier: Classifier) -> Backend:
-    loaded = load_backend(classifier)
+def backend(entry: InferEntry) -> Backend:
+    loaded = load_backend(entry)
     yield loaded
     loaded.close()
 
@@ -40,22 +40,22 @@ def strings(*texts: str) -> pa.LargeStringArray:
     return pa.array(texts, pa.large_string())
 
 
-def test_head_is_the_described_one(classifier: Classifier, backend: Backend) -> None:
+def test_head_is_the_described_one(entry: InferEntry, backend: Backend) -> None:
     """What `plan` shows without loading is what the loaded backend writes; identity is stable and holds JSON values."""
-    assert backend.head == describe(classifier)[0]
-    assert identify(classifier) == identify(classifier)
-    assert all(isinstance(value, str) for value in identify(classifier).values())
+    assert backend.head == describe(entry)[0]
+    assert identify(entry) == identify(entry)
+    assert all(isinstance(value, str) for value in identify(entry).values())
     assert backend.token_budget > 0
     assert backend.max_rows > 0
 
 
-def test_token_budget_that_is_given_is_not_looked_for(classifier: Classifier, backend: Backend) -> None:
+def test_token_budget_that_is_given_is_not_looked_for(entry: InferEntry, backend: Backend) -> None:
     """One that is not is, and what is found holds for the device."""
-    given = classifier.model_copy(update={"backend": classifier.backend.model_copy(update={"token_budget": 64})})
+    given = entry.model_copy(update={"backend": entry.backend.model_copy(update={"token_budget": 64})})
     loaded = load_backend(given)
     loaded.close()
     assert (loaded.token_budget, loaded.speed_key) == (64, "")
-    assert bool(backend.speed_key) is (classifier.backend.type != "constant")
+    assert bool(backend.speed_key) is (entry.backend.type != "constant")
 
 
 def test_encode_gives_sequences_of_every_text(backend: Backend) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
 from tests.models import make_model, random_texts
@@ -22,8 +22,8 @@ pytestmark = [
 TEXTS = [*random_texts(300, seed=2, longest=30), "", "free " * 200]
 
 
-def spec(folder: Path, **backend) -> Classifier:
-    return Classifier.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
+def spec(folder: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from tagstream.pipelines.cli.main import app
 from tagstream.pipelines.optimize.measure import Sample, same_labels
-from tagstream.pipelines.optimize.search import optimize_classifier
+from tagstream.pipelines.optimize.search import optimize_entry
 from tagstream.schemas.errors import ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends import auto
 from tagstream.transforms.inference.backends.registry import identify, load_backend
 from tagstream.transforms.inference.certificate import Certificate
@@ -41,16 +41,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def scores(classifier: Classifier, texts: Sequence[str] = TEXTS) -> np.ndarray:
-    engine = Engine(load_backend(classifier))
+def scores(entry: InferEntry, texts: Sequence[str] = TEXTS) -> np.ndarray:
+    engine = Engine(load_backend(entry))
     try:
         return engine.submit(pa.array(texts, pa.large_string())).result(120).scores
     finally:
         engine.close()
 
 
-def spec(model: Path, **backend) -> Classifier:
-    return Classifier.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
+def spec(model: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate({"model": str(model), "as": "x", "backend": backend or {"type": "pytorch"}})
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "distilbert"])
@@ -67,7 +67,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
     """The certificate names weights, sample, agreement; auto then runs exactly that backend, without a notice."""
     model = make_model(tmp_path / "model")
     sample = pa.array(SAMPLE, pa.large_string())
-    certificate, measured, failed = optimize_classifier(spec(model), sample, None, 0.9, Console(quiet=True))
+    certificate, measured, failed = optimize_entry(spec(model), sample, None, 0.9, Console(quiet=True))
     assert not failed
     assert {"pytorch fp32", "pytorch bf16", "onnx fp32", "onnx int8"} <= {m.candidate.name for m in measured}
     winner = max((m for m in measured if not m.stopped), key=lambda m: m.rows_per_s)
@@ -96,9 +96,9 @@ def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
 def test_valid_certificate_is_used(tmp_path: Path) -> None:
     """The int8 file beside it runs."""
     model, folder = certified(tmp_path, real=True)
-    classifier = spec(model, type="auto", certificate=str(folder))
-    assert auto.resolve(classifier).backend.file == str(folder / "int8-0.onnx")
-    assert len(scores(classifier)) == len(TEXTS)
+    entry = spec(model, type="auto", certificate=str(folder))
+    assert auto.resolve(entry).backend.file == str(folder / "int8-0.onnx")
+    assert len(scores(entry)) == len(TEXTS)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tests.models import make_model, random_texts
 
@@ -17,7 +17,7 @@ def test_bound_inputs_give_the_same_logits(tmp_path: Path, monkeypatch: pytest.M
     """Many sequences padded, and one alone."""
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
     model = str(make_model(tmp_path / "model"))
-    backend = load_backend(Classifier.model_validate({"model": model, "backend": {"type": "onnx", "device": "cpu"}}))
+    backend = load_backend(InferEntry.model_validate({"model": model, "backend": {"type": "onnx", "device": "cpu"}}))
     encoded = backend.encode(pa.array(random_texts(40, seed=1, longest=30), pa.large_string()))
     for rows in (np.arange(40, dtype=np.int32), np.array([3], np.int32)):
         ids, mask = backend._tokenizer.pad([(encoded, rows)])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tagstream.schemas.errors import DeadCode, ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.tasks.text_classification import activate
@@ -39,12 +39,12 @@ def plain_logits(folder: Path, texts: list[str]) -> np.ndarray:
     return np.stack(rows)
 
 
-def pytorch(folder: Path, **backend) -> Classifier:
-    return Classifier.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
+def pytorch(folder: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
 
 
-def predict(classifier: Classifier, texts: list[str]):
-    engine = Engine(load_backend(classifier))
+def predict(entry: InferEntry, texts: list[str]):
+    engine = Engine(load_backend(entry))
     try:
         return engine.submit(pa.array(texts, pa.large_string())).result(60)
     finally:
@@ -55,7 +55,7 @@ def test_scores_equal_plain_transformers(folder: Path) -> None:
     """Within 1e-5 for each row, packed and padded or not; the long text is cut as transformers cuts it, and marked."""
     from transformers import AutoTokenizer
 
-    prediction = predict(Classifier(model=str(folder)), TEXTS)
+    prediction = predict(InferEntry(model=str(folder)), TEXTS)
     expected = activate(plain_logits(folder, TEXTS), "softmax")
     assert np.abs(expected - 1 / 3).max() > 0.1, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(prediction.scores, expected, atol=1e-5)
@@ -72,7 +72,7 @@ def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) ->
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
     long = [" ".join(random_texts(40, seed=5, longest=30))]
-    prediction = predict(Classifier(model=str(folder)), long)
+    prediction = predict(InferEntry(model=str(folder)), long)
     assert prediction.truncated.all()
     np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, long), "softmax"), atol=1e-5)
 
@@ -87,12 +87,12 @@ def test_segment_ids_are_refused(tmp_path: Path) -> None:
     template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": template}))
     with pytest.raises(ModelError, match="gives segment ids"):
-        load_backend(Classifier(model=str(folder)))
+        load_backend(InferEntry(model=str(folder)))
 
 
 def test_tiny_token_budgets_change_nothing(folder: Path) -> None:
     """Scores do not depend on how sequences are packed."""
-    whole = predict(Classifier(model=str(folder)), TEXTS)
+    whole = predict(InferEntry(model=str(folder)), TEXTS)
     alone = predict(pytorch(folder, token_budget=64), TEXTS)
     np.testing.assert_allclose(whole.scores, alone.scores, atol=1e-5)
 
@@ -111,7 +111,7 @@ def test_heads_get_their_activation(
 ) -> None:
     """Sigmoid for several labels a row, identity for regression, softmax otherwise."""
     folder = make_model(tmp_path, labels=labels, problem_type=problem)
-    prediction = predict(Classifier(model=str(folder)), TEXTS)
+    prediction = predict(InferEntry(model=str(folder)), TEXTS)
     np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, TEXTS), activation), atol=1e-5)
 
 
@@ -122,7 +122,7 @@ def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
 
     folder = make_model(tmp_path)
     texts = ["good news", " ".join(random_texts(1, seed=5, longest=400)[0].split() * 3), "call now"]
-    prediction = predict(Classifier(model=str(folder), long_text="window"), texts)
+    prediction = predict(InferEntry(model=str(folder), long_text="window"), texts)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
     windows = tokenizer(
@@ -145,7 +145,7 @@ def test_too_long_text_is_refused_when_asked(tmp_path: Path) -> None:
     """dead_letter: the long text alone becomes an error, its neighbours keep their scores."""
     folder = make_model(tmp_path)
     texts = ["good", "free " * 100, "bad", "free " * 100]
-    prediction = predict(Classifier(model=str(folder), long_text="dead_letter"), texts)
+    prediction = predict(InferEntry(model=str(folder), long_text="dead_letter"), texts)
     assert {row: code for row, (code, _) in prediction.errors.items()} == {1: DeadCode.TOO_LONG, 3: DeadCode.TOO_LONG}
     assert "102 tokens" in prediction.errors[1][1]
     expected = activate(plain_logits(folder, [texts[0], texts[2]]), "softmax")
@@ -155,7 +155,7 @@ def test_too_long_text_is_refused_when_asked(tmp_path: Path) -> None:
 def test_bf16_keeps_labels_close(tmp_path: Path) -> None:
     """bf16 on request: scores near those of fp32, and not the same ones."""
     folder = make_model(tmp_path)
-    full = predict(Classifier(model=str(folder)), TEXTS)
+    full = predict(InferEntry(model=str(folder)), TEXTS)
     half = predict(pytorch(folder, precision="bf16"), TEXTS)
     drift = np.abs(full.scores - half.scores)
     assert 0 < drift.max() < 0.1
@@ -168,12 +168,12 @@ def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
     folder = make_model(tmp_path)
     weights = load_file(folder / "model.safetensors")
     save_file(
-        {name: value for name, value in weights.items() if not name.startswith("classifier")},
+        {name: value for name, value in weights.items() if not name.startswith("entry")},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
     with pytest.raises(ModelError, match=r"weights lack classifier\.bias"):
-        load_backend(Classifier(model=str(folder)))
+        load_backend(InferEntry(model=str(folder)))
 
 
 def test_damaged_weights_are_a_clear_error(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_damaged_weights_are_a_clear_error(tmp_path: Path) -> None:
     data = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match="can't be loaded"):
-        load_backend(Classifier(model=str(folder)))
+        load_backend(InferEntry(model=str(folder)))
 
 
 def test_device_that_is_not_there(tmp_path: Path) -> None:

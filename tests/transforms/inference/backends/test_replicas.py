@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tagstream.schemas.errors import ModelError
-from tagstream.schemas.spec import Classifier
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends import pytorch
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.backends.replica import OverlappedReplica, Replica
@@ -40,8 +40,8 @@ class Counted(OverlappedReplica):
             self.inside -= 1
 
 
-def spec(folder: Path, **backend) -> Classifier:
-    return Classifier.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
+def spec(folder: Path, **backend) -> InferEntry:
+    return InferEntry.model_validate({"model": str(folder), "backend": {"type": "pytorch", **backend}})
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ class TableSinkContract(SinkContract):
             JobSpec.model_validate(
                 {
                     "source": {"type": "memory", "table": "unused", "id": "id"},
-                    "classify": [{"as": "tag", "backend": {"type": "constant"}}],
+                    "infer": [{"as": "tag", "backend": {"type": "constant"}}],
                     "sink": {**database.settings(), "table": "labels", "mode": mode, "adopt": True},
                 }
             )

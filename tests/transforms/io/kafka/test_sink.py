@@ -90,8 +90,8 @@ class TestKafkaSink(SinkContract):
 def test_a_live_partition_that_no_member_reads_opens_no_chain():
     """It has gone to another member meanwhile, which the transactions of a chain that knows none would not heed."""
     source = {"type": "kafka", "servers": "localhost:1", "topics": "in"}
-    classify = [{"as": "tag", "backend": {"type": "constant"}}]
-    spec = JobSpec.model_validate({"source": source, "classify": classify, "sink": {"type": "kafka", "topic": "out"}})
+    infer = [{"as": "tag", "backend": {"type": "constant"}}]
+    spec = JobSpec.model_validate({"source": source, "infer": infer, "sink": {"type": "kafka", "topic": "out"}})
     with pytest.raises(SinkError, match="lost while its chain was opened") as failed:
         open_sink(spec).open(split_of(Partition("in", 0), "topic-id"))
     assert failed.value.transient

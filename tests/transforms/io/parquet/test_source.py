@@ -414,15 +414,29 @@ def test_store_that_fails_for_a_moment(tmp_path: Path, monkeypatch: pytest.Monke
     assert block.dead["code"].to_pylist() == ["bad_file"] * 50
 
 
+@pytest.mark.parametrize(
+    ("compression", "at", "noise"),
+    [("snappy", 1665, b"\x80"), ("none", 4824, b"\x03\x00\x00\x17")],  # a column's name; the rows of a row group
+)
+def test_damage_that_was_found(tmp_path: Path, compression: str, at: int, noise: bytes) -> None:
+    assert_error_or_rows(tmp_path / "x.parquet", compression, at, noise)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_damage_is_an_error_or_rows(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Bytes changed anywhere: SourceError, or as many rows as the footer says; never another exception."""
     path = tmp_path_factory.mktemp("fuzz") / "x.parquet"
-    write(path, rows=60, row_group_size=20, compression=data.draw(st.sampled_from(["none", "snappy"])))
+    compression = data.draw(st.sampled_from(["none", "snappy"]))
+    assert_error_or_rows(
+        path, compression, data.draw(st.integers(4, 6000)), data.draw(st.binary(min_size=1, max_size=20))
+    )
+
+
+def assert_error_or_rows(path: Path, compression: str, at: int, noise: bytes) -> None:
+    write(path, rows=60, row_group_size=20, compression=compression)
     content = bytearray(path.read_bytes())
-    at = data.draw(st.integers(4, len(content) - 1))
-    noise = data.draw(st.binary(min_size=1, max_size=20))
+    at = min(at, len(content) - 1)
     content[at : at + len(noise)] = noise
     path.write_bytes(content)
     try:
@@ -436,7 +450,7 @@ def test_any_damage_is_an_error_or_rows(tmp_path_factory: pytest.TempPathFactory
 MEMORY = """
 import resource, sys
 import pyarrow as pa
-from tests.transforms.io.test_parquet_source import source
+from tests.transforms.io.parquet.test_source import source
 pa.set_memory_pool(pa.system_memory_pool())
 opened = source(sys.argv[1], rows=2048, split_rows=100_000)
 splits = opened.splits()
