@@ -30,7 +30,9 @@ import pyarrow.parquet as pq
 from benchmarks.children import SAMPLE, certify
 from benchmarks.results import save, versions
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.engine import Engine, close_engines, shared_engine
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.engines import Engines
+from tagstream.transforms.runtime.job_context import JobContext
 
 BLOCK_ROWS, BLOCKS = 512, 4
 TRICKLE_SECONDS = 0.02
@@ -116,13 +118,15 @@ def measure(model: str, kind: str, rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tagstream-") as folder:
         if kind == "auto":
             backend, what = certify(model, SAMPLE, Path(folder))
-        engine = shared_engine(InferEntry.model_validate({"model": model, "as": "label", "backend": backend}))
+        context = JobContext()
+        entry = InferEntry.model_validate({"model": model, "as": "label", "backend": backend})
+        engine = context.resource(Engines).of(entry)
         try:
             passes = Passes(engine)
             added = idle(engine, passes, rows)
             waited, micro_batch, rate = mixed(engine, passes, rows)
         finally:
-            close_engines()
+            context.close()
     return {
         "model": model,
         "backend": what,

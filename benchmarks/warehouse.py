@@ -35,8 +35,9 @@ from tagstream.schemas.dead_letters import no_dead
 from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.database.adbc import connect
-from tagstream.transforms.io.memory import put_table
+from tagstream.transforms.io.memory import Memory
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.services.postgres import Postgres
 
 PEERS = Path(__file__).parent / "peers"
@@ -73,16 +74,16 @@ def job(name: str, source: dict[str, Any], sink: dict[str, Any], *, model: bool)
 
 
 def outside_model(uri: str, rows: int, rounds: int) -> dict[str, float]:
-    """Both jobs in turn, in this process, so that the model is loaded once."""
+    """Both jobs in turn, in this process; loading the model is not counted."""
     quiet = Console(quiet=True)
     table = messages(rows)
-    put_table("messages", table)
+    given, labels = Memory(table), Memory()
     fill(uri, "messages", table)
     spent = {"table": 0.0, "memory": 0.0}
     sql = {"type": "sql", "uri": uri, "table": "messages"}
     for number in range(rounds + 1):
         jobs = {
-            "memory": job("m", {"type": "memory", "table": "messages"}, {"type": "memory", "name": "out"}, model=True),
+            "memory": job("m", {"type": "memory", "rows": given}, {"type": "memory", "rows": labels}, model=True),
             "table": job("enrich", sql, {**sql, "mode": "update"}, model=True),
         }
         for name, spec in jobs.items():
@@ -115,13 +116,13 @@ class Stopwatch:
 def alone(watch: Stopwatch, prefix: str, reach: dict[str, Any]) -> list[Block]:
     """Times source and sink without Beam and model, from table `many` to `labels`. Returns the labelled blocks."""
     spec = job("alone", {**reach, "table": "many"}, {**reach, "table": "labels"}, model=False)
-    source = open_source(spec)
+    source = open_source(spec, JobContext())
     splits = source.splits()
     blocks = watch.time(f"{prefix}source", lambda: [(split, list(source.read(split, 0))) for split in splits])
     ready = [(split, [labelled(block) for block in parts]) for split, parts in blocks]
 
     def commit_all() -> None:
-        sink = open_sink(spec)
+        sink = open_sink(spec, JobContext())
         sink.prepare(Fingerprint({"job": "alone"}), overwrite=False)
         for split, parts in ready:
             writer = sink.open(split)

@@ -20,6 +20,7 @@ from tagstream.schemas.lake_spec import (
     IcebergSink,
     IcebergSource,
 )
+from tagstream.schemas.memory_spec import MemorySink, MemorySource
 from tagstream.schemas.runner_spec import LocalRunner, Runner
 from tagstream.schemas.spec_base import Spec, TextColumns
 from tagstream.schemas.sql_spec import DuckDBDeadLetters, DuckDBSink, DuckDBSource, SqlDeadLetters, SqlSink, SqlSource
@@ -37,14 +38,6 @@ class ParquetSource(TextColumns):
     on_bad_file: Literal["fail", "dead_letter"] = Field(
         default="fail", description="dead_letter: an unreadable file becomes dead letters and the rest goes on."
     )
-
-
-class MemorySource(TextColumns):
-    """An Arrow table registered with `io.memory.put_table`, for tests and notebooks."""
-
-    type: Literal["memory"] = "memory"
-    table: str
-    split_rows: int = Field(default=65_536, ge=1)
 
 
 class PyTorchBackend(Spec):
@@ -163,14 +156,6 @@ class ParquetSink(Spec):
     file_bytes: int = Field(default=256 << 20, ge=1, description="Bytes after which an open file is committed.")
     compression: Literal["zstd", "snappy", "gzip", "lz4", "none"] = "zstd"
     position: bool = Field(default=False, description="Also write the columns split and position.")
-
-
-class MemorySink(Spec):
-    """Labels kept in this process under a name, for tests and notebooks."""
-
-    type: Literal["memory"] = "memory"
-    name: str
-    commit_every: float = Field(default=60.0, gt=0)
 
 
 class ParquetDeadLetters(Spec):

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tagstream.transforms.runtime.machine import usable_cores
-from tagstream.transforms.runtime.stop import STOP
 
 pytest_plugins = [
     "tests.services.flink",
@@ -44,12 +43,6 @@ def tmp_path(tmp_path: Path) -> Path:
     path = tmp_path / uuid.uuid4().hex[:8]
     path.mkdir()
     return path
-
-
-@pytest.fixture(autouse=True)
-def _not_stopped() -> None:
-    """A job that an earlier test has stopped may have left its request behind."""
-    STOP.clear()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

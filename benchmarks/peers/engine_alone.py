@@ -15,12 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagstream.schemas.spec import Blocks, InferEntry
-from tagstream.transforms.inference.engine import shared_engine
+from tagstream.transforms.inference.engines import Engines
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 def main(model, source, backend):
     started = time.perf_counter()
-    engine = shared_engine(InferEntry.model_validate({"model": model, "backend": json.loads(backend)}))
+    entry = InferEntry.model_validate({"model": model, "backend": json.loads(backend)})
+    engine = JobContext().resource(Engines).of(entry)
     loaded = time.perf_counter()
     texts = pq.read_table(source, columns=["text"])["text"].cast(pa.large_string()).combine_chunks()
     begun = time.perf_counter()

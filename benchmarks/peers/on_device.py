@@ -33,20 +33,25 @@ def look(device):
 
 def tagstream(model, texts, device, compiled=False):
     from tagstream.schemas.spec import Blocks, InferEntry, PyTorchBackend
-    from tagstream.transforms.inference.engine import shared_engine
-    from tagstream.transforms.runtime.metrics import METRICS
+    from tagstream.transforms.inference.engines import Engines
+    from tagstream.transforms.runtime.job_context import JobContext
+    from tagstream.transforms.runtime.metrics import JobMetrics
 
     backend = PyTorchBackend(device=device, precision="bf16", compile=compiled)
-    engine = shared_engine(InferEntry(model=model, backend=backend))
+    engine = JobContext().resource(Engines).of(InferEntry(model=model, backend=backend))
     engine.submit(texts.slice(0, WARM_UP_ROWS)).result()
-    METRICS.reset()
+    engine.metrics = JobMetrics()
     begun = time.perf_counter()
     step = Blocks().rows
     futures = [engine.submit(texts.slice(at, step)) for at in range(0, len(texts), step)]
     found = [future.result() for future in futures]
     seconds = time.perf_counter() - begun
     tokens = np.concatenate([f.tokens for f in found]).astype(np.int64)
-    said = {"tokens": int(tokens.sum()), "squares": int((tokens**2).sum()), "padding": METRICS.snapshot().padding}
+    said = {
+        "tokens": int(tokens.sum()),
+        "squares": int((tokens**2).sum()),
+        "padding": engine.metrics.snapshot().padding,
+    }
     return seconds, np.concatenate([f.scores for f in found]), said
 
 

@@ -78,10 +78,12 @@ def run(
     from tagstream.pipelines.jobs.show import readable_sink, sample_rows
     from tagstream.pipelines.report.progress import print_report, print_rows
     from tagstream.pipelines.report.report import write_json
+    from tagstream.transforms.runtime.job_context import JobContext
 
     out, err = consoles()
     job = load(locals())
     asked = reclassify or reclassify_below is not None or bool(reclassify_label)
+    context = JobContext(job.name)
     here = {"--metrics-port": metrics_port is not None}
     followed = {"--reclassify…": asked, "--show": bool(show), "--report": bool(report), "--must-finish": must_finish}
     if detach:
@@ -91,9 +93,9 @@ def run(
     if job.runner.type != "local":
         _refuse(here, "the job runs in workers, which serve their own: `tagstream workers --metrics-port`")
     if metrics_port is not None:
-        from tagstream.pipelines.report.prometheus import serve_metrics
+        from tagstream.pipelines.report.prometheus import JobCollector, serve_metrics
 
-        serve_metrics(metrics_port)
+        serve_metrics(metrics_port, JobCollector(lambda: [context]))
     if job.live and job.runner.type == "local":  # a call that hangs must not end a job that nobody starts again
         from tagstream.transforms.runtime.watchdog import WATCHDOG, restart_process
 
@@ -101,7 +103,7 @@ def run(
     if show:
         readable_sink(job)  # says now what it would say at the end
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
-    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again)
+    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again, context=context)
     if report:
         write_json(report, result.to_dict())
     if show:

@@ -13,14 +13,12 @@ from tagstream.transforms.io.contracts import LiveSource
 from tagstream.transforms.stages.infer import Infer
 from tagstream.transforms.stages.read import ReadSplits
 from tagstream.transforms.stages.read_live import ReadLive
-from tagstream.transforms.stages.write import WriteLabels
+from tagstream.transforms.stages.write import WriteOutput
 
 Expected = list[dict[str, Any]] | None
 
 
-def build(
-    pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], key: str, expected: Expected = None
-) -> None:
+def build(pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], expected: Expected = None) -> None:
     """Put the job's transforms into a pipeline.
 
     `left`: splits and the position each starts from; `expected`: `Job.expectations`, where workers are elsewhere.
@@ -29,18 +27,18 @@ def build(
         pipeline
         | "Splits" >> beam.Create(list(left), reshuffle=False)
         | "Spread" >> beam.Reshuffle()
-        | "Read" >> ReadSplits(key, job.source, job.sink)
-        | "Infer" >> Infer(job.spec, expected)
-        | "Write" >> WriteLabels(key, job.spec)
+        | "Read" >> ReadSplits(job.context, job.source, job.sink)
+        | "Infer" >> Infer(job.context, job.spec, expected)
+        | "Write" >> WriteOutput(job.context, job.spec)
     )
 
 
-def build_live(pipeline: beam.Pipeline, job: Job, seats: int, key: str, expected: Expected = None) -> None:
+def build_live(pipeline: beam.Pipeline, job: Job, seats: int, expected: Expected = None) -> None:
     """The same for a source without an end. `seats`: some times as many as there are parallel workers."""
     (
         pipeline
         | "Seats" >> beam.Create(list(range(seats)), reshuffle=False)
-        | "Read" >> ReadLive(key, cast("LiveSource", job.source), job.sink)
-        | "Infer" >> Infer(job.spec, expected)
-        | "Write" >> WriteLabels(key, job.spec)
+        | "Read" >> ReadLive(job.context, cast("LiveSource", job.source), job.sink)
+        | "Infer" >> Infer(job.context, job.spec, expected)
+        | "Write" >> WriteOutput(job.context, job.spec)
     )

@@ -12,9 +12,10 @@ from rich.table import Table
 
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.errors import SpecError
-from tagstream.schemas.spec import JobSpec, MemorySink
+from tagstream.schemas.memory_spec import MemorySink
+from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import describe
-from tagstream.transforms.io.memory import output
+from tagstream.transforms.io.memory import Memory
 from tagstream.transforms.tasks.text_classification import Head
 
 BINS = 15
@@ -35,8 +36,10 @@ def evaluate_job(
         c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.infer, columns, strict=True)
     )
     source = spec.source.model_copy(update={"keep": (label,)})
-    memory = MemorySink(name=f"evaluate-{spec.name}")
-    job = spec.model_copy(update={"source": source, "sink": memory, "infer": infer, "dead_letters": None})
+    memory = Memory()
+    job = spec.model_copy(
+        update={"source": source, "sink": MemorySink(rows=memory), "infer": infer, "dead_letters": None}
+    )
     heads = [describe(entry)[0] for entry in spec.infer]
     for entry, head in zip(spec.infer, heads, strict=True):
         if head.activation == "identity":
@@ -46,7 +49,7 @@ def evaluate_job(
         if not set(head.names) - set(without):
             raise SpecError(f"{entry.as_}: --without leaves no label to choose")
     report = run_job(job, console, overwrite=True, limit=limit)
-    labels = output(memory.name).labels()
+    labels = memory.labels()
     labels = labels.filter(pc.is_valid(labels[label])) if labels.num_rows else labels
     if not labels.num_rows:
         raise SpecError(f"no row has both a true label in {label!r} and a prediction")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import pyarrow as pa
@@ -14,6 +14,7 @@ from tagstream.schemas.errors import LedgerError, SpecError
 from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import describe, identify
+from tagstream.transforms.inference.engines import Engines
 from tagstream.transforms.io.contracts import (
     PlanKeeper,
     PlanningSource,
@@ -24,13 +25,15 @@ from tagstream.transforms.io.contracts import (
     again_of,
 )
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 @dataclass
 class Job:
     """See the module.
 
-    `splits`: those of the whole input, cut to the limit if there is one; `replays`: the input is dead letters.
+    `splits`: those of the whole input, cut to the limit if there is one. `replays`: the input is dead letters.
+    `context`: what the job owns in this process. Use a job as a context manager, or call `close`.
     """
 
     spec: JobSpec
@@ -39,25 +42,44 @@ class Job:
     splits: list[Split]
     limit: int | None = None
     replays: bool = False
+    context: JobContext = field(default_factory=JobContext)
     known: set[str] = field(default_factory=set, init=False, repr=False)
     """Ids of the whole input's splits, without the limit."""
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
 
     @classmethod
-    def open(cls, spec: JobSpec, limit: int | None = None, *, overwrite: bool = False) -> Job:
+    def open(
+        cls,
+        spec: JobSpec,
+        limit: int | None = None,
+        *,
+        overwrite: bool = False,
+        context: JobContext | None = None,
+    ) -> Job:
         """Look at source and sink without touching either. `overwrite`: what the output holds does not count.
 
         Raises SpecError, SourceError.
         """
         _keep_apart(spec)
-        source, sink = open_source(spec), open_sink(spec)
+        context = context or JobContext(spec.name)
+        source, sink = open_source(spec, context), open_sink(spec, context)
         if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
             raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
-        job = cls(spec, source, sink, [], limit)
+        job = cls(spec, source, sink, [], limit, context=context)
         agreed = [] if overwrite else job.plan()
         more = source.more_splits(_planned(agreed)) if isinstance(source, PlanningSource) else []
         job.splits = job.splits_of(agreed + more)
         return job
+
+    def close(self) -> None:
+        """Close what the job has opened in this process: engines, writers, consumers."""
+        self.context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def settle(self) -> None:
         """Agree with the sink, which is prepared, on the splits: other processes may have planned differently."""
@@ -146,6 +168,11 @@ class Job:
             self.columns,
         )
 
+    def load_models(self) -> int:
+        """Load every model that is not loaded yet. Returns how many engines run them. Raises ModelError."""
+        engines = self.context.resource(Engines)
+        return len({engines.of(entry) for entry in self.spec.infer})
+
     def expectations(self) -> list[dict[str, Any]]:
         """What workers elsewhere must find: the same models and precision, and the same version of tagstream."""
         version = importlib.metadata.version("tagstream")
@@ -177,7 +204,8 @@ def values_schema(spec: JobSpec) -> dict[str, Any]:
     """The Avro schema of the values that a job writes, whatever its sink's mode. Touches neither input nor output."""
     from tagstream.transforms.io.kafka.avro_rows import avro_schema
 
-    columns = Job(spec, open_source(spec), open_sink(spec), []).columns
+    with JobContext(spec.name) as context:
+        columns = Job(spec, open_source(spec, context), open_sink(spec, context), [], context=context).columns
     return avro_schema(pa.schema([field for field in columns if not field.name.startswith("~")]), spec.name)
 
 

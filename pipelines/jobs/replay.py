@@ -11,16 +11,18 @@ from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import ReplayingSink
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 def replay_job(spec: JobSpec, console: Console) -> Report:
     """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
     spec = spec.model_copy(update={"max_dead": 1.0})
-    sink = open_sink(spec)
+    context = JobContext(spec.name)
+    sink = open_sink(spec, context)
     if not isinstance(sink, ReplayingSink):
         raise SpecError(f"replay can't read the dead letters of a {spec.sink.type} sink")
-    letters = sink.dead_letters(lambda: open_source(spec).kept)
-    job = Job(spec, letters, sink, letters.splits(), replays=True)
-    report = run_opened(job, console)
+    letters = sink.dead_letters(lambda: open_source(spec, context).kept)
+    with Job(spec, letters, sink, letters.splits(), replays=True, context=context) as job:
+        report = run_opened(job, console)
     letters.retire(sink.progress())
     return report

@@ -28,9 +28,8 @@ from tagstream.pipelines.runners.local import execute
 from tagstream.schemas.block import Split
 from tagstream.schemas.errors import LedgerError, SpecError
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.inference.engine import shared_engine
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.stop import Stop
 
 
 def run_job(
@@ -41,10 +40,12 @@ def run_job(
     limit: int | None = None,
     max_seconds: float | None = None,
     again: Choice | None = None,
+    context: JobContext | None = None,
 ) -> Report:
     """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError.
 
-    `again`: labelled rows that a model which is another one than before is to label again.
+    `again`: the model has changed, and these rows are to be labelled again. `context`: what others look at while the
+    job runs, such as metrics; it is closed at the end.
     """
     if again is not None and overwrite:
         raise SpecError("--reclassify keeps the output and --overwrite replaces it: give one of them")
@@ -53,17 +54,16 @@ def run_job(
     if spec.live and limit is not None:
         raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
     with console.status("looking at the input"):
-        job = Job.open(spec, limit, overwrite=overwrite)
-    if again is not None:
-        reclassify(job, job.fingerprint(), again, console)
-    return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
+        job = Job.open(spec, limit, overwrite=overwrite, context=context)
+    with job:
+        if again is not None:
+            reclassify(job, job.fingerprint(), again, console)
+        return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
 
 
 def run_opened(job: Job, console: Console, *, overwrite: bool = False, max_seconds: float | None = None) -> Report:
     """Run a job that is open; see `run_job`."""
-    METRICS.reset()
-    STOP.clear()
-    with _signals(console), _time_limit(max_seconds):
+    with _signals(job.context.stop, console), _time_limit(job.context.stop, max_seconds):
         return (run_live if job.live else _run)(job, console, overwrite=overwrite)
 
 
@@ -78,21 +78,21 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
             f"[yellow]the output holds {foreign} splits of input that is not there any more (or was changed)[/]; "
             "their rows stay. --overwrite starts anew"
         )
+    stop, metrics = job.context.stop, job.context.metrics
     started = time.monotonic()
-    load_seconds = 0.0
+    load_seconds, engines = 0.0, len(job.spec.infer)
     if left and job.spec.runner.type != "local":
-        while left and not STOP.is_set():
+        while left and not stop.is_set():
             run_pass_remote(job, left, console)
             left = _still_left(job, left)
     elif left:
         with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
-            for entry in job.spec.infer:
-                shared_engine(entry)
+            engines = job.load_models()
         load_seconds = time.monotonic() - started
-        print_notes(console)
-        with ProgressLine(console, job.rows, before, len(job.spec.infer)) as line:
+        print_notes(console, metrics)
+        with ProgressLine(console, metrics, job.rows, before, engines) as line:
             started = line.started
-            while left and not STOP.is_set():
+            while left and not stop.is_set():
                 _run_pass(job, left, line)
                 left = _still_left(job, left)
     seconds = time.monotonic() - started
@@ -106,17 +106,17 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         rows_left=rows_left,
         seconds=seconds,
         load_seconds=load_seconds,
-        counts=METRICS.snapshot(),
+        counts=metrics.snapshot(),
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
-        entries=len(job.spec.infer),
+        engines=engines,
     )
 
 
 def _still_left(job: Job, before: list[tuple[Split, int]]) -> list[tuple[Split, int]]:
     """What a pass has left undone. Raises LedgerError if it has done nothing at all."""
     left = job.left(job.sink.progress())
-    if left == before and not STOP.is_set():
+    if left == before and not job.context.stop.is_set():
         raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
     return left
 
@@ -124,13 +124,13 @@ def _still_left(job: Job, before: list[tuple[Split, int]]) -> list[tuple[Split, 
 def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:
     """One pipeline over what is left."""
     at = random.randrange(len(left))  # noqa: S311  processes that share an output start at different places
-    execute(lambda pipeline: build(pipeline, job, left[at:] + left[:at], f"{job.spec.name}-{id(job)}"), line)
+    execute(job.context, lambda pipeline: build(pipeline, job, left[at:] + left[:at]), line)
 
 
 @contextmanager
-def _time_limit(seconds: float | None) -> Iterator[None]:
+def _time_limit(stop: Stop, seconds: float | None) -> Iterator[None]:
     """Asks the job to stop after `seconds`, as SIGTERM would."""
-    timer = threading.Timer(seconds, STOP.request) if seconds is not None else None
+    timer = threading.Timer(seconds, stop.request) if seconds is not None else None
     if timer:
         timer.daemon = True
         timer.start()
@@ -142,16 +142,16 @@ def _time_limit(seconds: float | None) -> Iterator[None]:
 
 
 @contextmanager
-def _signals(console: Console) -> Iterator[None]:
+def _signals(stop: Stop, console: Console) -> Iterator[None]:
     """SIGTERM and Ctrl-C: finish what is in flight, commit, exit 0; the second time exit at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, _: FrameType | None) -> None:
-        if STOP.is_set():
+        if stop.is_set():
             os._exit(128 + number)
-        STOP.request()
+        stop.request()
         console.print("stopping: finishing what is in flight (again: exit at once)")
 
     before: list[tuple[int, Callable[[int, FrameType | None], None] | int | None]] = [

@@ -13,11 +13,9 @@ from tagstream.pipelines.report.progress import StatusLine, print_notes
 from tagstream.pipelines.report.report import Report, verdict
 from tagstream.pipelines.runners.local import execute
 from tagstream.schemas.errors import TagstreamError
-from tagstream.transforms.inference.engine import shared_engine
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import FAILURES, STOP
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.watchdog import DONE
-from tagstream.transforms.stages.read_live import FEEDS
+from tagstream.transforms.stages.read_live import FeedPool
 
 RETRY_SECONDS = 1.0
 WORRY_SECONDS = 5.0
@@ -33,27 +31,26 @@ def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
     started = time.monotonic()
     if job.spec.runner.type != "local":
         run_live_remote(job, console)
-        return _report(job, fingerprint.hash, started, 0.0)
+        return _report(job, fingerprint.hash, started, 0.0, len(job.spec.infer))
     with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
-        for entry in job.spec.infer:
-            shared_engine(entry)
+        engines = job.load_models()
     load_seconds = time.monotonic() - started
-    print_notes(console)
-    with LiveLine(console) as line:
-        while not STOP.is_set():
+    print_notes(console, job.context.metrics)
+    with LiveLine(console, job.context) as line:
+        while not job.context.stop.is_set():
             try:
-                execute(lambda pipeline: build_live(pipeline, job, 1, f"{job.spec.name}-{id(job)}"), line)
+                execute(job.context, lambda pipeline: build_live(pipeline, job, 1), line)
             except TagstreamError as error:
                 if not error.transient:
                     raise
                 console.print(f"{error}; trying again", highlight=False, soft_wrap=True)
-                FAILURES.clear()
-                STOP.wait(RETRY_SECONDS)
-    return _report(job, fingerprint.hash, line.started, load_seconds)
+                job.context.failures.clear()
+                job.context.stop.wait(RETRY_SECONDS)
+    return _report(job, fingerprint.hash, line.started, load_seconds, engines)
 
 
-def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> Report:
-    counts = METRICS.snapshot()
+def _report(job: Job, fingerprint: str, started: float, load_seconds: float, engines: int) -> Report:
+    counts = job.context.metrics.snapshot()
     return Report(
         job=job.spec.name,
         state="stopped",
@@ -66,27 +63,28 @@ def _report(job: Job, fingerprint: str, started: float, load_seconds: float) -> 
         counts=counts,
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
-        entries=len(job.spec.infer),
+        engines=engines,
     )
 
 
 class LiveLine(StatusLine):
     """Of a job without an end: speed and lag."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, context: JobContext) -> None:
         super().__init__(console)
+        self._metrics, self._feeds = context.metrics, context.resource(FeedPool)
         self._before = (self.started, 0)
         self._speed = 0.0
 
     def line(self) -> str:
         """Messages, speed, lag by partition, latency, dead letters, last commit, and what is wrong."""
-        now, at = METRICS.snapshot(), time.monotonic()
+        now, at = self._metrics.snapshot(), time.monotonic()
         if at - self._before[0] >= 1:
             self._speed = (now.rows_in - self._before[1]) / (at - self._before[0])
             self._before = (at, now.rows_in)
         lag: dict[str, int] = {}
         worries: list[str] = []
-        for status in (feed.status() for feed in FEEDS.all()):
+        for status in (feed.status() for feed in self._feeds.all()):
             lag |= status.lag
             if status.silence > WORRY_SECONDS:
                 worries.append(f"no answer from {status.where} for {status.silence:.0f} s")
@@ -98,11 +96,11 @@ class LiveLine(StatusLine):
         if any(lag.values()):
             worst = sorted(lag.items(), key=lambda item: -item[1])[:3]
             parts[-1] += " (" + ", ".join(f"{name} {behind:,}" for name, behind in worst) + ")"
-        if (latency := METRICS.latency(0.5, 0.99)) is not None:
+        if (latency := self._metrics.latency(0.5, 0.99)) is not None:
             parts.append(f"latency p50 {latency[0] * 1000:,.0f} ms, p99 {latency[1] * 1000:,.0f} ms")
         parts.append(f"dead letters {now.dead_rows:,}")
-        if METRICS.last_commit is not None:
-            parts.append(f"last commit {at - METRICS.last_commit:.0f} s ago")
+        if self._metrics.last_commit is not None:
+            parts.append(f"last commit {at - self._metrics.last_commit:.0f} s ago")
         if (busiest := verdict(now)) is not None:
             parts.append(f"busiest: {busiest}")
         return " · ".join(worries + parts)

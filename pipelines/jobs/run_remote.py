@@ -20,8 +20,6 @@ from tagstream.schemas.block import Split
 from tagstream.schemas.errors import RunnerError, SpecError, TagstreamError
 from tagstream.schemas.runner_spec import FlinkRunner, OptionsRunner
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP
 
 LEDGER_SECONDS = 5.0
 """How often the ledger is asked: listing a large output takes a while."""
@@ -52,25 +50,24 @@ def detach_job(
         raise SpecError(f"--detach needs a cluster that goes on alone: runner.type flink, not {spec.runner.type}")
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite)
-        job.sink.prepare(job.fingerprint(), overwrite=overwrite)
-    if job.live:
-        return _submit(job, spec.runner, console, _filler(job, []))
-    _, left = job.resume()
-    return _submit(job, spec.runner, console, _filler(job, left)) if left else None
+    with job:
+        with console.status("looking at the output"):
+            job.sink.prepare(job.fingerprint(), overwrite=overwrite)
+        left = [] if job.live else job.resume()[1]
+        return _submit(job, spec.runner, console, _filler(job, left)) if job.live or left else None
 
 
 def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
-    key = f"{job.spec.name}-{id(job)}"
     expected = job.expectations()
     if not job.live:
-        return lambda pipeline: build(pipeline, job, left, key, expected)
+        return lambda pipeline: build(pipeline, job, left, expected)
     runner = job.spec.runner
     if isinstance(runner, FlinkRunner):
         seats = runner.seats_per_slot * runner.parallelism
     else:
         assert isinstance(runner, OptionsRunner)
         seats = runner.seats
-    return lambda pipeline: build_live(pipeline, job, seats, key, expected)
+    return lambda pipeline: build_live(pipeline, job, seats, expected)
 
 
 def _run(job: Job, console: Console, fill: Build) -> str:
@@ -80,13 +77,13 @@ def _run(job: Job, console: Console, fill: Build) -> str:
     before = job.rows_done(job.sink.progress())
     if isinstance(runner, OptionsRunner):
         with console.status("running; progress is on the runner's own pages"):
-            run_beam(runner, job.spec.name, fill)
+            run_beam(runner, job.spec.name, fill, job.context.stop)
     else:
         assert isinstance(runner, FlinkRunner)
         submitted = _submit(job, runner, console, fill)
         with console.status("running on Flink") as status:
-            state = follow_flink(runner, submitted, _reporter(job, before, status.update))
-    METRICS.add(rows_in=job.rows_done(job.sink.progress()) - before)
+            state = follow_flink(runner, submitted, _reporter(job, before, status.update), job.context.stop)
+    job.context.metrics.add(rows_in=job.rows_done(job.sink.progress()) - before)
     return state
 
 
@@ -95,7 +92,7 @@ def _submit(job: Job, runner: FlinkRunner, console: Console, fill: Build) -> Fli
         console.print(text, highlight=False, soft_wrap=True)
 
     with console.status("submitting to Flink"):
-        submitted = submit_flink(runner, job.spec.name, fill, live=job.live, say=say)
+        submitted = submit_flink(runner, job.spec.name, fill, job.context.stop, live=job.live, say=say)
     say(f"running on Flink: {Flink(runner.rest).url(submitted)}")
     return submitted
 
@@ -116,6 +113,6 @@ def _reporter(job: Job, before: int, update: Callable[[str], Any]) -> Callable[[
                     raise
         speed = (done - before) / (now - started) if now > started else 0.0
         rows = f"{done:,} positions" if job.live else f"{done:,}/{job.rows:,} rows committed · {speed:,.0f} rows/s"
-        update(f"{'stopping' if STOP.is_set() else state} on Flink · {rows} · {now - started:.0f} s")
+        update(f"{'stopping' if job.context.stop.is_set() else state} on Flink · {rows} · {now - started:.0f} s")
 
     return report

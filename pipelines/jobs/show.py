@@ -12,7 +12,7 @@ from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import ReadableSink
 from tagstream.transforms.io.registry import open_sink
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
 
 _LOOK_THROUGH = 100_000
 """Rows of the input among which the texts of committed rows are looked for."""
@@ -20,7 +20,7 @@ _LOOK_THROUGH = 100_000
 
 def readable_sink(spec: JobSpec) -> ReadableSink:
     """The sink, if its labels can be looked at; else SpecError."""
-    sink = open_sink(spec)
+    sink = open_sink(spec, JobContext(spec.name))
     if not isinstance(sink, ReadableSink):
         raise SpecError(f"--show can't read the labels of this {spec.sink.type} sink; run without it")
     return sink
@@ -28,7 +28,6 @@ def readable_sink(spec: JobSpec) -> ReadableSink:
 
 def sample_rows(spec: JobSpec, count: int) -> pa.Table:
     """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
-    STOP.clear()  # a job that was asked to stop has done so
     rows = readable_sink(spec).sample(4 * count)
     column = spec.source.id
     if rows.num_rows and not spec.live and isinstance(column, str) and spec.source.text not in rows.column_names:
@@ -45,9 +44,10 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
 
 def _texts(spec: JobSpec, column: str, ids: pa.ChunkedArray, count: int) -> dict[Any, bytes]:
     """Texts of at least `count` of the ids, if they are near the begin of the input; rows may be no UTF-8."""
-    job, seen = Job.open(spec), 0
+    seen = 0
     texts: dict[Any, bytes] = {}
     wanted = set(ids.to_pylist())
+    job = Job.open(spec)
     for block in (block.batch for split in job.splits for block in job.source.read(split, split.start)):
         numbers = [number for number, id_ in enumerate(block[column].to_pylist()) if id_ in wanted]
         found = take_rows(block.select([column, TEXT]), numbers)

@@ -43,8 +43,8 @@ class Target:
         """One entry a job: id, name, state, seconds, url, latest failure; and what the ledger has, of all of them."""
         ledger: dict[str, int] = {}
         if self.spec is not None:
-            job = Job.open(self.spec)
-            ledger = {"committed": job.rows_done(job.sink.progress())} | ({} if job.live else {"of": job.rows})
+            with Job.open(self.spec) as job:
+                ledger = {"committed": job.rows_done(job.sink.progress())} | ({} if job.live else {"of": job.rows})
         return [
             {
                 "job": job.id,

@@ -15,10 +15,11 @@ from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.block import POSITION
 from tagstream.schemas.errors import SourceError, SpecError
 from tagstream.schemas.kafka_spec import KafkaSource
+from tagstream.schemas.memory_spec import MemorySink
 from tagstream.schemas.runner_spec import LocalRunner
-from tagstream.schemas.spec import JobSpec, MemorySink
-from tagstream.transforms.io.memory import Output, output
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.memory import Memory
+from tagstream.transforms.runtime.job_context import JobContext
 
 EXAMPLES = 5
 
@@ -46,12 +47,13 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
     if spec.source.start == "committed":
         raise SpecError("verify has a group of its own, which has committed nothing: give --set source.start=earliest")
     tag = uuid.uuid4().hex[:8]
+    labels = {"bulk": Memory(), "live": Memory()}
     bulk, live = (
         spec.model_copy(
             update={
                 "name": f"{spec.name}-verify-{tag}",
                 "source": spec.source.model_copy(update={"until": until, "group": f"{spec.name}-verify-{tag}"}),
-                "sink": MemorySink(name=f"{tag}-{path}", commit_every=0.2),
+                "sink": MemorySink(rows=labels[path], commit_every=0.2),
                 "dead_letters": None,
                 "runner": LocalRunner(),
                 "max_dead": 1.0,
@@ -60,27 +62,28 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
         for path, until in (("bulk", spec.source.until or "latest"), ("live", None))
     )
     run_job(bulk, console)
-    ends = dict(output(f"{tag}-bulk").ends)
+    ends = dict(labels["bulk"].ends)
+    context = JobContext(live.name)
     arrived = threading.Event()
 
     def stop_in_time() -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until and not arrived.is_set():
-            if all(output(f"{tag}-live").ends.get(split, -1) >= end for split, end in ends.items()):
+            if all(labels["live"].ends.get(split, -1) >= end for split, end in ends.items()):
                 arrived.set()
             time.sleep(0.1)
-        STOP.request()
+        context.stop.request()
 
     watcher = threading.Thread(target=stop_in_time, daemon=True)
     watcher.start()
-    run_job(live, console)
+    run_job(live, console, context=context)
     watcher.join(1)
     if not arrived.is_set():
         raise SourceError(f"the live path did not read {len(ends)} partitions to their ends within {seconds:g} s")
-    return _compare(output(f"{tag}-bulk"), output(f"{tag}-live"), ends)
+    return _compare(labels["bulk"], labels["live"], ends)
 
 
-def _compare(bulk: Output, live: Output, ends: dict[str, int]) -> Verdict:
+def _compare(bulk: Memory, live: Memory, ends: dict[str, int]) -> Verdict:
     verdict = Verdict(0, 0, 0)
     for split, end in ends.items():
         here, there = (_rows(side, split, end, 0) for side in (bulk, live))
@@ -97,7 +100,7 @@ def _compare(bulk: Output, live: Output, ends: dict[str, int]) -> Verdict:
     return verdict
 
 
-def _rows(side: Output, split: str, end: int, part: int) -> dict[int, dict[str, Any]]:
+def _rows(side: Memory, split: str, end: int, part: int) -> dict[int, dict[str, Any]]:
     """Rows by position below `end`; part 0: labels, 1: dead letters."""
     batches = [b for key in sorted(side.commits) if key[0] == split for b in side.commits[key][part]]
     rows = pa.Table.from_batches(batches).to_pylist() if batches else []

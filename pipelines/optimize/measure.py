@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
-from tagstream.transforms.inference.backends.registry import load_backend
+from tagstream.transforms.inference.backends.registry import describe, load_backend
 from tagstream.transforms.inference.engine import Engine
 
 Array = np.ndarray
@@ -92,7 +92,7 @@ def measure(
         engine.submit(first.slice(0, WARM_UP_ROWS)).result()
         scores, seconds = _timed(engine, first)
         trial_rows_per_s = len(scores) / seconds
-        head = engine.backend.head
+        head = describe(entry)[0]
         usual = 0.5 if head.activation == "sigmoid" else 0.0
         thresholds = np.array([entry.thresholds.get(label, usual) for label in head.names], np.float32)
         equal = functools.partial(_equal, activation=head.activation, thresholds=thresholds)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tagstream.pipelines.report.report import Report, dead_lines, verdict
-from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.metrics import JobMetrics
 
 PLAIN_EVERY = 10.0
 SHORT = 20
@@ -62,15 +62,15 @@ class StatusLine(ABC):
 class ProgressLine(StatusLine):
     """Of a job that ends. `rows`: of the whole input, `done`: before this run."""
 
-    def __init__(self, console: Console, rows: int, done: int, entries: int = 1) -> None:
+    def __init__(self, console: Console, metrics: JobMetrics, rows: int, done: int, engines: int = 1) -> None:
         super().__init__(console)
-        self.rows, self.done, self.entries = rows, done, entries
+        self.metrics, self.rows, self.done, self.engines = metrics, rows, done, engines
 
     def line(self) -> str:
         """Rows, speed, padding, dead letters, time left, bottleneck."""
-        now = METRICS.snapshot()
+        now = self.metrics.snapshot()
         seconds = time.monotonic() - self.started
-        computed = min(now.sequences // self.entries, self.rows) or now.rows_in
+        computed = min(now.sequences // self.engines, self.rows) or now.rows_in
         if not computed:
             return f"starting … {seconds:.0f} s"
         done, left = self.done + now.rows_in, self.rows - self.done - now.rows_in
@@ -88,9 +88,9 @@ class ProgressLine(StatusLine):
         return " · ".join(parts)
 
 
-def print_notes(console: Console) -> None:
+def print_notes(console: Console, metrics: JobMetrics) -> None:
     """What the models' loading has to say, such as that there is no certificate."""
-    for note in METRICS.snapshot().notes:
+    for note in metrics.snapshot().notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
 
 
@@ -119,7 +119,7 @@ def print_report(console: Console, report: Report) -> None:
     if counts.truncated:
         table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
     if saved := counts.duplicates + counts.remembered:
-        share = saved / max(1, counts.rows_in * report.entries)
+        share = saved / max(1, counts.rows_in * report.engines)
         table.add_row("equal texts", f"{saved:,} ({share:.1%}) were answered without a model")
     speed = f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}"
     if not report.remote:

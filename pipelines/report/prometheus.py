@@ -1,4 +1,4 @@
-"""The counters of this process, or of all workers of a pool, as Prometheus metrics, on a port if asked."""
+"""The counters of jobs in this process, or of all workers of a pool, as Prometheus metrics on a port."""
 
 from __future__ import annotations
 
@@ -6,26 +6,33 @@ import logging
 import time
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, start_http_server
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from tagstream.pipelines.report.report import ADVICE, bottleneck
 from tagstream.schemas.errors import SpecError
-from tagstream.transforms.runtime.metrics import METRICS, STAGES
-from tagstream.transforms.stages.read_live import FEEDS
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.metrics import BOUNDS, STAGES, Histogram, Snapshot
+from tagstream.transforms.stages.read_live import FeedPool
 
 log = logging.getLogger(__name__)
 SCRAPE_SECONDS = 2.0
 
 
 class JobCollector(Collector):
-    """What this process has done."""
+    """What jobs have done in this process, added up."""
+
+    def __init__(self, contexts: Callable[[], list[JobContext]]) -> None:
+        """`contexts`: those of the jobs, asked at each scrape."""
+        self.contexts = contexts
 
     def collect(self) -> Iterable[Metric]:
-        now = METRICS.snapshot()
+        contexts = self.contexts()
+        now = sum((context.metrics.snapshot() for context in contexts), Snapshot())
         plain = {
             "tagstream_rows_in": ("Input rows committed", now.rows_in),
             "tagstream_rows_out": ("Labelled rows committed", now.rows_out),
@@ -54,29 +61,33 @@ class JobCollector(Collector):
             bound.add_metric([stage, ADVICE[stage]], float(stage == longest))
         yield bound
         yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
-        yield from self._live()
+        text = "From a message's own timestamp to the commit of its label"
+        yield _histogram("tagstream_latency_seconds", text, now.latency)
+        yield _histogram("tagstream_commit_seconds", "What the sink took for each commit", now.commit_time)
+        yield from _live(contexts)
 
-    @staticmethod
-    def _live() -> Iterable[Metric]:
-        """Of jobs without an end: how far behind, how late, how long without an answer."""
-        feeds = [feed.status() for feed in FEEDS.all()]
-        lag = GaugeMetricFamily("tagstream_lag_messages", "Messages not read yet", labels=["split"])
-        for split, behind in (item for feed in feeds for item in feed.lag.items()):
-            lag.add_metric([split], behind)
-        yield lag
-        silence = max((feed.silence for feed in feeds), default=0.0)
-        yield GaugeMetricFamily("tagstream_source_silence_seconds", "Since the source last answered", silence)
-        if METRICS.last_commit is not None or feeds:
-            ages = [feed.age for feed in feeds]  # before the first commit: since reading began
-            since = max(ages) if METRICS.last_commit is None else time.monotonic() - METRICS.last_commit
-            yield GaugeMetricFamily("tagstream_last_commit_seconds", "Since the last commit", since)
-        if (quantiles := METRICS.latency(0.5, 0.99)) is not None:
-            latency = GaugeMetricFamily(
-                "tagstream_latency_seconds", "Message timestamp to commit, latest messages", labels=["quantile"]
-            )
-            latency.add_metric(["0.5"], quantiles[0])
-            latency.add_metric(["0.99"], quantiles[1])
-            yield latency
+
+def _live(contexts: list[JobContext]) -> Iterable[Metric]:
+    """Of jobs without an end: how far behind, how long without an answer."""
+    feeds = [feed.status() for context in contexts for feed in context.resource(FeedPool).all()]
+    lag = GaugeMetricFamily("tagstream_lag_messages", "Messages not read yet", labels=["split"])
+    for split, behind in (item for feed in feeds for item in feed.lag.items()):
+        lag.add_metric([split], behind)
+    yield lag
+    silence = max((feed.silence for feed in feeds), default=0.0)
+    yield GaugeMetricFamily("tagstream_source_silence_seconds", "Since the source last answered", silence)
+    commits = [at for context in contexts if (at := context.metrics.last_commit) is not None]
+    if commits or feeds:
+        ages = [feed.age for feed in feeds]  # before the first commit: since reading began
+        since = time.monotonic() - max(commits) if commits else max(ages)
+        yield GaugeMetricFamily("tagstream_last_commit_seconds", "Since the last commit", since)
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    bounds = [*map(str, BOUNDS), "+Inf"]
+    return HistogramMetricFamily(
+        name, text, buckets=list(zip(bounds, accumulate(histogram.counts), strict=True)), sum_value=histogram.seconds
+    )
 
 
 class PoolCollector(Collector):
@@ -110,13 +121,13 @@ def _scrape(port: int) -> Iterator[Metric]:
     yield from text_string_to_metric_families(text)
 
 
-def serve_metrics(port: int, collector: Collector | None = None, address: str = "0.0.0.0") -> int:  # noqa: S104
+def serve_metrics(port: int, collector: Collector, address: str = "0.0.0.0") -> int:  # noqa: S104
     """Serve http://address:port/metrics from a daemon thread; 0 takes any free port. Returns the port.
 
-    `collector`: default, the counters of this process. Raises SpecError if the port is taken.
+    Raises SpecError if the port is taken.
     """
     registry = CollectorRegistry()
-    registry.register(collector or JobCollector())
+    registry.register(collector)
     try:
         server, _ = start_http_server(port, address, registry)
     except OSError as error:

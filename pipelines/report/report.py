@@ -35,7 +35,8 @@ class Report:
     output: str
     remote: bool = False
     """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
-    entries: int = 1
+    engines: int = 1
+    """How many models each row went through."""
 
     @property
     def rows_per_s(self) -> float:

@@ -11,9 +11,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from tagstream.schemas.errors import TagstreamError
-from tagstream.transforms.io.common.open_writers import close_writers
-from tagstream.transforms.runtime.stop import FAILURES, STOP
-from tagstream.transforms.stages.read_live import FEEDS
+from tagstream.transforms.io.common.open_writers import OpenWriters
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.stages.read_live import FeedPool
 
 _OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_save_main_session"]
 
@@ -24,7 +24,7 @@ class Line(Protocol):
     note: str
 
 
-def execute(build: Callable[[beam.Pipeline], None], line: Line) -> None:
+def execute(context: JobContext, build: Callable[[beam.Pipeline], None], line: Line) -> None:
     """Run the pipeline that `build` fills to its end. Raises what made a stage fail, not the runner's text of it."""
     raised: list[BaseException] = []
 
@@ -40,10 +40,10 @@ def execute(build: Callable[[beam.Pipeline], None], line: Line) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-        if STOP.is_set():
+        if context.stop.is_set():
             line.note = "stopping"
-    FEEDS.close()
-    close_writers()
+    context.resource(FeedPool).close()
+    context.resource(OpenWriters).close()
     if raised:
-        known = next((f for f in FAILURES if isinstance(f, TagstreamError)), None)
-        raise known or (FAILURES[0] if FAILURES else raised[0])
+        known = next((f for f in context.failures if isinstance(f, TagstreamError)), None)
+        raise known or (context.failures[0] if context.failures else raised[0])

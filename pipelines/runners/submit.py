@@ -23,7 +23,8 @@ from tagstream.pipelines.runners.flink_rest import ENDED, Flink, FlinkJob, Stage
 from tagstream.schemas import errors
 from tagstream.schemas.errors import RunnerError, TagstreamError
 from tagstream.schemas.runner_spec import FlinkRunner, OptionsRunner
-from tagstream.transforms.runtime.stop import STOP, TRANSIENT_NOTE
+from tagstream.transforms.runtime.job_context import TRANSIENT_NOTE
+from tagstream.transforms.runtime.stop import Stop
 
 POLL_SECONDS = 1.0
 SUBMIT_SECONDS = 180.0
@@ -52,8 +53,13 @@ Report = Callable[[str], None]
 """Called every now and then with the job's state, and why it restarts."""
 
 
-def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say: Callable[[str], None]) -> FlinkJob:
-    """Start the job and wait for its first worker. What can be seen before is checked before. Raises RunnerError."""
+def submit_flink(
+    spec: FlinkRunner, name: str, build: Build, stop: Stop, *, live: bool, say: Callable[[str], None]
+) -> FlinkJob:
+    """Start the job and wait for its first worker, or until `stop` is requested.
+
+    What can be seen before the submission is checked before it. Raises RunnerError.
+    """
     flink = Flink(spec.rest)
     _reachable("runner.job_server", spec.job_server, "start Beam's Flink job server")
     total, free = flink.slots()
@@ -86,10 +92,10 @@ def submit_flink(spec: FlinkRunner, name: str, build: Build, *, live: bool, say:
         options += [f"--checkpointing_interval={NEVER_MS}"]
     result = _run(options, build)
     say(f"submitted {unique}")
-    return _wait_for_workers(spec, unique, result, say, live=live)
+    return _wait_for_workers(spec, unique, result, say, stop, live=live)
 
 
-def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
+def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report, stop: Stop) -> str:
     """Until the job ends, or is asked to stop: then it is cancelled. Returns its state, or GONE. Raises what failed."""
     flink = Flink(spec.rest, SILENCE_SECONDS)
     while True:
@@ -100,18 +106,18 @@ def follow_flink(spec: FlinkRunner, job: FlinkJob, report: Report) -> str:
             why = _raise_known(flink, now, final=state == "FAILED")
         if state in ENDED or state == GONE:
             return state
-        if STOP.is_set():
+        if stop.is_set():
             flink.cancel(job)
         report(state.lower() + (why and f" ({why[:160]})"))
         time.sleep(POLL_SECONDS)
 
 
-def run_beam(spec: OptionsRunner, name: str, build: Build) -> None:
+def run_beam(spec: OptionsRunner, name: str, build: Build, stop: Stop) -> None:
     """Submit to any other runner and wait for the end, or cancel when asked to stop. Raises RunnerError."""
     result = _run([*spec.arguments, f"--job_name={name}-{uuid.uuid4().hex[:8]}", "--no_save_main_session"], build)
     try:
         while not PipelineState.is_terminal(result.state):
-            if STOP.is_set():
+            if stop.is_set():
                 result.cancel()
                 return
             time.sleep(POLL_SECONDS)
@@ -135,7 +141,9 @@ def _text(error: BaseException) -> str:
     return str(error) or f"{type(error).__name__}, is it of the kind that the options say?"
 
 
-def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, say: Callable[[str], None], *, live: bool) -> FlinkJob:
+def _wait_for_workers(
+    spec: FlinkRunner, name: str, result: Any, say: Callable[[str], None], stop: Stop, *, live: bool
+) -> FlinkJob:
     flink = Flink(spec.rest, SILENCE_SECONDS)
     patience = WORKER_SECONDS[spec.environment.type]
     hint = NO_WORKER[spec.environment.type].format(config=spec.environment.config)
@@ -152,7 +160,7 @@ def _wait_for_workers(spec: FlinkRunner, name: str, result: Any, say: Callable[[
                 "and was it started with --flink-master of this cluster? Its log says more"
             )
         if job is not None and (
-            STOP.is_set() or job.state in ENDED or (job.state == "RUNNING" and _begun(flink.stages(job), live=live))
+            stop.is_set() or job.state in ENDED or (job.state == "RUNNING" and _begun(flink.stages(job), live=live))
         ):
             return job
         if job is not None and job.state == "RUNNING":

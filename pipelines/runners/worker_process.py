@@ -18,9 +18,10 @@ from pathlib import Path
 from apache_beam.runners.worker.sdk_worker import SdkHarness
 
 from tagstream.pipelines.report.logs import quiet
-from tagstream.pipelines.report.prometheus import serve_metrics
-from tagstream.transforms.runtime.stop import GRACE, STOP
-from tagstream.transforms.stages.read_live import FEEDS
+from tagstream.pipelines.report.prometheus import JobCollector, serve_metrics
+from tagstream.transforms.runtime.job_context import open_contexts
+from tagstream.transforms.runtime.stop import GRACE
+from tagstream.transforms.stages.read_live import FeedPool
 
 log = logging.getLogger(__name__)
 PORT_SUFFIX = ".port"
@@ -31,7 +32,7 @@ def main(control: str, worker_id: str, ports: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     quiet(logging.getLogger("kafka"))
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, name="leave").start())
-    port = serve_metrics(0, address="127.0.0.1")
+    port = serve_metrics(0, JobCollector(open_contexts), address="127.0.0.1")
     Path(ports, f"{os.getpid()}{PORT_SUFFIX}").write_text(str(port))
     try:
         SdkHarness(control, worker_id=worker_id, state_cache_size=0, data_buffer_time_limit_ms=0).run()
@@ -42,12 +43,15 @@ def main(control: str, worker_id: str, ports: str) -> None:
 
 def _leave() -> None:
     """Ends this process; what is in flight is committed first."""
-    STOP.request()
+    feeds = [context.resource(FeedPool) for context in open_contexts()]
+    for context in open_contexts():
+        context.stop.request()
     ends = time.monotonic() + GRACE
-    while FEEDS.busy and time.monotonic() < ends:
+    while any(pool.busy for pool in feeds) and time.monotonic() < ends:
         time.sleep(0.02)
-    with contextlib.suppress(Exception):
-        FEEDS.close()
+    for pool in feeds:
+        with contextlib.suppress(Exception):
+            pool.close()
     os._exit(0)  # threads of libraries may hang
 
 

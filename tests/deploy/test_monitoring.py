@@ -15,8 +15,9 @@ import pytest
 
 from tagstream.pipelines.report.prometheus import JobCollector, PoolCollector, serve_metrics
 from tagstream.transforms.io.contracts import FeedStatus
-from tagstream.transforms.runtime.metrics import METRICS, STAGES
-from tagstream.transforms.stages.read_live import FEEDS
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.metrics import STAGES
+from tagstream.transforms.stages.read_live import FeedPool
 from tests.deploy.files import DEPLOY, documents
 
 FLINK = {
@@ -61,40 +62,40 @@ class Feed:
 
 
 @pytest.fixture
-def exported(monkeypatch) -> dict[str, set[str]]:
+def context(monkeypatch) -> JobContext:
+    """Of a job whose feed has read something."""
+    context = JobContext()
+    monkeypatch.setattr(context.resource(FeedPool), "all", lambda: [Feed()])
+    return context
+
+
+@pytest.fixture
+def exported(context) -> dict[str, set[str]]:
     """Names by who serves them: a process that runs a live job, and a pool with that process as its worker."""
-    METRICS.reset()
-    METRICS.committed(3, 2, Counter(null_text=1))
-    METRICS.waited([0.1])
-    monkeypatch.setattr(FEEDS, "all", lambda: [Feed()])
-    port = serve_metrics(0, address="127.0.0.1")
+    context.metrics.committed(3, 2, Counter(null_text=1))
+    context.metrics.waited([0.1])
+    port = serve_metrics(0, JobCollector(lambda: [context]), address="127.0.0.1")
     served = {
-        "process": JobCollector().collect(),
+        "process": JobCollector(lambda: [context]).collect(),
         "pool": PoolCollector(lambda: {"1": port}).collect(),
     }
-    names = {who: {s.name for family in families for s in family.samples} for who, families in served.items()}
-    METRICS.reset()
-    return names
+    return {who: {s.name for family in families for s in family.samples} for who, families in served.items()}
 
 
-def test_a_worker_that_never_commits_is_seen(monkeypatch) -> None:
+def test_a_worker_that_never_commits_is_seen(context) -> None:
     """Before the first commit the time since it counts from when reading began, so that the alert can fire."""
-    METRICS.reset()
-    monkeypatch.setattr(FEEDS, "all", lambda: [Feed()])
-    samples = [sample for family in JobCollector().collect() for sample in family.samples]
+    samples = [sample for family in JobCollector(lambda: [context]).collect() for sample in family.samples]
     assert [s.value for s in samples if s.name == "tagstream_last_commit_seconds"] == [60.0]
 
 
-def test_the_bottleneck_is_the_stage_that_was_busy_longest() -> None:
-    METRICS.reset()
-    with METRICS.busy("read", 0.001), METRICS.busy("infer"):
+def test_the_bottleneck_is_the_stage_that_was_busy_longest(context) -> None:
+    with context.metrics.busy("read", 0.001), context.metrics.busy("infer"):
         time.sleep(0.01)
-    samples = [sample for family in JobCollector().collect() for sample in family.samples]
+    samples = [sample for family in JobCollector(lambda: [context]).collect() for sample in family.samples]
     marked = {s.labels["stage"]: s.value for s in samples if s.name == "tagstream_bottleneck"}
     assert marked == {stage: float(stage == "infer") for stage in STAGES}
     (advice,) = (s.labels["advice"] for s in samples if s.name == "tagstream_bottleneck" and s.value)
     assert "tagstream optimize" in advice
-    METRICS.reset()
 
 
 @pytest.mark.parametrize(("where", "expression"), list(expressions()))

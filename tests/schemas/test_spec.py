@@ -10,7 +10,7 @@ from tagstream.schemas.spec import InferEntry, JobSpec
 GOOD = {
     "source": {"type": "parquet", "path": "in", "id": "id", "keep": ["a", "id", "b", "a"]},
     "infer": [{"model": "m", "as": "x"}, {"as": "y", "backend": {"type": "constant"}}],
-    "sink": {"type": "memory", "name": "out"},
+    "sink": {"type": "parquet", "path": "out"},
 }
 
 

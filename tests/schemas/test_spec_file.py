@@ -156,7 +156,7 @@ def test_position_columns_can_not_be_kept_twice(refused) -> None:
 def test_certificates_in_one_folder(refused, load) -> None:
     """A folder holds one certificate: another model, or other settings, would overwrite it."""
     same = "  - {model: tagstream/spam, as: %s, backend: {type: auto, certificate: fast%s}%s}\n"
-    job = "source: {type: parquet, path: x}\ninfer:\n%ssink: {type: memory, name: x}\n"
+    job = "source: {type: parquet, path: x}\ninfer:\n%ssink: {type: parquet, path: y}\n"
     (line,) = refused(job % (same % ("a", "", "") + same % ("b", "/", ", max_length: 64")))
     assert "infer.1.backend.certificate: 'fast/' is that of infer.0" in line
     assert load(job % (same % ("a", "", "") + same % ("b", "", "")))
@@ -165,7 +165,7 @@ def test_certificates_in_one_folder(refused, load) -> None:
 
 def test_no_classifier(refused) -> None:
     """A job without an entry is none."""
-    (line,) = refused("source: {type: parquet, path: x}\ninfer: []\nsink: {type: memory, name: x}\n")
+    (line,) = refused("source: {type: parquet, path: x}\ninfer: []\nsink: {type: parquet, path: y}\n")
     assert line.startswith("job.yaml:2: infer: ")
 
 
@@ -299,7 +299,7 @@ def test_overrides_that_lead_nowhere(refused, field: str, expected: str) -> None
 def test_errors_without_a_file() -> None:
     """A specification made of flags is called that."""
     with pytest.raises(SpecError, match=r"^specification: source\.path: is missing"):
-        load_spec(None, {"source.type": "parquet", "sink": {"type": "memory", "name": "x"}, "infer": [{"model": "m"}]})
+        load_spec(None, {"source.type": "parquet", "sink": {"type": "parquet", "path": "y"}, "infer": [{"model": "m"}]})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One model, shared by everything in the process that wants labels from it.
+"""One model, shared by all who want labels from it.
 
     submit(texts) -> Future     tokenised in another thread, small submissions in one of their own
                                 -> pool of pending sequences of all submitters, sorted by length
@@ -26,15 +26,13 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import DeadCode, ModelError
-from tagstream.schemas.spec import InferEntry, PyTorchBackend
 from tagstream.transforms.inference.backends.contracts import Backend
-from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.device_lock import Device
 from tagstream.transforms.inference.forward import Passes, Submission, one_line
 from tagstream.transforms.inference.packing import Pool
 from tagstream.transforms.inference.predictions import AnswerMemory, Prediction, Recalled
-from tagstream.transforms.inference.token_budget import TokenBudget, budget_of
-from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.inference.token_budget import TokenBudget
+from tagstream.transforms.runtime.metrics import JobMetrics
 from tagstream.transforms.tasks.text_classification import activate
 from tagstream.transforms.tokenization.encoded import Encoded
 
@@ -53,12 +51,15 @@ class Engine:
         memory_bytes: int = 0,
         works: tuple[Encoded, Array] | None = None,
         budget: TokenBudget | None = None,
+        metrics: JobMetrics | None = None,
     ) -> None:
         """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block. `works`: a row
         that the backend can label; without it that is the first one it has labelled. `budget`: else the backend's.
+        `metrics`: where rows, tokens and busy time are counted.
         """
         self.backend = backend
-        self.memory = AnswerMemory(memory_bytes, len(backend.head.names)) if memory_bytes else None
+        self.metrics = metrics or JobMetrics()
+        self.memory = AnswerMemory(memory_bytes, backend.width) if memory_bytes else None
         self._budget = budget or TokenBudget(backend.token_budget)
         self._parallel = max(1, backend.parallel)
         self._tokenise_large = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -116,13 +117,13 @@ class Engine:
                 raise stopped
             unique = texts.dictionary_encode()
             submission.inverse = unique.indices.to_numpy(zero_copy_only=False)
-            METRICS.add(duplicates=len(texts) - len(unique.dictionary))
-            with METRICS.busy("tokenise"):
+            self.metrics.add(duplicates=len(texts) - len(unique.dictionary))
+            with self.metrics.busy("tokenise"):
                 unknown = self._recall(unique.dictionary, submission)
                 submission.encoded = self._encode(unknown, submission)
             encoded = submission.encoded
             submission.errors.update(encoded.errors)
-            submission.logits = np.zeros((len(encoded.lengths), len(self.backend.head.names)), np.float32)
+            submission.logits = np.zeros((len(encoded.lengths), self.backend.width), np.float32)
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
@@ -158,7 +159,7 @@ class Engine:
                 other.askers.append((submission, there, here))
             submission.left += len(others)
         recalled.missing = np.array(mine, np.int64)
-        METRICS.add(remembered=len(texts) - len(mine))
+        self.metrics.add(remembered=len(texts) - len(mine))
         return texts.take(pa.array(recalled.missing))
 
     def _askers(self, submission: Submission) -> list[tuple[Submission, Array, Array]]:
@@ -212,11 +213,11 @@ class Engine:
                         budget = self._budget.tokens
                         micro = self._pool.take(budget, self.backend.max_rows)
                         busy = len(self._pool) > 0
-                    METRICS.add(
+                    self.metrics.add(
                         micro_batches=1, sequences=micro.rows, tokens=micro.tokens, padded_tokens=micro.padded_tokens
                     )
                     parts: Any = micro.parts
-                    with METRICS.busy("infer", 1 / self._parallel):
+                    with self.metrics.busy("infer", 1 / self._parallel):
                         self._passes.run(parts)
                 self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
                 for submission, sequences in parts:
@@ -242,7 +243,7 @@ class Engine:
             np.add.at(sums, encoded.text, logits)
             counts = np.bincount(encoded.text, minlength=texts)
             logits = sums / np.maximum(counts, 1)[:, None]
-        scores = activate(logits, self.backend.head.activation)
+        scores = activate(logits, self.backend.activation)
         answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
         if self.memory is not None and submission.recalled is not None:
             self.memory.remember(submission.recalled, answers)
@@ -252,7 +253,7 @@ class Engine:
             submission.recalled.learn(submission.recalled.missing, answers)
             answers = submission.recalled.prediction
         answers = answers.take(inverse)
-        METRICS.add(truncated=int(answers.truncated.sum()))
+        self.metrics.add(truncated=int(answers.truncated.sum()))
         with suppress(InvalidStateError):  # the backend has died meanwhile
             submission.future.set_result(answers)
 
@@ -263,46 +264,3 @@ class Engine:
             self._ready.notify_all()
         for submission in live:
             self._give_up(submission, error)
-
-
-_ENGINES: dict[str, Engine] = {}
-_ENGINES_LOCK = threading.Lock()
-
-
-def shared_engine(entry: InferEntry) -> Engine:
-    """The engine of an entry in this process, its model loaded at the first call. Raises ModelError."""
-    key = entry.model_dump_json()
-    with _ENGINES_LOCK:
-        if key not in _ENGINES:
-            backend = load_backend(entry)
-            works = None if entry.backend.type == "constant" else try_out(backend, entry.as_)
-            chosen = entry.backend
-            if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
-                METRICS.note(
-                    f"{entry.as_}: fp32 on a GPU. bf16 is faster: with backend: {{type: auto}} `tagstream "
-                    "optimize` measures what it does to the labels"
-                )
-            _ENGINES[key] = Engine(backend, entry.memory_bytes, works, budget_of(backend, entry))
-        return _ENGINES[key]
-
-
-def try_out(backend: Backend, name: str) -> tuple[Encoded, Array]:
-    """A row that the backend labels, for `Engine`. Raises ModelError if it can't: then no row is to blame."""
-    try:
-        encoded = backend.encode(pa.array(["Is it working?"], pa.large_string()))
-        works = (encoded, np.arange(1))
-        logits = backend.forward([works])
-    except Exception as error:
-        backend.close()
-        raise ModelError(f"{name}: the model is loaded, but can't label a first text: {one_line(error)}") from error
-    if not np.isfinite(logits).all():
-        backend.close()
-        raise ModelError(f"{name}: the model's logits are not finite, even for a plain text; are its weights whole?")
-    return works
-
-
-def close_engines() -> None:
-    """Close every shared engine of this process."""
-    with _ENGINES_LOCK:
-        while _ENGINES:
-            _ENGINES.popitem()[1].close()

@@ -234,5 +234,5 @@ class Feed(Protocol):
 class LiveSource(Protocol):
     """A source without an end."""
 
-    def feed(self, job: str, sink: Sink) -> Feed:
+    def feed(self, sink: Sink) -> Feed:
         """A new member of the source's group. Raises SourceError."""

@@ -1,84 +1,112 @@
-"""Source and sink in this process's memory, for tests and notebooks. They keep every promise that real ones keep."""
+"""Source and sink in this process's memory: Python objects as input and output of a job."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import pyarrow as pa
 
-from tagstream.schemas.block import POSITION, Block, Split, split_id
+from tagstream.schemas.block import POSITION, Block, Split
 from tagstream.schemas.errors import ChainMovedError, LedgerError, SourceError
-from tagstream.schemas.fingerprint import Fingerprint
-from tagstream.schemas.spec import JobSpec, MemorySink, MemorySource
+from tagstream.schemas.fingerprint import Fingerprint, not_ours
+from tagstream.schemas.memory_spec import InMemory, MemorySink, MemorySource
+from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.contracts import Commit, Progress
-
-_TABLES: dict[str, pa.Table] = {}
-_OUTPUTS: dict[str, Output] = {}
+from tagstream.transforms.runtime.job_context import JobContext
 
 
-class Output:
-    """What a memory sink holds: batches of labels and dead letters by (split, start), and the chains' ends."""
+class Memory(InMemory):
+    """Rows in this process: the input of a job, or the place for its labels. It keeps every promise of a real sink.
 
-    def __init__(self) -> None:
+        rows = Memory(pa.table({"text": ["hello"]}))  # also pandas, polars, a dict of columns, a list of dicts
+        out = Memory()
+        tagstream.run(source=rows, infer=[{"model": "tagstream/spam", "as": "spam"}], sink=out)
+        out.labels()
+
+    The object is the ledger: a job that runs again with the same input and output objects finds its work done. Other
+    rows need another object.
+    """
+
+    def __init__(self, rows: Any = None) -> None:
+        """Raises SourceError for rows that Arrow can't read."""
+        super().__init__()
+        self.table = None if rows is None else as_table(rows)
         self.lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all labels, dead letters and positions."""
         self.fingerprint: Fingerprint | None = None
         self.ends: dict[str, int] = {}
         self.plan: list[Split] = []
         self.commits: dict[tuple[str, int], tuple[list[pa.RecordBatch], list[pa.RecordBatch]]] = {}
 
     def labels(self) -> pa.Table:
-        """All committed labels, in order of split and position; no columns before the first commit."""
-        return self._table(0)
+        """All committed labels, in the order of the input. Before the first commit it has no rows."""
+        table = self._table(0)
+        return table.drop_columns([name for name in (POSITION,) if name in table.column_names])
 
-    def dead(self) -> pa.Table:
-        """All committed dead letters, in order of split and position; no columns before the first commit."""
+    def dead_letters(self) -> pa.Table:
+        """All committed dead letters, in the order of the input. Before the first commit it has no rows."""
         return self._table(1)
 
     def _table(self, kind: int) -> pa.Table:
-        batches = [batch for key in sorted(self.commits) for batch in self.commits[key][kind]]
-        return pa.Table.from_batches(batches) if batches else pa.table({})
+        with self.lock:
+            batches = [batch for key in sorted(self.commits) for batch in self.commits[key][kind]]
+            schema = self.fingerprint.schema if self.fingerprint and kind == 0 else None
+        if batches:
+            return pa.Table.from_batches(batches)
+        return schema.empty_table() if schema is not None else pa.table({})
 
 
-def put_table(name: str, table: pa.Table) -> None:
-    """Make an Arrow table readable as `source: {type: memory, table: name}`."""
-    _TABLES[name] = table
+def as_table(rows: Any) -> pa.Table:
+    """Rows of any kind that Arrow understands as an Arrow table, without a copy where the kind allows.
 
-
-def output(name: str) -> Output:
-    """What `sink: {type: memory, name: name}` holds; made empty at the first call."""
-    return _OUTPUTS.setdefault(name, Output())
+    That is an Arrow table, batch or reader, whatever has the Arrow PyCapsule interface (pandas, polars, DuckDB), a
+    dict of columns, and a list of dicts. Raises SourceError.
+    """
+    try:
+        if isinstance(rows, pa.RecordBatchReader):
+            return rows.read_all()
+        if isinstance(rows, pa.RecordBatch):
+            return pa.Table.from_batches([rows])
+        if isinstance(rows, list | tuple):
+            return pa.Table.from_pylist(list(rows))
+        return pa.table(rows)
+    except (pa.ArrowException, TypeError, AttributeError) as error:
+        raise SourceError(f"rows of type {type(rows).__name__} can't be read by Arrow: {error}") from None
 
 
 class _Source:
     def __init__(self, spec: JobSpec) -> None:
         self.columns = cast("MemorySource", spec.source)
-        if self.columns.table not in _TABLES:
-            raise SourceError(f"no table {self.columns.table!r} in memory; register it with put_table")
-        self.table = _TABLES[self.columns.table]
-        self.kept = check_columns(self.table.schema, self.columns, f"table {self.columns.table}")
+        self.memory: Memory = self.columns.rows
+        if self.memory.table is None:
+            raise SourceError("source.rows is an empty Memory: give it rows, as in Memory(table)")
+        self.kept = check_columns(self.memory.table.schema, self.columns, "the rows in memory")
         self.cutter = BlockCutter(self.columns, self.kept, spec.blocks)
 
     def splits(self) -> list[Split]:
-        rows, step = self.table.num_rows, self.columns.split_rows
-        return [
-            Split(split_id(self.columns.table, table=self.columns.table, start=start), start, min(start + step, rows))
+        rows, step = cast("pa.Table", self.memory.table).num_rows, self.columns.split_rows
+        return [  # ids that sort like the rows
+            Split(f"memory-{self.memory.key}-{start:012d}", start, min(start + step, rows))
             for start in range(0, rows, step)
         ]
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         position = start
-        rows = self.table.slice(start, (split.stop or start) - start)
+        rows = cast("pa.Table", self.memory.table).slice(start, (split.stop or start) - start)
         for batch in rows.to_batches(max_chunksize=self.cutter.blocks.rows):
             yield from self.cutter.cut(split.id, batch, position)
             position += batch.num_rows
 
 
 class _Writer(ChainWriter):
-    def __init__(self, into: Output, split: Split, position: int, commit_every: float) -> None:
+    def __init__(self, into: Memory, split: Split, position: int, commit_every: float) -> None:
         super().__init__(split, position, commit_every)
         self._into = into
         self._staged: list[Block] = []
@@ -102,42 +130,44 @@ class _Writer(ChainWriter):
 class _Sink:
     def __init__(self, spec: JobSpec) -> None:
         self.spec = cast("MemorySink", spec.sink)
+        self.memory: Memory = self.spec.rows
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
+        held = self.memory
         if overwrite:
-            _OUTPUTS[self.spec.name] = Output()
-        held = output(self.spec.name)
+            held.clear()
         if held.fingerprint is not None and held.fingerprint.hash != fingerprint.hash:
-            raise LedgerError(f"memory sink {self.spec.name} holds the output of another job")
+            raise LedgerError(
+                not_ours("the Memory", held.fingerprint, fingerprint) + "\nGive the job a Memory of its own"
+            )
         held.fingerprint = fingerprint
 
     def progress(self) -> dict[str, Progress]:
-        return {split: Progress(end) for split, end in output(self.spec.name).ends.items()}
+        return {split: Progress(end) for split, end in self.memory.ends.items()}
 
     def plan(self) -> list[Split]:
-        return list(output(self.spec.name).plan)
+        return list(self.memory.plan)
 
     def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
-        held = output(self.spec.name)
+        held = self.memory
         with held.lock:
             if len(held.plan) == planned:
                 held.plan += more
             return list(held.plan)
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
-        held = output(self.spec.name)
+        held = self.memory
         return _Writer(held, split, held.ends.get(split.id, split.start), self.spec.commit_every)
 
     def sample(self, count: int) -> pa.Table:
-        table = output(self.spec.name).labels()
-        return table.drop_columns([POSITION]).slice(0, count) if table.num_rows else pa.table({})
+        return self.memory.labels().slice(0, count)
 
 
-def open_source(spec: JobSpec) -> _Source:
+def open_source(spec: JobSpec, _: JobContext) -> _Source:
     """See `io.registry.open_source`."""
     return _Source(spec)
 
 
-def open_sink(spec: JobSpec) -> _Sink:
+def open_sink(spec: JobSpec, _: JobContext) -> _Sink:
     """See `io.registry.open_sink`."""
     return _Sink(spec)

@@ -6,6 +6,7 @@ import importlib
 
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import Sink, Source
+from tagstream.transforms.runtime.job_context import JobContext
 
 _SOURCES = {
     "parquet": "tagstream.transforms.io.parquet.source",
@@ -27,13 +28,13 @@ _SINKS = {
 }
 
 
-def open_source(spec: JobSpec) -> Source:
+def open_source(spec: JobSpec, context: JobContext) -> Source:
     """The source of a job. Raises SourceError."""
-    source: Source = importlib.import_module(_SOURCES[spec.source.type]).open_source(spec)
+    source: Source = importlib.import_module(_SOURCES[spec.source.type]).open_source(spec, context)
     return source
 
 
-def open_sink(spec: JobSpec) -> Sink:
+def open_sink(spec: JobSpec, context: JobContext) -> Sink:
     """The sink of a job; touches nothing yet."""
-    sink: Sink = importlib.import_module(_SINKS[spec.sink.type]).open_sink(spec)
+    sink: Sink = importlib.import_module(_SINKS[spec.sink.type]).open_sink(spec, context)
     return sink

@@ -1,4 +1,4 @@
-"""Counters of this process: rows, tokens, dead letters by code, busy time by stage.
+"""Counters of one job in one process: rows, tokens, dead letters by code, busy time by stage.
 
 Owns numbers only. Progress lines, the report and the Prometheus endpoint read them; nothing here knows them.
 Stages that wait are not busy: `busy()` wraps the work itself.
@@ -8,14 +8,38 @@ from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 LATENCIES = 20_000
 """Messages whose latency is remembered."""
 STAGES = ("read", "tokenise", "infer", "write")
+BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
+"""Upper bounds of the histograms' buckets, in seconds."""
+
+
+@dataclass
+class Histogram:
+    """How many values fell into each bucket; histograms of several workers can be added.
+
+    counts: one for each of BOUNDS and one for what is above; seconds: the sum of the values.
+    """
+
+    counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    seconds: float = 0.0
+
+    def observe(self, values: Iterable[float]) -> None:
+        """Count values, in seconds."""
+        for value in values:
+            self.counts[bisect_left(BOUNDS, value)] += 1
+            self.seconds += value
+
+    def __add__(self, other: Histogram) -> Histogram:
+        counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        return Histogram(counts, self.seconds + other.seconds)
 
 
 @dataclass
@@ -38,6 +62,11 @@ class Snapshot:
     lost_races: int = 0
     busy: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
+    latency: Histogram = field(default_factory=Histogram)
+    commit_time: Histogram = field(default_factory=Histogram)
+
+    def __add__(self, other: Snapshot) -> Snapshot:
+        return Snapshot(**{name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__})
 
     @property
     def dead_rows(self) -> int:
@@ -55,7 +84,8 @@ class JobMetrics:
     rows_in, rows_out, dead: rows committed by the sink, so that rows_in = rows_out + dead at every moment;
     tokens and padded_tokens: computed by backends, without and with padding; truncated: texts that were cut;
     duplicates: texts answered by an equal one in the same block, remembered: in an earlier one; dropped: rows that
-    another writer had committed; lost_races: commits that came too late.
+    another writer had committed; lost_races: commits that came too late. latency: from a message's own timestamp to its
+    commit; commit_time: what the sink took for each commit.
     """
 
     def __init__(self) -> None:
@@ -69,12 +99,18 @@ class JobMetrics:
         """From a message's own timestamp to its commit, one value a message."""
         with self._lock:
             self._latencies.extend(seconds)
+            self._now.latency.observe(seconds)
 
     def latency(self, *quantiles: float) -> list[float] | None:
         """Quantiles of the latest messages' latency in seconds; None before the first."""
         with self._lock:
             values = sorted(self._latencies)
         return [values[min(len(values) - 1, int(q * len(values)))] for q in quantiles] if values else None
+
+    def commit_took(self, seconds: float) -> None:
+        """One commit, or several in one transaction, by the wall clock."""
+        with self._lock:
+            self._now.commit_time.observe([seconds])
 
     def committed(
         self, rows_in: int, rows_out: int, dead: Counter[str], labels: Counter[tuple[str, str]] | None = None
@@ -109,20 +145,10 @@ class JobMetrics:
             now = self._now
             copy = Snapshot(**{name: getattr(now, name) for name in now.__dataclass_fields__})
             copy.dead, copy.labels, copy.busy = Counter(now.dead), Counter(now.labels), Counter(now.busy)
+            copy.latency, copy.commit_time = now.latency + Histogram(), now.commit_time + Histogram()
             return copy
 
     def note(self, text: str) -> None:
         """Something that the user should read once."""
         with self._lock:
             self._now.notes = list(dict.fromkeys([*self._now.notes, text]))
-
-    def reset(self) -> None:
-        """Start counting anew: one process may run several jobs one after the other."""
-        with self._lock:
-            self._now = Snapshot()
-            self.last_commit = None
-            self._latencies.clear()
-
-
-METRICS = JobMetrics()
-"""The counters of this process."""

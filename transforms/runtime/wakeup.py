@@ -1,7 +1,7 @@
-"""How the end of an inference reaches a reader that waits for input: by a call, not by polling.
+"""Wakes a reader that waits for input as soon as a block is finished: by a call, not by polling.
 
-A live reader waits for the next message. When the engine has finished a block meanwhile, the reader is to send a
-heartbeat down the stage, so that the block is emitted and committed now and not with the next message.
+A live reader waits for the next message. When the engine finishes a block meanwhile, the reader sends a heartbeat down
+the stage. The finished block is then emitted and committed at once, and not only when the next message arrives.
 """
 
 from __future__ import annotations
@@ -9,19 +9,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-_LISTENERS: dict[int, Callable[[], None]] = {}
-_LOCK = threading.Lock()
 
+class Wakeup:
+    """Who is to be woken in one job. Thread-safe."""
 
-def listen(listener: Callable[[], None]) -> Callable[[], None]:
-    """Calls `listener` whenever a block is finished, from any thread; returns what ends that."""
-    key = id(listener)
-    with _LOCK:
-        _LISTENERS[key] = listener
-    return lambda: _LISTENERS.pop(key, None) and None
+    def __init__(self) -> None:
+        self._listeners: dict[int, Callable[[], None]] = {}
+        self._lock = threading.Lock()
 
+    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` whenever a block is finished, from any thread. Returns the function that ends this."""
+        key = id(listener)
+        with self._lock:
+            self._listeners[key] = listener
+        return lambda: self._listeners.pop(key, None) and None
 
-def beat(_: object = None) -> None:
-    """A block is finished."""
-    for listener in list(_LISTENERS.values()):
-        listener()
+    def wake(self, _: object = None) -> None:
+        """Tell every listener that a block is finished. Takes any argument, so that a future can call it when done."""
+        for listener in list(self._listeners.values()):
+            listener()

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import open_contexts
 
 EXIT_CODE = 70
 """What a process exits with whose call hung: EX_SOFTWARE of sysexits.h."""
@@ -80,7 +80,7 @@ def restart_process(message: str) -> None:
 
     Without the options that are `DONE`; a run that is asked to stop ends instead.
     """
-    if STOP.is_set():
+    if any(context.stop.is_set() for context in open_contexts()):
         end_process(message)
     sys.stderr.write(f"tagstream: watchdog: {message}; starting again, nothing is lost\n")
     faulthandler.dump_traceback(all_threads=True)

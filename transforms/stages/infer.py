@@ -24,11 +24,11 @@ from tagstream.schemas.block import TEXT, Block, take_rows
 from tagstream.schemas.dead_letters import dead_letters, merged
 from tagstream.schemas.errors import DeadCode, DeadLetterLimitError, ModelError
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.inference.backends.registry import identify
-from tagstream.transforms.inference.engine import Engine, shared_engine
+from tagstream.transforms.inference.backends.registry import describe, identify
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.engines import Engines
 from tagstream.transforms.inference.predictions import Prediction
-from tagstream.transforms.runtime.stop import STOP, failing
-from tagstream.transforms.runtime.wakeup import beat
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.tokenization.text_checks import unfit_rows
 
 Array = np.ndarray
@@ -43,6 +43,7 @@ class Pending:
     block: Block
     dead: pa.RecordBatch
     futures: list[Future[Prediction]]
+    """One for each entry; entries that share an engine share the future."""
 
     @property
     def done(self) -> bool:
@@ -52,9 +53,11 @@ class Pending:
 class BlockInference:
     """Submit blocks to the engines of a job and turn their answers into label columns."""
 
-    def __init__(self, spec: JobSpec, engines: list[Engine] | None = None) -> None:
+    def __init__(self, spec: JobSpec, engines: list[Engine]) -> None:
+        """`engines`: one for each entry of `spec.infer`, in that order; the same one may come several times."""
         self.spec = spec
-        self.engines = engines or [shared_engine(entry) for entry in spec.infer]
+        self.engines = engines
+        self.heads = [describe(entry)[0] for entry in spec.infer]
         on_gpu = all(engine.backend.device.startswith("cuda") for engine in self.engines)
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
 
@@ -65,7 +68,11 @@ class BlockInference:
         if len(rows):
             batch, dead = self._bury(block.span.split, batch, dead, rows, codes, [""] * len(rows))
         texts = batch.column(TEXT)
-        futures = [engine.submit(texts) for engine in self.engines] if batch.num_rows else []
+        asked: dict[Engine, Future[Prediction]] = {}
+        for engine in self.engines if batch.num_rows else ():
+            if engine not in asked:
+                asked[engine] = engine.submit(texts)
+        futures = [asked[engine] for engine in self.engines] if asked else []
         return Pending(Block(block.span, batch, dead), dead, futures)
 
     def finish(self, pending: Pending, timeout: float | None = None) -> Block:
@@ -73,8 +80,7 @@ class BlockInference:
         predictions = [future.result(timeout) for future in pending.futures]
         batch = pending.block.batch
         columns, fields = [], []
-        for number, engine in enumerate(self.engines):
-            head = engine.backend.head
+        for number, head in enumerate(self.heads):
             fields += head.fields
             if predictions:
                 p = predictions[number]
@@ -157,39 +163,41 @@ class DeadLetterLimit:
 class _InferFn(beam.DoFn):  # type: ignore[misc]
     """Keeps some blocks in flight, emits them in order, drains at the end of the bundle."""
 
-    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
+    def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
+        self.context = context
         self.spec = spec
         self.expected = expected
 
     def setup(self) -> None:
-        with failing():
+        with self.context.failing():
             if self.expected is not None:
                 _check_worker(self.spec, self.expected)
-            self.entry = BlockInference(self.spec)
+            engines = self.context.resource(Engines)
+            self.inference = BlockInference(self.spec, [engines.of(entry) for entry in self.spec.infer])
         self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
         self.pending: deque[Pending] = deque()
         self.held: list[Block] = []
 
     def process(self, block: Block) -> Iterator[Block]:
-        with failing():
+        with self.context.failing():
             heartbeat = block.span.start == block.span.stop
             if not heartbeat:
-                pending = self.entry.submit(block)
+                pending = self.inference.submit(block)
                 for future in pending.futures if self.spec.live else ():
-                    future.add_done_callback(beat)
+                    future.add_done_callback(self.context.wakeup.wake)
                 self.pending.append(pending)
             yield from self._finished(drain=False)
             if heartbeat:  # lets a sink commit by time although no data comes
                 yield block
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
-        with failing():
+        with self.context.failing():
             for block in self._finished(drain=True):
                 yield WindowedValue(block, MIN_TIMESTAMP, [GlobalWindow()])
 
     def _finished(self, *, drain: bool) -> Iterator[Block]:
         """Blocks in order: those that are done, and those that must be waited for to stay within `in_flight`."""
-        while self.pending and (drain or len(self.pending) > self.entry.in_flight or self.pending[0].done):
+        while self.pending and (drain or len(self.pending) > self.inference.in_flight or self.pending[0].done):
             block = self._next()
             if block is None:
                 self.pending.clear()
@@ -208,11 +216,12 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
 
     def _next(self) -> Block | None:
         """The oldest block; None when the job is stopping and the block would take too long: it is given up."""
+        stop = self.context.stop
         while True:
             try:
-                block = self.entry.finish(self.pending[0], STOP.seconds_left() if STOP.is_set() else 0.2)
+                block = self.inference.finish(self.pending[0], stop.seconds_left() if stop.is_set() else 0.2)
             except FutureTimeout:
-                if STOP.is_set() and not STOP.seconds_left():
+                if stop.is_set() and not stop.seconds_left():
                     return None
             else:
                 self.pending.popleft()
@@ -238,10 +247,9 @@ def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
 class Infer(beam.PTransform):  # type: ignore[misc]
     """Blocks of text to blocks of labels and dead letters."""
 
-    def __init__(self, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
+    def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
         super().__init__()
-        self.spec = spec
-        self.expected = expected
+        self.fn = _InferFn(context, spec, expected)
 
     def expand(self, blocks: Any) -> Any:
-        return blocks | beam.ParDo(_InferFn(self.spec, self.expected)).with_output_types(Block)
+        return blocks | beam.ParDo(self.fn).with_output_types(Block)

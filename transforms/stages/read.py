@@ -8,33 +8,33 @@ from typing import Any, cast
 import apache_beam as beam
 
 from tagstream.schemas.block import Block, Split
-from tagstream.transforms.io.common.open_writers import close_writer, open_writer, writer_of
+from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import ReclassifyingSink, Sink, Source, again_of
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP, failing
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.block_coder import BlockCoder  # noqa: F401  registers the coder of blocks
 
 
 class _ReadFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, job: str, source: Source, sink: Sink) -> None:
-        self.job = job
+    def __init__(self, context: JobContext, source: Source, sink: Sink) -> None:
+        self.context = context
         self.source = source
         self.sink = sink
 
     def process(self, element: tuple[Split, int | None]) -> Iterator[Block]:
         split, known = element
-        with failing():
-            if STOP.is_set():
+        stop, writers = self.context.stop, self.context.resource(OpenWriters)
+        with self.context.failing():
+            if stop.is_set():
                 return
-            start = open_writer(self.job, self.sink, split, known).position
+            start = writers.open(self.sink, split, known).position
             if split.stop is not None and start >= split.stop:
-                close_writer(self.job, split.id)
+                writers.close_one(split.id)
                 return
             blocks = self._blocks(split, start)
             while True:
-                with METRICS.busy("read"):
+                with self.context.metrics.busy("read"):
                     block = next(blocks, None)
-                if block is None or STOP.is_set() or writer_of(self.job, split.id) is None:
+                if block is None or stop.is_set() or writers.of(split.id) is None:
                     return
                 yield block
 
@@ -49,9 +49,9 @@ class _ReadFn(beam.DoFn):  # type: ignore[misc]
 class ReadSplits(beam.PTransform):  # type: ignore[misc]
     """Pairs of split and the position that its chain is known to have reached, to blocks in order of position."""
 
-    def __init__(self, job: str, source: Source, sink: Sink) -> None:
+    def __init__(self, context: JobContext, source: Source, sink: Sink) -> None:
         super().__init__()
-        self.fn = _ReadFn(job, source, sink)
+        self.fn = _ReadFn(context, source, sink)
 
     def expand(self, splits: Any) -> Any:
         return splits | beam.ParDo(self.fn).with_output_types(Block)

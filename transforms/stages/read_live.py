@@ -21,8 +21,7 @@ from apache_beam.utils.timestamp import Duration
 
 from tagstream.schemas.block import Block
 from tagstream.transforms.io.contracts import Feed, LiveSource, Sink
-from tagstream.transforms.runtime.stop import STOP, failing
-from tagstream.transforms.runtime.wakeup import listen
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.block_coder import BlockCoder  # noqa: F401  registers the coder of blocks
 
 QUANTUM = 600.0
@@ -35,34 +34,35 @@ UNUSED_SECONDS = 15.0
 
 
 class FeedPool:
-    """The feeds of this process that no seat uses at the moment."""
+    """The feeds of a job in this process: those that a seat uses, and those that are free. Thread-safe.
 
-    def __init__(self) -> None:
+    A resource of the job's context.
+    """
+
+    def __init__(self, _: JobContext) -> None:
         self._lock = threading.Lock()
-        self._free: dict[str, list[tuple[float, Feed]]] = {}
+        self._free: list[tuple[float, Feed]] = []
         self._used: dict[int, Feed] = {}
 
-    def take(self, job: str, source: LiveSource, sink: Sink) -> Feed:
-        """A free feed of the job, or a new one."""
+    def take(self, source: LiveSource, sink: Sink) -> Feed:
+        """A free feed, or a new one."""
         with self._lock:
-            free = self._free.get(job, [])
-            feed = free.pop()[1] if free else None
+            feed = self._free.pop()[1] if self._free else None
             if feed is not None:
                 self._used[id(feed)] = feed
                 return feed
-        feed = source.feed(job, sink)
+        feed = source.feed(sink)
         with self._lock:
             self._used[id(feed)] = feed
         return feed
 
-    def give_back(self, job: str, feed: Feed) -> None:
-        """For the next seat; feeds that were not used for long leave."""
+    def give_back(self, feed: Feed) -> None:
+        """Keep the feed for the next seat. Feeds that no seat has used for long leave their group."""
         now = time.monotonic()
         with self._lock:
             self._used.pop(id(feed), None)
-            free = self._free.setdefault(job, [])
-            old = [item for item in free if now - item[0] > UNUSED_SECONDS]
-            self._free[job] = [item for item in free if item not in old] + [(now, feed)]
+            old = [item for item in self._free if now - item[0] > UNUSED_SECONDS]
+            self._free = [item for item in self._free if item not in old] + [(now, feed)]
         for _, unused in old:
             unused.close()
 
@@ -74,7 +74,7 @@ class FeedPool:
     def all(self) -> list[Feed]:
         """Every feed, used or free."""
         with self._lock:
-            return [*self._used.values(), *(feed for free in self._free.values() for _, feed in free)]
+            return [*self._used.values(), *(feed for _, feed in self._free)]
 
     def close(self) -> None:
         """Every feed leaves its group."""
@@ -83,9 +83,6 @@ class FeedPool:
         with self._lock:
             self._free.clear()
             self._used.clear()
-
-
-FEEDS = FeedPool()
 
 
 class _SeatTracker(RestrictionTracker):  # type: ignore[misc]
@@ -128,8 +125,8 @@ class _Seats(RestrictionProvider):  # type: ignore[misc]
 
 
 class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, job: str, source: LiveSource, sink: Sink) -> None:
-        self.job, self.source, self.sink = job, source, sink
+    def __init__(self, context: JobContext, source: LiveSource, sink: Sink) -> None:
+        self.context, self.source, self.sink = context, source, sink
 
     def setup(self) -> None:
         """Many threads that answer each other: with the default of 5 ms a commit waits that long for each answer."""
@@ -137,34 +134,35 @@ class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
 
     @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
     def process(self, seat: int, tracker: Any = beam.DoFn.RestrictionParam(_Seats())) -> Iterator[Block]:  # noqa: B008
-        with failing():
-            if STOP.is_set():
+        stop, feeds = self.context.stop, self.context.resource(FeedPool)
+        with self.context.failing():
+            if stop.is_set():
                 return
-            feed = FEEDS.take(self.job, self.source, self.sink)
-            deaf = listen(feed.wake)
+            feed = feeds.take(self.source, self.sink)
+            listen_no_more = self.context.wakeup.listen(feed.wake)
             ends = time.monotonic() + QUANTUM
             try:
-                while not STOP.is_set():
+                while not stop.is_set():
                     block = feed.next(HEARTBEAT)
                     if block is not None:
                         yield block
                     if time.monotonic() > ends:
                         tracker.defer_remainder(Duration(0))
                         return
-                while STOP.seconds_left() and (block := feed.drain()) is not None:  # no runner may end the bundle
+                while stop.seconds_left() and (block := feed.drain()) is not None:  # no runner may end the bundle
                     yield block
                     time.sleep(DRAIN_SECONDS)
             finally:
-                deaf()
-                FEEDS.give_back(self.job, feed)
+                listen_no_more()
+                feeds.give_back(feed)
 
 
 class ReadLive(beam.PTransform):  # type: ignore[misc]
     """Seat numbers to blocks, without an end."""
 
-    def __init__(self, job: str, source: LiveSource, sink: Sink) -> None:
+    def __init__(self, context: JobContext, source: LiveSource, sink: Sink) -> None:
         super().__init__()
-        self.fn = _ReadLiveFn(job, source, sink)
+        self.fn = _ReadLiveFn(context, source, sink)
 
     def expand(self, seats: Any) -> Any:
         return seats | beam.ParDo(self.fn).with_output_types(Block)

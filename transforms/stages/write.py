@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,10 +15,9 @@ from apache_beam.metrics import Metrics
 from tagstream.schemas.block import Block
 from tagstream.schemas.errors import ChainMovedError
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.io.common.open_writers import close_writer, writer_of
+from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import Commit, JointWriter, Writer
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP, failing
+from tagstream.transforms.runtime.job_context import JobContext
 
 COMMITS_AT_ONCE = 8
 
@@ -25,11 +25,12 @@ COMMITS_AT_ONCE = 8
 class _WriteFn(beam.DoFn):  # type: ignore[misc]
     """A split that another writer has moved on is given up: what is left of it is found at the next pass."""
 
-    def __init__(self, job: str, spec: JobSpec) -> None:
-        self.job = job
+    def __init__(self, context: JobContext, spec: JobSpec) -> None:
+        self.context = context
         self.columns = [entry.as_ for entry in spec.infer]
 
     def setup(self) -> None:
+        self.metrics, self.writers = self.context.metrics, self.context.resource(OpenWriters)
         self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         self.waiting: set[str] = set()
         self.pool = ThreadPoolExecutor(COMMITS_AT_ONCE, thread_name_prefix="commit")
@@ -38,11 +39,11 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
         self.pool.shutdown(wait=False)
 
     def process(self, block: Block) -> None:
-        with failing():
+        with self.context.failing():
             split = block.span.split
-            writer = writer_of(self.job, split)
+            writer = self.writers.of(split)
             if writer is None:
-                METRICS.add(dropped=block.num_rows)
+                self.metrics.add(dropped=block.num_rows)
                 return
             if block.span.start == block.span.stop:  # a heartbeat: the reader has nothing to read before the commits
                 self.waiting.add(split)
@@ -50,11 +51,11 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 return
             live = writer.split.stop is None
             if live and block.span.start > writer.position:  # the reader goes back to the chain's end
-                METRICS.add(dropped=block.num_rows)
+                self.metrics.add(dropped=block.num_rows)
                 return
-            with METRICS.busy("write"):
+            with self.metrics.busy("write"):
                 taken = writer.write(block)
-                METRICS.add(dropped=block.num_rows - taken.num_rows)
+                self.metrics.add(dropped=block.num_rows - taken.num_rows)
                 self._tally(taken)
                 done = writer.position == writer.split.stop
                 if live:
@@ -62,47 +63,57 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 elif done or (writer.due and not writer.split.whole):
                     self._commit(writer, split)
                 if done:
-                    close_writer(self.job, split)
+                    self.writers.close_one(split)
                     self.labels.pop(split, None)
 
     def finish_bundle(self) -> None:
-        with failing(), METRICS.busy("write"):
+        with self.context.failing(), self.metrics.busy("write"):
             for split in list(self.labels):
-                if (writer := writer_of(self.job, split)) is None:
+                if (writer := self.writers.of(split)) is None:
                     continue
                 live = writer.split.stop is None
-                if not writer.split.whole and (writer.due or not live or STOP.is_set()):
+                if not writer.split.whole and (writer.due or not live or self.context.stop.is_set()):
                     self._commit(writer, split)
                 if not live:  # a live split's writer stays with its reader, over many bundles
-                    close_writer(self.job, split)
+                    self.writers.close_one(split)
                     self.labels.pop(split)
 
     def _commit_waiting(self) -> None:
         """The live splits that are due, at the same time: each commit mostly waits for the system's answers."""
-        writers = {split: writer_of(self.job, split) for split in self.waiting}
+        writers = {split: self.writers.of(split) for split in self.waiting}
         due = {split: writer for split, writer in writers.items() if writer is not None and writer.due}
         self.waiting.clear()
         groups = _groups(list(due.values()))
-        with METRICS.busy("write"):
-            outcomes = map(_try_commits, groups) if len(groups) == 1 else self.pool.map(_try_commits, groups)
+        with self.metrics.busy("write"):
+            outcomes = map(self._append, groups) if len(groups) == 1 else self.pool.map(self._append, groups)
             for group, found in zip(groups, outcomes, strict=True):
                 for writer, outcome in zip(group, found, strict=True):
                     self._settle(writer.split.id, outcome)
 
     def _commit(self, writer: Writer, split: str) -> None:
-        self._settle(split, _try_commit(writer))
+        (outcome,) = self._append([writer])
+        self._settle(split, outcome)
+
+    def _append(self, writers: list[Writer]) -> list[Commit | ChainMovedError | None]:
+        """Commit what these writers hold, in one atomic step if they can; from any thread."""
+        started = time.perf_counter()
+        first, *others = writers
+        if others and isinstance(first, JointWriter):
+            first.commit_with(others)
+        outcomes = [_try_commit(writer) for writer in writers]
+        self.metrics.commit_took(time.perf_counter() - started)
+        return outcomes
 
     def _settle(self, split: str, outcome: Commit | ChainMovedError | None) -> None:
         if isinstance(outcome, ChainMovedError):
-            METRICS.add(lost_races=1)
-            close_writer(self.job, split)
+            self.metrics.add(lost_races=1)
+            self.writers.close_one(split)
         elif outcome is not None:
             self._count(outcome, self.labels[split])
         self.labels[split].clear()
 
-    @staticmethod
-    def _count(commit: Commit, labels: Counter[tuple[str, str]]) -> None:
-        METRICS.committed(commit.rows_in, commit.rows_out, commit.dead, labels)
+    def _count(self, commit: Commit, labels: Counter[tuple[str, str]]) -> None:
+        self.metrics.committed(commit.rows_in, commit.rows_out, commit.dead, labels)
         Metrics.counter("tagstream", "rows_in").inc(commit.rows_in)
         Metrics.counter("tagstream", "rows_out").inc(commit.rows_out)
         for code, count in commit.dead.items():
@@ -137,19 +148,12 @@ def _groups(writers: list[Writer]) -> list[list[Writer]]:
     return groups
 
 
-def _try_commits(writers: list[Writer]) -> list[Commit | ChainMovedError | None]:
-    first, *others = writers
-    if others and isinstance(first, JointWriter):
-        first.commit_with(others)
-    return [_try_commit(writer) for writer in writers]
-
-
-class WriteLabels(beam.PTransform):  # type: ignore[misc]
+class WriteOutput(beam.PTransform):  # type: ignore[misc]
     """Blocks of labels to commits of the job's sink."""
 
-    def __init__(self, job: str, spec: JobSpec) -> None:
+    def __init__(self, context: JobContext, spec: JobSpec) -> None:
         super().__init__()
-        self.fn = _WriteFn(job, spec)
+        self.fn = _WriteFn(context, spec)
 
     def expand(self, blocks: Any) -> Any:
         return blocks | beam.ParDo(self.fn)

@@ -22,6 +22,7 @@ from tagstream.pipelines.report.report import Report
 from tagstream.schemas.errors import LedgerError, SinkError, SourceError, SpecError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.services.postgres import Postgres
 from tests.transforms.io.database.databases import Database, PostgresDatabase, SqliteDatabase
 
@@ -213,9 +214,9 @@ def test_a_sink_needs_keys_that_are_enforced(tmp_path: Path, scheme: str) -> Non
     """Two runs would write the same rows otherwise. Such a database may be a source."""
     db = SqliteDatabase(tmp_path)
     with pytest.raises(SpecError, match=f"{scheme}://u:.*@host/db: this database may only be a source"):
-        open_sink(spec(db, sink={"uri": f"{scheme}://u:secret@host/db"}))
+        open_sink(spec(db, sink={"uri": f"{scheme}://u:secret@host/db"}), JobContext())
     with pytest.raises(SourceError, match="needs a driver"):
-        open_source(spec(db, source={"uri": f"{scheme}://u:secret@host/db"}))
+        open_source(spec(db, source={"uri": f"{scheme}://u:secret@host/db"}), JobContext())
 
 
 def test_columns_of_others_are_left_alone(db: Database) -> None:

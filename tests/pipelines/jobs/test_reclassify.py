@@ -19,7 +19,7 @@ from tagstream.pipelines.report.report import Report
 from tagstream.schemas.errors import LedgerError, SpecError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.database.sink import TableSink
-from tagstream.transforms.io.memory import put_table
+from tagstream.transforms.io.memory import Memory
 from tests.transforms.io.database.databases import Database, SqliteDatabase
 from tests.transforms.io.lake.lakes import DeltaLake
 
@@ -187,10 +187,10 @@ def test_who_can_not(db: Database, tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"this sink only appends\. Set sink\.mode: upsert or update"):
         run(spec(db, "spam", "append"), Choice())
     assert set(labels(db, "labels").values()) == {"ham"}
-    put_table("messages", messages())
+    rows = Memory(messages())
     for sink in ({"type": "parquet", "path": f"{tmp_path}/out"}, DeltaLake(tmp_path).settings("out")):
         held = spec(db).model_dump(mode="json", by_alias=True)
-        source = {"type": "memory", "table": "messages", "text": "body", "id": "id"}
+        source = {"type": "memory", "rows": rows, "text": "body", "id": "id"}
         with pytest.raises(SpecError, match=rf"a {sink['type']} sink can't\. --overwrite replaces the output"):
             run(JobSpec.model_validate({**held, "source": source, "sink": sink}), Choice())
     with pytest.raises(SpecError, match="give one of them"):

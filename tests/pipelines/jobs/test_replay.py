@@ -12,6 +12,7 @@ from tagstream.pipelines.jobs.plan import plan_job
 from tagstream.pipelines.jobs.replay import replay_job
 from tagstream.pipelines.report.report import Report
 from tagstream.schemas.errors import LedgerError, SourceError, SpecError
+from tagstream.transforms.io.memory import Memory
 from tests.pipelines.bulk_jobs import BulkJob
 from tests.transforms.io.source_contract import columns_of_all_types
 
@@ -174,7 +175,7 @@ def test_needs_a_folder(tmp_path: Path) -> None:
     """Other sinks have no dead letters to read."""
     job = BulkJob(tmp_path)
     with pytest.raises(SpecError, match="replay can't read the dead letters of a memory sink"):
-        replay(job, sink={"type": "memory", "name": "x"}, dead_letters=None)
+        replay(job, sink={"type": "memory", "rows": Memory()}, dead_letters=None)
 
 
 def test_foreign_file_among_dead_letters(job: BulkJob) -> None:

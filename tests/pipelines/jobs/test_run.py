@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.errors import DeadLetterLimitError, LedgerError, SourceError, SpecError
-from tagstream.transforms.io.memory import output, put_table
+from tagstream.transforms.io.memory import Memory
 from tests.models import make_model, random_texts
 from tests.pipelines.bulk_jobs import CONSTANT, BulkJob
 
@@ -70,8 +69,7 @@ def test_labels_and_dead_letters_of_any_input_are_kept_apart(tmp_path: Path) -> 
     """Their files have the same names, wherever the rows come from."""
     bulk = BulkJob(tmp_path)
     bulk.put("a.parquet", ["x"])
-    put_table("kept_apart", pa.table({"text": ["x"]}))
-    for given in ({}, {"source": {"type": "memory", "table": "kept_apart"}}):
+    for given in ({}, {"source": {"type": "memory", "rows": Memory({"text": ["x"]})}}):
         with pytest.raises(SpecError, match="choose a folder of their own"):
             bulk.run(dead_letters__path=str(tmp_path / "out"), **given)
 
@@ -280,12 +278,12 @@ def test_wrong_input_leaves_no_output(job: BulkJob) -> None:
 
 def test_memory_to_memory(tmp_path: Path) -> None:
     """The same job without any file."""
-    name = str(tmp_path)
-    put_table(name, pa.table({"id": range(500), "text": random_texts(500)}))
+    rows, labels = Memory({"id": range(500), "text": random_texts(500)}), Memory()
     job = BulkJob(tmp_path)
-    report = job.run(source={"type": "memory", "table": name, "id": "id"}, sink={"type": "memory", "name": name}, dead_letters=None)  # fmt: skip  # noqa: E501
+    memory = {"source": {"type": "memory", "rows": rows, "id": "id"}, "sink": {"type": "memory", "rows": labels}}
+    report = job.run(**memory, dead_letters=None)
     assert report.counts.rows_out == 500
-    assert output(name).labels()["id"].to_pylist() == list(range(500))
+    assert labels.labels()["id"].to_pylist() == list(range(500))
 
 
 def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: Path) -> None:
@@ -306,20 +304,19 @@ def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: P
 
 def test_remembered_answers_change_nothing_but_the_work(tmp_path: Path) -> None:
     """With and without `memory_bytes`: the same rows and fingerprint, fewer sequences, and the report says so."""
-    name = str(tmp_path)
-    put_table(name, pa.table({"id": range(400), "text": random_texts(100, seed=2) * 4}))
+    rows = Memory({"id": range(400), "text": random_texts(100, seed=2) * 4})
     model = str(make_model(tmp_path / "model"))
     job = BulkJob(tmp_path)
     seen = {}
     for memory in (0, 1 << 20):
         report = job.run(
-            source={"type": "memory", "table": name, "id": "id"},
+            source={"type": "memory", "rows": rows, "id": "id"},
             infer=[{"model": model, "as": "tag", "memory_bytes": memory}],
-            sink={"type": "memory", "name": f"{name}-{memory}"},
+            sink={"type": "memory", "rows": (out := Memory())},
             dead_letters=None,
             blocks={"rows": 50},
         )
-        seen[memory] = report, output(f"{name}-{memory}").labels()
+        seen[memory] = report, out.labels()
     (plain, labels), (remembering, same) = seen[0], seen[1 << 20]
     assert same.drop_columns("tag_score").equals(labels.drop_columns("tag_score"))
     assert same["tag_score"].to_pylist() == pytest.approx(labels["tag_score"].to_pylist(), abs=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from tagstream.pipelines.jobs.show import sample_rows
 from tagstream.pipelines.report.progress import print_rows
-from tagstream.transforms.io.memory import put_table
+from tagstream.transforms.io.memory import Memory
 from tests.pipelines.bulk_jobs import BulkJob
 from tests.transforms.io.source_contract import columns_of_all_types
 
@@ -86,7 +86,7 @@ def test_nothing_to_show(tmp_path: Path, texts: list) -> None:
 @pytest.mark.parametrize("rows", [0, 3])
 def test_memory(tmp_path: Path, rows: int) -> None:
     """The sink in memory too."""
-    put_table(str(tmp_path), pa.table({"id": pa.array(range(rows)), "text": pa.array(["x"] * rows, pa.string())}))
+    table = pa.table({"id": pa.array(range(rows)), "text": pa.array(["x"] * rows, pa.string())})
     job = BulkJob(tmp_path)
-    memory = {"source": {"type": "memory", "table": str(tmp_path), "id": "id"}, "dead_letters": None}
-    assert shown(job, sink={"type": "memory", "name": str(tmp_path)}, **memory).num_rows == rows
+    memory = {"source": {"type": "memory", "rows": Memory(table), "id": "id"}, "dead_letters": None}
+    assert shown(job, sink={"type": "memory", "rows": Memory()}, **memory).num_rows == rows

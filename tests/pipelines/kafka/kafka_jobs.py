@@ -14,7 +14,8 @@ from rich.console import Console
 
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.stages.read_live import FeedPool
 from tests.services.kafka_faults import read_all
 
 numbers = itertools.count()
@@ -60,12 +61,14 @@ class Topics:
 
 @contextlib.contextmanager
 def running(spec, console=None, **kwargs):
-    """The job runs while the body does; then it is asked to stop. Gives a dictionary that gets the report."""
-    result = {}
+    """The job runs while the body does; then it is asked to stop. Gives a dictionary: the job's context, its report."""
+    result = {"context": JobContext(spec.name)}
 
     def run():
         try:
-            result["report"] = run_job(spec, console or Console(file=io.StringIO()), **kwargs)
+            result["report"] = run_job(
+                spec, console or Console(file=io.StringIO()), context=result["context"], **kwargs
+            )
         except BaseException as error:
             result["error"] = error
 
@@ -74,11 +77,16 @@ def running(spec, console=None, **kwargs):
     try:
         yield result
     finally:
-        STOP.request()
+        result["context"].stop.request()
         thread.join(60)
         assert not thread.is_alive(), "the job does not stop"
         if "error" in result:
             raise result["error"]
+
+
+def feeds_of(job):
+    """The feeds of a job that `running` gives."""
+    return job["context"].resource(FeedPool).all()
 
 
 def headers_of(record):

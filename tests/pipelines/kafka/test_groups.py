@@ -16,8 +16,7 @@ from tagstream.pipelines.jobs.run import run_job
 from tagstream.pipelines.jobs.run_live import LiveLine
 from tagstream.schemas.errors import LedgerError, SinkError, SourceError
 from tagstream.schemas.kafka_spec import LIBRARIES
-from tagstream.transforms.stages.read_live import FEEDS
-from tests.pipelines.kafka.kafka_jobs import Topics, running, yaml_of
+from tests.pipelines.kafka.kafka_jobs import Topics, feeds_of, running, yaml_of
 from tests.services.java import wait_until
 from tests.services.kafka_faults import Worker, count, differences
 
@@ -164,7 +163,7 @@ def test_a_message_of_5_mb(topics):
     topics.send([b"small", b"x" * 5_000_000, b"small too"], partition=0)
     with running(topics.spec(sink={"mode": "headers"})) as result:
         wait_until(lambda: topics.labelled() == 3, 60, "three labels")
-        assert FEEDS.all()
+        assert feeds_of(result)
     assert [len(r.value) for r in topics.all(topics.target)] == [5, 5_000_000, 9]
     assert not result["report"].counts.dead
 

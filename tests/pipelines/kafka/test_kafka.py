@@ -28,9 +28,8 @@ from tagstream.schemas.kafka_spec import LIBRARIES
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.kafka.client.chain import commit_together
 from tagstream.transforms.io.registry import open_sink
-from tagstream.transforms.runtime.stop import STOP
-from tagstream.transforms.stages.read_live import FEEDS
-from tests.pipelines.kafka.kafka_jobs import Topics, headers_of, running
+from tagstream.transforms.runtime.job_context import JobContext
+from tests.pipelines.kafka.kafka_jobs import Topics, feeds_of, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count, differences
 
@@ -38,6 +37,8 @@ from tests.services.kafka_faults import count, differences
 COORDINATOR_COMES = (CoordinatorNotAvailableError, CoordinatorLoadInProgressError, NotCoordinatorError)
 
 pytestmark = pytest.mark.xdist_group("kafka")
+
+
 numbers = itertools.count()
 
 
@@ -94,7 +95,6 @@ def test_the_newest_labels_are_shown(topics, mode):
     for foreign in (b"no label", b"[1]", b"{}", None):
         producer.send(topics.target, foreign, key=b"k", partition=0, timestamp_ms=5000)
     producer.close()
-    STOP.request()
     rows = sample_rows(spec, 3)
     told = {"tag": ["constant"] * 3, "tag_score": [1.0] * 3, "tag_truncated": [False] * 3}
     shown = [f"text {number}" for number in (19, 18, 17)]
@@ -231,8 +231,8 @@ def test_latest_is_settled_at_the_first_start(topics, tmp_path, kind):
     topics.send([b"old"] * 10)
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3} if kind == "parquet" else None
     spec = topics.spec({"start": "latest"}, sink)
-    with running(spec):
-        wait_until(lambda: any(f.status().splits == 2 for f in FEEDS.all()), 60, "partitions")
+    with running(spec) as job:
+        wait_until(lambda: any(f.status().splits == 2 for f in feeds_of(job)), 60, "partitions")
     topics.send([b"while away"] * 5)
     labelled = topics.labelled if sink is None else lambda: _rows(tmp_path / "out")
     with running(spec):
@@ -243,8 +243,8 @@ def test_a_partition_added_later_is_read_from_its_beginning(topics, tmp_path):
     """Also with `latest`: what is sent before the job sees the partition is new."""
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3}
     topics.send([b"old"] * 10)
-    with running(topics.spec({"start": "latest", "client": {"metadata_max_age_ms": 2000}}, sink)):
-        wait_until(lambda: any(f.status().splits == 2 for f in FEEDS.all()), 60, "partitions")
+    with running(topics.spec({"start": "latest", "client": {"metadata_max_age_ms": 2000}}, sink)) as job:
+        wait_until(lambda: any(f.status().splits == 2 for f in feeds_of(job)), 60, "partitions")
         with topics.broker.admin() as admin:
             admin.create_partitions({topics.source: NewPartitions(total_count=3)})
         topics.send([b"at once"] * 7, partition=2)
@@ -259,7 +259,7 @@ def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
     with running(spec):
         wait_until(lambda: topics.labelled() == 3, 60, "labels")
         with pytest.raises(SinkError, match=r"can't delete the positions of group .* \(NonEmptyGroupError\): stop"):
-            open_sink(spec).prepare(Job.open(spec).fingerprint(), overwrite=True)
+            open_sink(spec, JobContext()).prepare(Job.open(spec).fingerprint(), overwrite=True)
 
 
 def test_input_and_output_topics_are_of_one_cluster(topics, secure_kafka):
@@ -316,11 +316,11 @@ def test_stops_within_seconds_and_commits_what_is_in_flight(topics):
     """Nothing is read again after a stop under load."""
     topics.send([b"m %d" % i for i in range(3000)])
     spec = topics.spec(sink={"mode": "headers"})
-    with running(spec):
+    with running(spec) as job:
         wait_until(lambda: topics.labelled() > 0, 60, "labels")
-        STOP.request()
+        job["context"].stop.request()
         began = time.monotonic()
-        wait_until(lambda: not FEEDS.all(), 10, "the member has left")
+        wait_until(lambda: not feeds_of(job), 10, "the member has left")
         assert time.monotonic() - began < 10
     with running(spec):
         wait_until(lambda: topics.labelled() >= 3000, 60, "the rest", 0.3)
@@ -413,11 +413,11 @@ def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
 def test_goes_on_after_the_quantum(topics, monkeypatch):
     """A seat asks to be called again, and the same member reads on."""
     monkeypatch.setattr("tagstream.transforms.stages.read_live.QUANTUM", 0.3)
-    with running(topics.spec()):
+    with running(topics.spec()) as job:
         for part in range(4):
             topics.send([b"part %d" % part])
             wait_until(lambda n=part + 1: topics.labelled() == n, 30, "its label")
-            (feed,) = FEEDS.all()
+            (feed,) = feeds_of(job)
             assert feed.member.metadata().generation_id == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -9,9 +10,8 @@ import pytest
 from kafka import KafkaProducer
 
 from tagstream.schemas.kafka_spec import LIBRARIES
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.stages.read_live import FEEDS
-from tests.pipelines.kafka.kafka_jobs import Topics, headers_of, running
+from tagstream.transforms.runtime.job_context import JobContext
+from tests.pipelines.kafka.kafka_jobs import Topics, feeds_of, headers_of, running
 from tests.services.java import wait_until
 from tests.services.kafka_faults import count
 
@@ -54,7 +54,7 @@ def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics, long)
         producer.send(topics.source, value, key=b"%d" % i, headers=[("n", b"%d" % i)], timestamp_ms=1000 + i)
     producer.close()
     with running(topics.spec({"payload": "json", "text": "body", "id": "key"})) as result:
-        wait_until(lambda: METRICS.snapshot().rows_in >= 2 * size, 300, "all done", 0.3)
+        wait_until(lambda: result["context"].metrics.snapshot().rows_in >= 2 * size, 300, "all done", 0.3)
     labels, letters = topics.all(topics.target), topics.all(topics.dead)
     assert len(labels) == len(letters) == size
     assert sorted(int(r.key) for r in labels) == [i for i, (_, good) in enumerate(messages) if good]
@@ -77,10 +77,10 @@ def test_a_slow_model_costs_no_membership(topics, long):
     topics.send([b"slow %d" % i for i in range(rows)], partition=0)
     topics.client = {"transaction_timeout_ms": 5000}
     with running(topics.spec(backend={"ms_per_row": ms})) as result:
-        wait_until(lambda: FEEDS.all() and FEEDS.all()[0].status().splits == 2, 60, "partitions")
-        before = FEEDS.all()[0].member.metadata()
+        wait_until(lambda: feeds_of(result) and feeds_of(result)[0].status().splits == 2, 60, "partitions")
+        before = feeds_of(result)[0].member.metadata()
         wait_until(lambda: topics.labelled() == rows, 400, "labels", 0.3)
-        after = FEEDS.all()[0].member.metadata()
+        after = feeds_of(result)[0].member.metadata()
     assert (before.generation_id, before.member_id) == (after.generation_id, after.member_id)
     assert topics.labelled() == rows
     counts = result["report"].counts
@@ -93,10 +93,12 @@ def test_who_joins_while_the_model_thinks_waits_and_repeats_nothing(topics, libr
     rows, ms = (4, 46_000) if long else (8, 1100)
     topics.send([b"slow %d" % i for i in range(rows)], partition=0)
     with running(topics.spec({"consumer": library}, backend={"ms_per_row": ms})) as result:
-        wait_until(lambda: FEEDS.all() and FEEDS.all()[0].status().splits == 2, 60, "partitions")
-        (feed,) = FEEDS.all()
+        wait_until(lambda: feeds_of(result) and feeds_of(result)[0].status().splits == 2, 60, "partitions")
+        (feed,) = feeds_of(result)
         wait_until(lambda: any(map(feed.member.in_flight, feed.member.assignment)), 60, "a batch in flight")
-        other = feed.source.feed("other", feed.sink)
+        source, sink = copy.copy(feed.source), copy.copy(feed.sink)  # as in another process: nothing is shared
+        source.context = sink.context = JobContext()
+        other = source.feed(sink)
         try:
             wait_until(lambda: other.status().splits == 1 == feed.status().splits, 400, "they share", 0.3)
             assert topics.labelled() == rows, "the batch was finished first"

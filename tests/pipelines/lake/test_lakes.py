@@ -20,6 +20,7 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.lake.delta.table import DeltaLakeTable
 from tagstream.transforms.io.lake.iceberg.table import IcebergTable
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.transforms.io.lake import test_contract as contracts
 from tests.transforms.io.lake.lakes import DeltaLake, IcebergLake, Lake
 from tests.transforms.io.sink_contract import JOB, SPLIT, block
@@ -460,9 +461,9 @@ def test_missing_packages(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.exceptions", None)
     with pytest.raises(SourceError, match=rf"pip install 'tagstream\[{lake.type}\]'"):
-        open_source(spec(lake))
+        open_source(spec(lake), JobContext())
     with pytest.raises(SinkError, match=rf"pip install 'tagstream\[{lake.type}\]'"):
-        open_sink(spec(lake)).progress()
+        open_sink(spec(lake), JobContext()).progress()
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:

@@ -40,7 +40,6 @@ from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.certificate import hash_file
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.model_files import find_model
-from tagstream.transforms.runtime.metrics import METRICS
 from tests.models import make_model, random_texts
 
 TEXTS = pa.array([*random_texts(300, seed=1, longest=20), "", "!"], pa.large_string())
@@ -54,7 +53,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a cache folder of its own."""
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
     auto._choose.cache_clear()
-    METRICS.reset()
 
 
 @pytest.fixture
@@ -92,9 +90,9 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         certificate.write(folder)
         auto._choose.cache_clear()
         chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
-        assert auto.resolve(chosen).backend.file == str(path)
+        assert auto.resolve(chosen)[0].backend.file == str(path)
         np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[len(TEXTS) - 2], atol=0.2)
-        assert not METRICS.snapshot().notes
+        assert auto.resolve(chosen)[1] is None
     careful = Int8(smooth=True, keep=0.1), Int8(smooth=True, keep=0.5)
     assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
 
@@ -193,12 +191,14 @@ def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
     found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE)
     certificate = optimize._certificate(entry, found, found, SAMPLE)
     certificate.write(certificate_folder(entry))
-    assert auto.resolve(entry).backend.precision == "bf16"
+    assert auto.resolve(entry)[0].backend.precision == "bf16"
     other = "cuda" if certificate.device == "cpu" else "cpu"
     dataclasses.replace(certificate, device=other).write(certificate_folder(entry))
     auto._choose.cache_clear()
-    assert auto.resolve(entry).backend.precision == "fp32"
-    assert any(f"measured on {other}" in note and "optimize" in note for note in METRICS.snapshot().notes)
+    resolved, notice = auto.resolve(entry)
+    assert resolved.backend.precision == "fp32"
+    assert f"measured on {other}" in notice
+    assert "optimize" in notice
 
 
 def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None:

@@ -11,19 +11,18 @@ import pytest
 from tagstream.pipelines.runners import submit as remote
 from tagstream.pipelines.runners.submit import known_error
 from tagstream.schemas.errors import LedgerError, RunnerError, SourceError, TagstreamError
-from tagstream.transforms.runtime.stop import STOP, failing
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 def trace_of(error: TagstreamError) -> str:
     """As Flink reports it: a worker's traceback, the step's name appended by Beam, Java's own trace below."""
     try:
-        with failing():
+        with JobContext().failing():
             raise error
     except TagstreamError:
         text = traceback.format_exc()
-    finally:
-        STOP.clear()
-    again = f"\nDuring handling …\n\nschemas.errors.{type(error).__name__}: {error} [while running 'Read/ParDo']\n"
+    name = f"{type(error).__module__}.{type(error).__name__}"
+    again = f"\nDuring handling …\n\n{name}: {error} [while running 'Read/ParDo']\n"
     return f"java.lang.RuntimeException: Error received from SDK harness\n{text}{again}\tat java.base/Thread.run"
 
 

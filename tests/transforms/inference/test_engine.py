@@ -13,9 +13,9 @@ import pytest
 
 from tagstream.schemas.errors import DeadCode, ModelError, OutOfMemoryError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.backends.registry import describe, load_backend
-from tagstream.transforms.inference.engine import Engine, try_out
-from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.inference.backends.registry import load_backend
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.engines import try_out
 from tagstream.transforms.tokenization.encoded import Encoded
 
 
@@ -50,10 +50,9 @@ class LengthBackend:
     max_rows = 8
     parallel = 1
     buckets = ()
+    width, activation = 1, "identity"
 
     def __init__(self) -> None:
-        self.head = describe(entry(label="x"))[0]
-        object.__setattr__(self.head, "activation", "identity")
         self.forwards: list[int] = []
         self.broken = threading.Event()
         self.poison: str | None = None
@@ -290,7 +289,7 @@ def test_a_small_submission_does_not_wait_for_a_large_one_to_be_tokenised(engine
 
 def test_counts_what_it_computes(engine_of) -> None:
     """Tokens, padding, duplicates."""
-    METRICS.reset()
-    engine_of(LengthBackend()).submit(texts("aaaa", "bbbb", "cccc", "aaaa")).result(30)
-    counts = METRICS.snapshot()
+    engine = engine_of(LengthBackend())
+    engine.submit(texts("aaaa", "bbbb", "cccc", "aaaa")).result(30)
+    counts = engine.metrics.snapshot()
     assert (counts.tokens, counts.padded_tokens, counts.sequences, counts.duplicates) == (12, 12, 3, 1)

@@ -15,7 +15,6 @@ from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import SMALL, Engine
 from tagstream.transforms.inference.predictions import AnswerMemory, Prediction
-from tagstream.transforms.runtime.metrics import METRICS
 from tests.models import make_model
 from tests.services.java import wait_until
 from tests.transforms.inference.test_engine import LengthBackend
@@ -75,7 +74,6 @@ def engine():
 
 
 def test_equal_texts_of_different_blocks_are_inferred_once(engine) -> None:
-    METRICS.reset()
     first = engine.submit(texts("a", "b", "poison", "a")).result(30)
     second = engine.submit(texts("poison", "b", "c", "b", "a")).result(30)
     third = engine.submit(texts("c", "a")).result(30)
@@ -83,7 +81,7 @@ def test_equal_texts_of_different_blocks_are_inferred_once(engine) -> None:
     assert list(second.errors) == [0]
     assert not third.errors
     assert [len(p.scores) for p in (first, second, third)] == [4, 5, 2]
-    counts = METRICS.snapshot()
+    counts = engine.metrics.snapshot()
     assert (counts.sequences, counts.duplicates, counts.remembered) == (5, 2, 4)
 
 

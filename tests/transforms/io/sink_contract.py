@@ -77,7 +77,7 @@ class SinkContract:
     def job(sink: dict[str, Any], dead_letters: str | None = None) -> JobSpec:
         return JobSpec.model_validate(
             {
-                "source": {"type": "memory", "table": "unused"},
+                "source": {"type": "parquet", "path": "unused"},
                 "infer": [{"as": "tag", "backend": {"type": "constant"}}],
                 "sink": sink,
                 "dead_letters": dead_letters and {"type": "parquet", "path": dead_letters},

@@ -28,7 +28,7 @@ def job(source: dict[str, Any], **blocks: int) -> JobSpec:
         {
             "source": source,
             "infer": [{"as": "tag", "backend": {"type": "constant"}}],
-            "sink": {"type": "memory", "name": "unused"},
+            "sink": {"type": "parquet", "path": "unused"},
             "blocks": {"in_flight": 4, **blocks},
         }
     )

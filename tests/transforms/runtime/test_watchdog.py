@@ -29,7 +29,7 @@ with WATCHDOG.deadline(0.3, "the call"):
 
 ONCE = """
 import os, sys, threading
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.watchdog import DONE, WATCHDOG, restart_process
 if os.environ.get("SECOND"):
     print(sys.argv[1:])
@@ -38,7 +38,8 @@ os.environ["SECOND"] = "1"
 WATCHDOG.end = restart_process
 DONE.add("--overwrite")
 if "--stopped" in sys.argv:
-    STOP.request()
+    context = JobContext()
+    context.stop.request()
 with WATCHDOG.deadline(0.3, "the call"):
     threading.Event().wait()
 """

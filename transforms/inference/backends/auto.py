@@ -16,7 +16,6 @@ from tagstream.transforms.inference.backends.contracts import Backend as LoadedB
 from tagstream.transforms.inference.backends.huggingface import files_of
 from tagstream.transforms.inference.certificate import FILE, Certificate
 from tagstream.transforms.runtime.machine import cpu_name
-from tagstream.transforms.runtime.metrics import METRICS
 
 
 class Choice(NamedTuple):
@@ -29,20 +28,18 @@ class Choice(NamedTuple):
 
 def load(entry: InferEntry) -> LoadedBackend:
     """The backend that the certificate names. Raises ModelError for a certificate that does not hold."""
-    return backends.load_backend(resolve(entry))
+    return backends.load_backend(resolve(entry)[0])
 
 
 def identity(entry: InferEntry) -> dict[str, Any]:
     """That of the backend that runs."""
-    return backends.identify(resolve(entry))
+    return backends.identify(resolve(entry)[0])
 
 
-def resolve(entry: InferEntry) -> InferEntry:
-    """The entry with the certified backend in place of `auto`."""
+def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
+    """The entry with the certified backend in place of `auto`, and why this backend is fp32, if it is."""
     chosen = _choose(entry.model_dump_json())
-    if chosen.notice:
-        METRICS.note(chosen.notice)
-    return _with(entry, chosen.backend)
+    return _with(entry, chosen.backend), chosen.notice
 
 
 def certified_rows_per_s(entry: InferEntry) -> float | None:

@@ -28,7 +28,8 @@ class EncodedTexts(Encoded):
 class _Constant:
     def __init__(self, entry: InferEntry) -> None:
         self.spec = cast("ConstantBackend", entry.backend)
-        self.head, _ = describe(entry)
+        head, _ = describe(entry)
+        self.width, self.activation = len(head.names), head.activation
         self.device = f"constant-{id(self)}"
         self.token_budget = self.spec.token_budget or 1 << 20
         self.max_rows = 1 << 16

@@ -11,21 +11,24 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 
 
 class Backend(Protocol):
-    """See the module. `device`: backends with the same one share it, `parallel` forward passes at a time.
+    """See the module.
+
+    `width`: values in the logits of a sequence. `activation`: softmax, sigmoid or identity; it makes scores of logits.
+    `device`: backends with the same one share it, `parallel` forward passes at a time.
 
     `buckets`: ascending, the only lengths that it pads sequences to; empty if it takes any length. `speed_key`: what
     its speed depends on besides the model, and so what a token budget holds for that was found to be the fastest; empty
     if none is to be looked for.
     """
 
-    head: Head
+    width: int
+    activation: str
     device: str
     token_budget: int
     max_rows: int

@@ -30,7 +30,8 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 class _Onnx:
     def __init__(self, entry: InferEntry) -> None:
         spec = cast("OnnxBackend", entry.backend)
-        self.head, _ = describe(entry)
+        head, _ = describe(entry)
+        self.width, self.activation = len(head.names), head.activation
         self._tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
         self.parallel, threads = passes_and_threads(usable_cores())
         pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along

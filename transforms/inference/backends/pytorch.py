@@ -48,7 +48,8 @@ class _PyTorch:
         """A `replica` on each of `devices`, which are all of one kind."""
         spec = cast("PyTorchBackend", entry.backend)
         files = files_of(entry)
-        self.head, _ = describe(entry)
+        head, _ = describe(entry)
+        self.width, self.activation = len(head.names), head.activation
         self.device = ",".join(devices)
         on_cpu = devices[0] == "cpu"
         self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)

@@ -31,6 +31,16 @@ def load_backend(entry: InferEntry) -> Backend:
     return backend
 
 
+def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
+    """The entry with the backend that really runs, and a notice for the user if there is something to say.
+
+    Only a backend that chooses among others (`auto`) returns another entry. Raises ModelError.
+    """
+    module = importlib.import_module(_REGISTRY[entry.backend.type])
+    resolved: tuple[InferEntry, str | None] = module.resolve(entry) if hasattr(module, "resolve") else (entry, None)
+    return resolved
+
+
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
     """Head and identity (the fingerprint's parts, weights left out) of an entry; loads no model."""
     module = importlib.import_module(

@@ -1,7 +1,7 @@
-"""The open writers of this process, by job and split: what the reader of a split asks before it reads on.
+"""The open writers of a job in this process, by split: what the reader of a split asks before it reads on.
 
-Read, infer and write are fused into one process. So the reader learns at once when another writer took the split
-over, and stops reading it.
+Read, infer and write run fused in one process. So the reader learns at once when another writer took the split over,
+and stops reading it.
 """
 
 from __future__ import annotations
@@ -10,44 +10,46 @@ import threading
 
 from tagstream.schemas.block import Split
 from tagstream.transforms.io.contracts import Sink, Writer
-
-_WRITERS: dict[tuple[str, str], Writer] = {}
-_LOCK = threading.Lock()
+from tagstream.transforms.runtime.job_context import JobContext
 
 
-def open_writer(job: str, sink: Sink, split: Split, known: int | None = None) -> Writer:
-    """The split's writer; opened at the end of its chain if there is none yet."""
-    with _LOCK:
-        if (job, split.id) in _WRITERS:
-            return _WRITERS[job, split.id]
-    opened = sink.open(split, known)  # may take long, and other splits' writers are asked for meanwhile
-    with _LOCK:
-        writer = _WRITERS.setdefault((job, split.id), opened)
-    if writer is not opened:
-        opened.close()
-    return writer
+class OpenWriters:
+    """See the module. Thread-safe, except for the writers themselves. A resource of the job's context."""
 
+    def __init__(self, _: JobContext) -> None:
+        self._writers: dict[str, Writer] = {}
+        self._lock = threading.Lock()
 
-def writer_of(job: str, split: str) -> Writer | None:
-    """The open writer of a split; None when the split was given up."""
-    with _LOCK:
-        return _WRITERS.get((job, split))
+    def open(self, sink: Sink, split: Split, known: int | None = None) -> Writer:
+        """The split's writer. If there is none yet, one is opened at the end of the split's chain.
 
+        `known`: a position that the chain has reached for certain.
+        """
+        if (found := self.of(split.id)) is not None:
+            return found
+        opened = sink.open(split, known)  # outside the lock: this may take long, and other splits must not wait
+        with self._lock:
+            writer = self._writers.setdefault(split.id, opened)
+        if writer is not opened:
+            opened.close()
+        return writer
 
-def forget_writer(job: str, split: str) -> Writer | None:
-    """Take the split's writer out of reach without closing it: the thread that uses it does that."""
-    with _LOCK:
-        return _WRITERS.pop((job, split), None)
+    def of(self, split: str) -> Writer | None:
+        """The open writer of a split; None if the split was given up."""
+        with self._lock:
+            return self._writers.get(split)
 
+    def forget(self, split: str) -> Writer | None:
+        """Take a split's writer out of reach without closing it. The thread that uses the writer closes it."""
+        with self._lock:
+            return self._writers.pop(split, None)
 
-def close_writer(job: str, split: str) -> None:
-    """Close the split's writer; what it has not committed is given up."""
-    writer = forget_writer(job, split)
-    if writer is not None:
-        writer.close()
+    def close_one(self, split: str) -> None:
+        """Close a split's writer. What the writer has not committed is given up."""
+        if (writer := self.forget(split)) is not None:
+            writer.close()
 
-
-def close_writers() -> None:
-    """Close every writer of this process."""
-    for job, split in list(_WRITERS):
-        close_writer(job, split)
+    def close(self) -> None:
+        """Close every writer."""
+        for split in list(self._writers):
+            self.close_one(split)

@@ -18,6 +18,7 @@ from tagstream.transforms.io.database.dialect import Dialect, PostgreSQL, SQLite
 from tagstream.transforms.io.database.session import DatabaseError, Kind, Session
 from tagstream.transforms.io.database.sink import TableSink
 from tagstream.transforms.io.database.source import TableSource
+from tagstream.transforms.runtime.job_context import JobContext
 
 _DRIVERS: dict[str, tuple[str, str, type[Dialect]]] = {
     "postgresql": ("adbc_driver_postgresql", "adbc-driver-postgresql", PostgreSQL),
@@ -111,13 +112,13 @@ def check_target(uri: str) -> None:
         )
 
 
-def open_source(spec: JobSpec) -> TableSource:
+def open_source(spec: JobSpec, _: JobContext) -> TableSource:
     """See `io.registry.open_source`."""
     uri = cast("SqlSource", spec.source).uri.get_secret_value()
     return TableSource(spec, partial(connect, uri), masked(uri))
 
 
-def open_sink(spec: JobSpec) -> TableSink:
+def open_sink(spec: JobSpec, _: JobContext) -> TableSink:
     """See `io.registry.open_sink`."""
     uri = cast("SqlSink", spec.sink).uri.get_secret_value()
     check_target(uri)

@@ -20,6 +20,7 @@ from tagstream.transforms.io.database.dialect import Dialect, DuckDB, quote
 from tagstream.transforms.io.database.session import DatabaseError, Kind, Session
 from tagstream.transforms.io.database.sink import TableSink
 from tagstream.transforms.io.database.source import TableSource
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 class _DuckSession:
@@ -90,7 +91,7 @@ def connect(path: str | None, *, read_only: bool = False) -> Session:
     return _DuckSession(path, read_only=read_only)
 
 
-def open_source(spec: JobSpec) -> TableSource:
+def open_source(spec: JobSpec, _: JobContext) -> TableSource:
     """See `io.registry.open_source`."""
     path = cast("DuckDBSource", spec.source).path
     if path is not None and not Path(path).exists():
@@ -99,7 +100,7 @@ def open_source(spec: JobSpec) -> TableSource:
     return TableSource(spec, partial(connect, path, read_only=not same), path or "DuckDB")
 
 
-def open_sink(spec: JobSpec) -> TableSink:
+def open_sink(spec: JobSpec, _: JobContext) -> TableSink:
     """See `io.registry.open_sink`."""
     path = cast("DuckDBSink", spec.sink).path
     return TableSink(spec, partial(connect, path), path)

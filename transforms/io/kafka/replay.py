@@ -25,6 +25,7 @@ from tagstream.transforms.io.kafka.messages_in import RecordBlocks
 from tagstream.transforms.io.kafka.messages_out import NULL_VALUE, PREFIX, header_pairs, origin, without_reason
 from tagstream.transforms.io.kafka.payloads import Decoded
 from tagstream.transforms.io.kafka.source import read_partition
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 class DeadTopic:
@@ -34,9 +35,15 @@ class DeadTopic:
     """
 
     def __init__(
-        self, spec: JobSpec, source: KafkaSource, cluster: Cluster, topic: str, progress: dict[str, Progress]
+        self,
+        spec: JobSpec,
+        context: JobContext,
+        source: KafkaSource,
+        cluster: Cluster,
+        topic: str,
+        progress: dict[str, Progress],
     ) -> None:
-        self.limits = spec.blocks
+        self.limits, self.context = spec.blocks, context
         self.cluster, self.topic = cluster, topic
         self.blocks = RecordBlocks(spec, source)
         self.kept = self.blocks.kept
@@ -65,7 +72,9 @@ class DeadTopic:
         if start < split.start:  # the topic's retention has taken the letters between
             yield dataclasses.replace(self.blocks.nothing(split.id, start), span=Span(split.id, start, split.start))
             start = split.start
-        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.limits):
+        for at, stop, records in read_partition(
+            self.cluster, partition, start, split.stop, self.limits, self.context.stop.is_set
+        ):
             yield self._block(Span(split.id, at, stop), records)
 
     def _block(self, span: Span, records: pa.RecordBatch) -> Block:

@@ -38,12 +38,11 @@ from tagstream.transforms.io.kafka.client.chain import (
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
-from tagstream.transforms.io.kafka.groups import MEMBERS, group_of, replay_group_of
+from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.watchdog import deadline
 
 if TYPE_CHECKING:
@@ -114,7 +113,9 @@ class _Writer(ChainWriter):
                     self.records[error.index] = self._messages.without_value(record)
             else:
                 now = time.time()
-                METRICS.waited([now - r.timestamp / 1000 for r in self.records if r.timestamp is not None])
+                self._sink.context.metrics.waited(
+                    [now - r.timestamp / 1000 for r in self.records if r.timestamp is not None]
+                )
                 return Commit(commit.span, commit.rows_in, out, dead)
 
     def _discard(self) -> None:
@@ -127,8 +128,8 @@ class _Writer(ChainWriter):
 
 
 class _Sink:
-    def __init__(self, spec: JobSpec) -> None:
-        self.job = spec
+    def __init__(self, spec: JobSpec, context: JobContext) -> None:
+        self.job, self.context = spec, context
         self.spec = cast("KafkaSink", spec.sink)
         source = spec.source if isinstance(spec.source, KafkaSource) else None
         servers = self.spec.servers or (source.servers if source else "")
@@ -173,7 +174,7 @@ class _Sink:
         """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
         ends = time.monotonic() + RETRY_SECONDS
         while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
-            if time.monotonic() > ends or STOP.wait(0.5):
+            if time.monotonic() > ends or self.context.stop.wait(0.5):
                 group, why = next(iter(refused.items()))
                 raise SinkError(
                     f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
@@ -236,7 +237,7 @@ class _Sink:
                 "dead letters in a topic can be replayed when the source is Kafka too; this one is "
                 f"{self.job.source.type}"
             )
-        return DeadTopic(self.job, self.live_source, self.cluster, self.dead_topic, self.progress())
+        return DeadTopic(self.job, self.context, self.live_source, self.cluster, self.dead_topic, self.progress())
 
     def open(self, split: Split, known: int | None = None) -> _Writer:
         """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
@@ -262,6 +263,7 @@ class _Sink:
             compression=compression,
             note=self.fingerprint,
             adopts=self._adopts,
+            stop=self.context.stop,
         )
         if "partition" not in split.payload or self.live_source is None:
             group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
@@ -269,7 +271,7 @@ class _Sink:
             group = replay_group_of(self.job) if "replays" in split.payload else self.group
             partition = Partition(split.payload["topic"], split.payload["partition"])
         identity = f"{self.group}/{split.id}"
-        member = MEMBERS.get((group, partition))
+        member = self.context.resource(Members).of(group, partition)
         if member is not None:
             tenure = member.tenure(partition)
             return make(
@@ -363,6 +365,6 @@ class _ReadableSink(_Sink):
         return newest(self.job, self.cluster, count)
 
 
-def open_sink(spec: JobSpec) -> _Sink:
+def open_sink(spec: JobSpec, context: JobContext) -> _Sink:
     """See `io.registry.open_sink`."""
-    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec)
+    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec, context)

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
@@ -23,14 +23,13 @@ from tagstream.schemas.block import Block, Split, split_id
 from tagstream.schemas.errors import SourceError
 from tagstream.schemas.kafka_spec import KafkaSource
 from tagstream.schemas.spec import Blocks, JobSpec
-from tagstream.transforms.io.common.open_writers import forget_writer, open_writer, writer_of
+from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import FeedStatus, Sink, Writer
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, offsets, to_records, topic_partition
 from tagstream.transforms.io.kafka.client.member import Member
-from tagstream.transforms.io.kafka.groups import MEMBERS, group_of
+from tagstream.transforms.io.kafka.groups import Members, group_of
 from tagstream.transforms.io.kafka.messages_in import RecordBlocks
-from tagstream.transforms.runtime.metrics import METRICS
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.watchdog import deadline
 
 log = logging.getLogger(__name__)
@@ -43,8 +42,8 @@ REOPEN_SECONDS = 3.0
 
 
 class _Source:
-    def __init__(self, spec: JobSpec) -> None:
-        self.job = spec
+    def __init__(self, spec: JobSpec, context: JobContext) -> None:
+        self.job, self.context = spec, context
         self.spec = cast("KafkaSource", spec.source)
         self.cluster = Cluster(self.spec.servers, self.spec.client)
         self.blocks = RecordBlocks(spec, self.spec)
@@ -65,19 +64,22 @@ class _Source:
         """The bounded path: one partition, without the group."""
         partition = partition_of(split)
         assert split.stop is not None
-        for at, stop, records in read_partition(self.cluster, partition, start, split.stop, self.job.blocks):
+        for at, stop, records in read_partition(
+            self.cluster, partition, start, split.stop, self.job.blocks, self.context.stop.is_set
+        ):
             yield self.blocks.block(split.id, partition.topic, at, stop, records)
 
-    def feed(self, job: str, sink: Sink) -> Feed:
+    def feed(self, sink: Sink) -> Feed:
         """A new member of the group that reads live."""
-        return Feed(self, job, sink)
+        return Feed(self, sink)
 
 
 class Feed:
     """One member of the group and what it reads, as blocks. An `Owner`: it opens and lets go the sink's writers."""
 
-    def __init__(self, source: _Source, job: str, sink: Sink) -> None:
-        self.source, self.job, self.sink = source, job, sink
+    def __init__(self, source: _Source, sink: Sink) -> None:
+        self.source, self.sink, self.context = source, sink, source.context
+        self._writers, self._members = self.context.resource(OpenWriters), self.context.resource(Members)
         self._splits: dict[Partition, Split] = {}
         self._released: list[Writer] = []
         self._lost: dict[Partition, float] = {}
@@ -104,10 +106,10 @@ class Feed:
             split = self._splits.get(polled.partition)
             if split is not None:
                 p = polled.partition
-                with METRICS.busy("read"):
+                with self.context.metrics.busy("read"):
                     return self.source.blocks.block(split.id, p.topic, polled.start, polled.stop, polled.records)
         for split in [self._splits[p] for p in due if p in self._splits] or list(self._splits.values()):
-            if (writer := writer_of(self.job, split.id)) is not None:
+            if (writer := self._writers.of(split.id)) is not None:
                 return self.source.blocks.nothing(split.id, writer.position)
         return None
 
@@ -115,7 +117,7 @@ class Feed:
         """A heartbeat while anything that was read is not committed, and the order to commit it; then None."""
         self._keep_up()
         for partition, split in list(self._splits.items()):
-            writer = writer_of(self.job, split.id)
+            writer = self._writers.of(split.id)
             if writer is not None and self.member.in_flight(partition):
                 writer.hurry()
                 return self.source.blocks.nothing(split.id, writer.position)
@@ -125,7 +127,7 @@ class Feed:
         """Partitions whose writers want to commit: they are not read on before a heartbeat has made them do so."""
         due = []
         for partition, split in list(self._splits.items()):
-            if (writer := writer_of(self.job, split.id)) is None:
+            if (writer := self._writers.of(split.id)) is None:
                 continue
             if partition in self.member.leaving and writer.position > writer.committed:
                 writer.hurry()
@@ -153,7 +155,7 @@ class Feed:
         """Opens a writer for each partition; the sink's chain says where it goes on."""
         if not partitions:
             return {}
-        group, known = group_of(self.source.job), self.sink.progress()
+        known = self.sink.progress()
         consumer = member.lookup()
         ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
         begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
@@ -161,9 +163,9 @@ class Feed:
 
         def take_over(partition: Partition) -> int:
             split = split_of(partition, ids[partition.topic], starts[partition])
-            MEMBERS[group, partition] = member
+            self._members.put(partition, member)
             progress = known.get(split.id)
-            writer = open_writer(self.job, self.sink, split, progress.stop if progress else None)
+            writer = self._writers.open(self.sink, split, progress.stop if progress else None)
             with self._lock:
                 self._splits[partition] = split
             return writer.position
@@ -199,11 +201,10 @@ class Feed:
         for partition in partitions:
             with self._lock:
                 split = self._splits.pop(partition, None)
-                writer = forget_writer(self.job, split.id) if split else None
+                writer = self._writers.forget(split.id) if split else None
                 if writer is not None:
                     self._released.append(writer)
-            if MEMBERS.get((member.group, partition)) is member:
-                del MEMBERS[member.group, partition]
+            self._members.remove(partition, member)
 
     def _keep_up(self) -> None:
         """Tells the member what is committed, and reads again what a lost race has dropped."""
@@ -211,10 +212,10 @@ class Feed:
         report = self.source.job.sink.type != "kafka" and time.monotonic() - self._reported > REPORT_SECONDS
         if report:
             self._reported = time.monotonic()
-            writers = {p: writer_of(self.job, split.id) for p, split in list(self._splits.items())}
+            writers = {p: self._writers.of(split.id) for p, split in list(self._splits.items())}
             self.member.report({p: writer.committed for p, writer in writers.items() if writer is not None})
         for partition, split in list(self._splits.items()):
-            writer = writer_of(self.job, split.id)
+            writer = self._writers.of(split.id)
             if writer is not None:
                 self._lost.pop(partition, None)
                 self.member.settle(partition, writer.committed)
@@ -223,7 +224,7 @@ class Feed:
             since = self._lost.setdefault(partition, time.monotonic())
             if time.monotonic() - since > REOPEN_SECONDS and partition in self.member.assignment:
                 progress = self.sink.progress().get(split.id)
-                writer = open_writer(self.job, self.sink, split, progress.stop if progress else None)
+                writer = self._writers.open(self.sink, split, progress.stop if progress else None)
                 self.member.rewind(partition, writer.position)
 
     def _close_released(self) -> None:
@@ -234,9 +235,17 @@ class Feed:
 
 
 def read_partition(
-    cluster: Cluster, partition: Partition, start: int, stop: int, blocks: Blocks
+    cluster: Cluster,
+    partition: Partition,
+    start: int,
+    stop: int,
+    blocks: Blocks,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Spans of one partition from `start` to `stop` and their records, without a group. Raises SourceError."""
+    """Spans of one partition from `start` to `stop` and their records, without a group.
+
+    `stopping`: whether the job is asked to stop; asked while the partition gives nothing. Raises SourceError.
+    """
     with contextlib.closing(cluster.consumer(max_poll_records=blocks.rows)) as consumer:
         name = topic_partition(partition)
         consumer.assign([name])
@@ -247,7 +256,7 @@ def read_partition(
                 polled = consumer.poll(timeout_ms=1000).get(name, [])
                 at = min(int(consumer.position(name, timeout_ms=10_000)), stop)
             if at == start:
-                if STOP.is_set():
+                if stopping():
                     return
                 if time.monotonic() - moved > STANDSTILL_SECONDS:
                     failed = SourceError(
@@ -307,6 +316,6 @@ def starting_points(consumer: KafkaConsumer, partitions: list[Partition], start:
     return found
 
 
-def open_source(spec: JobSpec) -> _Source:
+def open_source(spec: JobSpec, context: JobContext) -> _Source:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return _Source(spec, context)

@@ -33,6 +33,7 @@ from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
 from tagstream.transforms.io.contracts import Commit, Progress
 from tagstream.transforms.io.parquet.dead_letter_source import FolderLetters
+from tagstream.transforms.runtime.job_context import JobContext
 
 KEY = b"tagstream"
 """Footer metadata key of every file; its value is JSON, see `Footer`."""
@@ -329,6 +330,6 @@ class _Sink:
         self.folder.delete(OVERWRITING)
 
 
-def open_sink(spec: JobSpec) -> _Sink:
+def open_sink(spec: JobSpec, _: JobContext) -> _Sink:
     """See `io.registry.open_sink`."""
     return _Sink(spec)

@@ -25,6 +25,7 @@ from tagstream.schemas.errors import SourceError
 from tagstream.schemas.spec import JobSpec, ParquetSource
 from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns
 from tagstream.transforms.io.common.parquet_rows import counted, read_rows, row_ranges
+from tagstream.transforms.runtime.job_context import JobContext
 
 _GLOB = "*?["
 _FOOTER_THREADS = 8
@@ -186,6 +187,6 @@ def _footer_hash(opened: IO[bytes], size: int) -> str:
     return hashlib.sha256(opened.read(length)).hexdigest()
 
 
-def open_source(spec: JobSpec) -> _Source:
+def open_source(spec: JobSpec, _: JobContext) -> _Source:
     """See `io.registry.open_source`."""
     return _Source(spec)

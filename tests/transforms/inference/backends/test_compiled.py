@@ -20,7 +20,6 @@ from tagstream.transforms.inference.backends.compiled import length_buckets
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.backends.replica import OverlappedReplica
 from tagstream.transforms.inference.engine import Engine
-from tagstream.transforms.runtime.metrics import METRICS
 from tests.models import make_model, random_texts
 
 ROOT = Path(__file__).parents[4]
@@ -65,13 +64,12 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
     engine = Engine(load_backend(entry(folder, compile=True)))
     assert engine.backend.buckets == (16, 24)
     assert counters["stats"]["unique_graphs"] == len(engine.backend.buckets)
-    METRICS.reset()
     found = predict(engine, sizes)
     engine.close()
     assert counters["stats"]["unique_graphs"] == len(engine.backend.buckets)
     assert not counters["graph_break"]
-    assert not METRICS.snapshot().dead_rows
-    assert METRICS.snapshot().padded_tokens % 8 == 0, "every length is a bucket's"
+    assert not engine.metrics.snapshot().dead_rows
+    assert engine.metrics.snapshot().padded_tokens % 8 == 0, "every length is a bucket's"
     assert np.ptp(expected, axis=0).max() > 0.1, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(found, expected, atol=1e-5)
 

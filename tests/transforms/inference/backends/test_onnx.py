@@ -19,10 +19,9 @@ from tagstream.pipelines.optimize.search import optimize_entry
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends import auto
-from tagstream.transforms.inference.backends.registry import identify, load_backend
+from tagstream.transforms.inference.backends.registry import identify, load_backend, resolve
 from tagstream.transforms.inference.certificate import Certificate
 from tagstream.transforms.inference.engine import Engine
-from tagstream.transforms.runtime.metrics import METRICS
 from tests.certified import certified
 from tests.models import make_model, random_texts
 
@@ -37,7 +36,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a cache folder of its own."""
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
     auto._choose.cache_clear()
-    METRICS.reset()
     return tmp_path / "cache"
 
 
@@ -81,7 +79,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
     assert Certificate.read(folder) == certificate
     chosen = spec(model, type="auto", min_agreement=0.9)
     np.testing.assert_allclose(scores(chosen, HELD), winner.scores[-len(HELD) :], atol=1e-3)
-    assert not METRICS.snapshot().notes
+    assert resolve(chosen)[1] is None
     assert identify(chosen)["backend"] == certificate.backend["type"]
 
 
@@ -89,7 +87,7 @@ def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
     """Nothing runs in low precision by itself."""
     model = make_model(tmp_path / "model")
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
-    assert "no certificate" in METRICS.snapshot().notes[0]
+    assert "no certificate" in resolve(spec(model, type="auto"))[1]
     assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
 
 

@@ -18,6 +18,7 @@ from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import Sink, Source
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.services.postgres import Postgres
 from tests.transforms.io.database.databases import Database, DuckDatabase, PostgresDatabase, SqliteDatabase
 from tests.transforms.io.sink_contract import JOB, KEPT, OTHER, SPLIT, SinkContract, block
@@ -50,12 +51,12 @@ class TableSourceContract(SourceContract):
         database = self.database(folder)
         if not database.table("SELECT * FROM rows").num_columns:
             database.fill("rows", table, key="id")
-        return open_source(job({**database.settings(), "table": "rows", **settings}, **blocks))
+        return open_source(job({**database.settings(), "table": "rows", **settings}, **blocks), JobContext())
 
 
 class TableSinkContract(SinkContract):
     def open_sink(self, folder: Path, **settings: Any) -> Sink:
-        return open_sink(self.job({**self.database(folder).settings(), "table": "labels", **settings}))
+        return open_sink(self.job({**self.database(folder).settings(), "table": "labels", **settings}), JobContext())
 
     def labels(self, folder: Path) -> pa.Table:
         found = self.database(folder).table("SELECT * FROM labels")
@@ -96,11 +97,12 @@ class TableSinkContract(SinkContract):
         sink = open_sink(
             JobSpec.model_validate(
                 {
-                    "source": {"type": "memory", "table": "unused", "id": "id"},
+                    "source": {"type": "parquet", "path": "unused", "id": "id"},
                     "infer": [{"as": "tag", "backend": {"type": "constant"}}],
                     "sink": {**database.settings(), "table": "labels", "mode": mode, "adopt": True},
                 }
-            )
+            ),
+            JobContext(),
         )
         sink.prepare(JOB, overwrite=False)
         writer = sink.open(SPLIT)

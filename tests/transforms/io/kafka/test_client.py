@@ -21,7 +21,6 @@ from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLarg
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.io.kafka.client.member import Member
 from tagstream.transforms.io.kafka.client.rdkafka import group_bytes, group_of_bytes
-from tagstream.transforms.runtime.stop import STOP
 from tests.services.java import wait_until
 from tests.services.kafka_copy import Chains
 from tests.services.kafka_faults import differences, read_all
@@ -347,8 +346,8 @@ def test_a_partition_lost_while_its_position_is_in_doubt_is_lost(kafka, topics, 
     if why == "lost":
         again._owned = lambda: False
     else:
-        STOP.request()
-        STOP._deadline = 0.0
+        again._stop.request()
+        again._stop._deadline = 0.0
     with pytest.raises(PartitionLostError):
         again.open()
 

@@ -15,6 +15,7 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.kafka.client.cluster import Partition
 from tagstream.transforms.io.kafka.source import split_of
 from tagstream.transforms.io.registry import open_sink
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.services.kafka_faults import read_all
 from tests.transforms.io.sink_contract import JOB, KEPT, SPLIT, SinkContract, block
 
@@ -42,7 +43,7 @@ class TestKafkaSink(SinkContract):
         settings.pop("commit_every", None)
         topic = self.topic(folder)
         spec = self.job({"type": "kafka", "servers": self.kafka.servers, "topic": topic, **settings})
-        return open_sink(JobSpec.model_validate({**spec.model_dump(), "name": topic}))
+        return open_sink(JobSpec.model_validate({**spec.model_dump(), "name": topic}), JobContext())
 
     def labels(self, folder):
         found = read_all(self.kafka.servers, self.topic(folder))
@@ -93,5 +94,5 @@ def test_a_live_partition_that_no_member_reads_opens_no_chain():
     infer = [{"as": "tag", "backend": {"type": "constant"}}]
     spec = JobSpec.model_validate({"source": source, "infer": infer, "sink": {"type": "kafka", "topic": "out"}})
     with pytest.raises(SinkError, match="lost while its chain was opened") as failed:
-        open_sink(spec).open(split_of(Partition("in", 0), "topic-id"))
+        open_sink(spec, JobContext()).open(split_of(Partition("in", 0), "topic-id"))
     assert failed.value.transient

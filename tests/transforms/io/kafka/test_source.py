@@ -15,7 +15,8 @@ from tagstream.schemas.spec import Blocks
 from tagstream.transforms.io.kafka import source as kafka_source
 from tagstream.transforms.io.kafka.client.cluster import HEADERS, Cluster, Partition
 from tagstream.transforms.io.registry import open_source
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.stop import Stop
 from tests.transforms.io.source_contract import SourceContract, job
 
 pytestmark = pytest.mark.xdist_group("kafka-jobs")
@@ -28,13 +29,14 @@ def test_a_standstill_is_an_error(kafka, monkeypatch):
     with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.servers)) as producer:
         for _ in range(5):
             producer.send(topic, b"x")
-    read = lambda: kafka_source.read_partition(Cluster(kafka.servers), Partition(topic, 0), 0, 100, Blocks())  # noqa: E731
+    stop = Stop()
+    where = Cluster(kafka.servers), Partition(topic, 0)
+    read = lambda: kafka_source.read_partition(*where, 0, 100, Blocks(), stop.is_set)  # noqa: E731
     with pytest.raises(SourceError, match=r"given nothing for 1.5 s, and there are 95 positions to read") as error:
         list(read())
     assert error.value.transient
-    STOP.request()
+    stop.request()
     assert [(start, stop) for start, stop, _ in read()] == [(0, 5)]
-    STOP.clear()
 
 
 class TestKafkaSource(SourceContract):
@@ -54,7 +56,7 @@ class TestKafkaSource(SourceContract):
             self.topics[topic] = self.kafka.create_topic(topic, -(-table.num_rows // rows) or 1)
             self.fill(topic, table, rows)
         source = {"type": "kafka", "servers": self.kafka.servers, "topics": topic, "until": "latest"}
-        return open_source(job({**source, **settings}, **blocks))
+        return open_source(job({**source, **settings}, **blocks), JobContext())
 
     def fill(self, topic, table, rows):
         texts = table["text"].cast(pa.large_binary()).to_pylist()

@@ -10,6 +10,7 @@ import pyarrow as pa
 from tagstream.schemas.block import TEXT
 from tagstream.transforms.io.contracts import Sink, Source
 from tagstream.transforms.io.registry import open_sink, open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.transforms.io.database.databases import as_letters
 from tests.transforms.io.lake.lakes import DeltaLake, IcebergLake, Lake
 from tests.transforms.io.sink_contract import KEPT, SinkContract
@@ -26,14 +27,14 @@ class LakeSourceContract(SourceContract):
         lake = self.lake(folder)
         if not lake.table("rows").num_columns:
             lake.append("rows", table)
-        return open_source(job({**lake.settings("rows"), **settings}, **blocks))
+        return open_source(job({**lake.settings("rows"), **settings}, **blocks), JobContext())
 
 
 class LakeSinkContract(SinkContract):
     lake: type[Lake]
 
     def open_sink(self, folder: Path, **settings: Any) -> Sink:
-        return open_sink(self.job({**self.lake(folder).settings("labels"), **settings}))
+        return open_sink(self.job({**self.lake(folder).settings("labels"), **settings}), JobContext())
 
     def labels(self, folder: Path) -> pa.Table:
         return as_written(self.lake(folder).table("labels"))

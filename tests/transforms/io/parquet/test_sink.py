@@ -22,6 +22,7 @@ from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
 from tagstream.transforms.io.contracts import Sink
 from tagstream.transforms.io.parquet.sink import KEY
 from tagstream.transforms.io.registry import open_sink
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.transforms.io.sink_contract import JOB, OTHER, SPLIT, SinkContract, block
 
 
@@ -42,7 +43,7 @@ class ParquetContract(SinkContract):
 
     def open_sink(self, folder: Path, **settings: Any) -> Sink:
         url = self.url(folder)
-        return open_sink(self.job({"type": "parquet", "path": f"{url}/out", **settings}, f"{url}/dead"))
+        return open_sink(self.job({"type": "parquet", "path": f"{url}/out", **settings}, f"{url}/dead"), JobContext())
 
     def labels(self, folder: Path) -> pa.Table:
         return read_all(f"{self.url(folder)}/out")
@@ -94,7 +95,7 @@ class ParquetContract(SinkContract):
         """Their files would have the same names: the second is refused, --overwrite or not."""
         self.ready(tmp_path)
         url = self.url(tmp_path)
-        other = open_sink(self.job({"type": "parquet", "path": f"{url}/other"}, f"{url}/dead"))
+        other = open_sink(self.job({"type": "parquet", "path": f"{url}/other"}, f"{url}/dead"), JobContext())
         for overwrite in (False, True):
             with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out: give these"):
                 other.prepare(JOB, overwrite=overwrite)
@@ -373,7 +374,7 @@ def test_row_groups_of_many_small_blocks(tmp_path: Path) -> None:
 
 def test_default_place_of_dead_letters(tmp_path: Path) -> None:
     """Beside the output, under the same name with -dead."""
-    sink = open_sink(SinkContract.job({"type": "parquet", "path": f"{tmp_path}/out/"}))
+    sink = open_sink(SinkContract.job({"type": "parquet", "path": f"{tmp_path}/out/"}), JobContext())
     sink.prepare(JOB, overwrite=False)
     writer = sink.open(OTHER)
     writer.write(block(100, 120, OTHER))
@@ -384,4 +385,4 @@ def test_default_place_of_dead_letters(tmp_path: Path) -> None:
 def test_unknown_store() -> None:
     """Names the URL and what is missing."""
     with pytest.raises(SinkError, match=r"nope://x: Protocol not known: nope"):
-        open_sink(SinkContract.job({"type": "parquet", "path": "nope://x"}))
+        open_sink(SinkContract.job({"type": "parquet", "path": "nope://x"}), JobContext())

@@ -21,6 +21,7 @@ from tagstream.schemas.errors import SourceError
 from tagstream.transforms.io.common.parquet_rows import row_ranges
 from tagstream.transforms.io.contracts import Source
 from tagstream.transforms.io.registry import open_source
+from tagstream.transforms.runtime.job_context import JobContext
 from tests.transforms.io.source_contract import SourceContract, job, plain_table
 
 CODECS = ["none", "snappy", "gzip", "brotli", "zstd", "lz4"]
@@ -32,7 +33,7 @@ class TestParquetSource(SourceContract):
             half = table.num_rows // 2
             pq.write_table(table.slice(0, half), folder / "a.parquet", row_group_size=37)
             pq.write_table(table.slice(half), folder / "b.parquet", row_group_size=10_000)
-        return open_source(job({"type": "parquet", "path": str(folder), **settings}, **blocks))
+        return open_source(job({"type": "parquet", "path": str(folder), **settings}, **blocks), JobContext())
 
 
 class TestParquetSourceOnStore(SourceContract):
@@ -41,7 +42,7 @@ class TestParquetSourceOnStore(SourceContract):
         if not fsspec.filesystem("memory").exists(url):
             with fsspec.open(url, "wb") as opened:
                 pq.write_table(table, opened, row_group_size=64)
-        return open_source(job({"type": "parquet", "path": url, **settings}, **blocks))
+        return open_source(job({"type": "parquet", "path": url, **settings}, **blocks), JobContext())
 
 
 def write(path: Path, first: int = 0, rows: int = 10, **options: Any) -> None:
@@ -54,7 +55,7 @@ def write(path: Path, first: int = 0, rows: int = 10, **options: Any) -> None:
 
 
 def source(path: object, rows: int = 4, **more: Any) -> Source:
-    return open_source(job({"type": "parquet", "path": str(path), "id": "id", **more}, rows=rows))
+    return open_source(job({"type": "parquet", "path": str(path), "id": "id", **more}, rows=rows), JobContext())
 
 
 def ids(opened: Source) -> list[int]:

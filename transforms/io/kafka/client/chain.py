@@ -22,7 +22,7 @@ from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
 from tagstream.transforms.io.kafka.client.cluster import DECIDED_MS, Cluster, Partition
 from tagstream.transforms.io.kafka.client.contracts import Position, Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
-from tagstream.transforms.runtime.stop import STOP
+from tagstream.transforms.runtime.stop import Stop
 from tagstream.transforms.runtime.watchdog import deadline
 
 log = logging.getLogger(__name__)
@@ -71,10 +71,12 @@ class Chain:
         adopts: bool = False,
         member: object = None,
         rivals: Callable[[], list[tuple[str, str]]] = list,
+        stop: Stop | None = None,
     ) -> None:
         """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
         group, chains of one may share a transaction. `rivals`: client and host of each process that may commit this
         chain's offset by another chain's transactions, which this chain's transactional id does not fence; none may be.
+        `stop`: the job's request to stop; a commit that waits for a broker gives up when its grace is over.
         """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
@@ -84,6 +86,7 @@ class Chain:
         self.doubts = 0
         self._adopts, self._rivals = adopts, rivals
         self.member = member
+        self._stop = stop or Stop()
         self._metadata, self._committed, self._owned = metadata, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
         self._started = False
@@ -231,7 +234,7 @@ class Chain:
                     f"again once the group's offset is {known:,}"
                 )
             log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
-            STOP.wait(1.0)
+            self._stop.wait(1.0)
 
     def _generation(self) -> ConsumerGroupMetadata:
         """Of the group, asked for before it is known that the partition is ours: who is given it later is of a later
@@ -266,7 +269,7 @@ class Chain:
 
     def _give_up_in_time(self) -> None:
         """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
-        if STOP.is_set() and not STOP.seconds_left():
+        if self._stop.is_set() and not self._stop.seconds_left():
             raise PartitionLostError(str(self.partition))
 
     def _at(self, stop: int) -> Position:

@@ -21,6 +21,7 @@ from tagstream.transforms.io.common.parquet_rows import read_rows
 from tagstream.transforms.io.lake.delta.log import DeltaLog
 from tagstream.transforms.io.lake.delta.table import DeltaAccess
 from tagstream.transforms.io.lake.source import LakeFile, LakeSource, small_types
+from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
@@ -179,6 +180,6 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def open_source(spec: JobSpec) -> LakeSource:
+def open_source(spec: JobSpec, _: JobContext) -> LakeSource:
     """See `io.registry.open_source`."""
     return _Source(spec)

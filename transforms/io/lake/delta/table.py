@@ -21,6 +21,7 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.lake.delta.log import DeltaLog
 from tagstream.transforms.io.lake.sink import LakeSink
 from tagstream.transforms.io.lake.table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, lacks
+from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
@@ -235,7 +236,7 @@ def _app(job: str, name: str) -> str:
     return f"tagstream/{job}/{name}"
 
 
-def open_sink(spec: JobSpec) -> LakeSink:
+def open_sink(spec: JobSpec, _: JobContext) -> LakeSink:
     """See `io.registry.open_sink`."""
     sink = cast("DeltaSink", spec.sink)
     storage = {name: value.get_secret_value() for name, value in sink.storage.items()}

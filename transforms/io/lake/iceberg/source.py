@@ -17,6 +17,7 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.parquet_rows import read_rows
 from tagstream.transforms.io.lake.iceberg.table import IcebergAccess
 from tagstream.transforms.io.lake.source import LakeFile, LakeSource, small_types
+from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from pyiceberg.table import FileScanTask, Table
@@ -137,6 +138,6 @@ def _file(task: FileScanTask) -> LakeFile:
     return LakeFile(task.file.file_path, task.file.record_count, deleted)
 
 
-def open_source(spec: JobSpec) -> LakeSource:
+def open_source(spec: JobSpec, _: JobContext) -> LakeSource:
     """See `io.registry.open_source`."""
     return _Source(spec)

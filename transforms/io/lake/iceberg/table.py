@@ -29,6 +29,7 @@ from tagstream.transforms.io.lake.table import (
     from_bytes,
     lacks,
 )
+from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from pyiceberg.catalog import Catalog
@@ -269,7 +270,7 @@ class IcebergTable:
         return {f"tagstream.{self.job}.{name}": str(value) for name, value in values.items()}
 
 
-def open_sink(spec: JobSpec) -> LakeSink:
+def open_sink(spec: JobSpec, _: JobContext) -> LakeSink:
     """See `io.registry.open_sink`."""
     sink = cast("IcebergSink", spec.sink)
     catalog = {name: value.get_secret_value() for name, value in sink.catalog.items()}
