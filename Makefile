@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TOKENIZERS_PARALLELISM ?= true
 unexport PYTHONDONTWRITEBYTECODE  # a start takes 1 s where Python may keep what it compiles, else 4; tests start hundreds
 
-.PHONY: demo test lint bench crash lock clean
+.PHONY: demo test lint docs bench crash lock clean
 .DEFAULT_GOAL := demo
 
 $(STAMP): pyproject.toml requirements.lock
@@ -30,6 +30,10 @@ lint: $(STAMP)  ## style, types
 test: $(STAMP) lint  ## every test
 	$(BIN)/python -m pytest
 
+docs: $(STAMP)  ## the reference from the code, and the site in site/
+	$(BIN)/python -m docs.make_reference
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 crash: $(STAMP)  ## the long crash tests: every kill that the guarantees speak of
 	$(BIN)/python -m pytest -m crash --crash-long
 
@@ -47,4 +51,4 @@ lock:  ## renew requirements.lock after a change of pyproject.toml
 	  --output-file requirements.lock --generate-hashes --no-emit-index-url --no-header
 
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out site .pytest_cache .mypy_cache .ruff_cache .hypothesis
