@@ -18,7 +18,7 @@ from tagstream.pipelines.cli import main as _commands  # noqa: F401  registers t
 from tagstream.pipelines.cli.options import app
 from tagstream.pipelines.report.prometheus import JobCollector, PoolCollector
 from tagstream.schemas import errors
-from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.job_context import JobContext
 
 FIRST = ("run", "plan", "replay", "evaluate", "optimize")
 """Commands in the order in which a user needs them; the others follow by name."""
@@ -135,12 +135,10 @@ def metrics_page() -> str:
 
 def _families() -> Iterable[Any]:
     """All metrics of a process that has committed a message, and those that only a worker pool has."""
-    METRICS.reset()
-    METRICS.committed(1, 0, Counter([next(iter(errors.DeadCode)).value]))
-    METRICS.waited([0.1])
-    found = [*JobCollector().collect(), *PoolCollector(dict).collect()]
-    METRICS.reset()
-    return found
+    context = JobContext()
+    context.metrics.committed(1, 0, Counter([next(iter(errors.DeadCode)).value]))
+    context.metrics.waited([0.1])
+    return [*JobCollector(lambda: [context]).collect(), *PoolCollector(dict).collect()]
 
 
 def pages() -> dict[Path, str]:

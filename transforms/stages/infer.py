@@ -24,9 +24,8 @@ from tagstream.schemas.block import TEXT, Block, take_rows
 from tagstream.schemas.dead_letters import dead_letters, merged
 from tagstream.schemas.errors import DeadCode, DeadLetterLimitError, ModelError
 from tagstream.schemas.spec import JobSpec
-from tagstream.transforms.inference.backends.registry import describe, identify
-from tagstream.transforms.inference.engine import Engine
-from tagstream.transforms.inference.engines import Engines
+from tagstream.transforms.inference.backends.registry import identify
+from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.tokenization.text_checks import unfit_rows
@@ -53,13 +52,9 @@ class Pending:
 class BlockInference:
     """Submit blocks to the engines of a job and turn their answers into label columns."""
 
-    def __init__(self, spec: JobSpec, engines: list[Engine]) -> None:
-        """`engines`: one for each entry of `spec.infer`, in that order; the same one may come several times."""
-        self.spec = spec
-        self.engines = engines
-        self.heads = [describe(entry)[0] for entry in spec.infer]
-        on_gpu = all(engine.backend.device.startswith("cuda") for engine in self.engines)
-        self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if on_gpu else IN_FLIGHT)
+    def __init__(self, spec: JobSpec, labelling: Labelling) -> None:
+        self.spec, self.labelling = spec, labelling
+        self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if labelling.on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:
         """Take out rows without a valid text, hand the others to every engine. Does not wait."""
@@ -67,33 +62,20 @@ class BlockInference:
         batch, dead = block.batch, block.dead
         if len(rows):
             batch, dead = self._bury(block.span.split, batch, dead, rows, codes, [""] * len(rows))
-        texts = batch.column(TEXT)
-        asked: dict[Engine, Future[Prediction]] = {}
-        for engine in self.engines if batch.num_rows else ():
-            if engine not in asked:
-                asked[engine] = engine.submit(texts)
-        futures = [asked[engine] for engine in self.engines] if asked else []
+        futures = self.labelling.submit(batch.column(TEXT)) if batch.num_rows else []
         return Pending(Block(block.span, batch, dead), dead, futures)
 
     def finish(self, pending: Pending, timeout: float | None = None) -> Block:
         """The block with label columns in place of the text. Waits up to `timeout` seconds, then TimeoutError."""
         predictions = [future.result(timeout) for future in pending.futures]
         batch = pending.block.batch
-        columns, fields = [], []
-        for number, head in enumerate(self.heads):
-            fields += head.fields
-            if predictions:
-                p = predictions[number]
-                columns += head.columns(p.scores, p.tokens, p.truncated)
-            else:
-                columns += [pa.array([], field.type) for field in head.fields]
         kept = [name for name in batch.schema.names if name != TEXT]
         labelled = pa.RecordBatch.from_arrays(
-            [*(batch.column(name) for name in kept), *columns],
-            schema=pa.schema([*(batch.schema.field(name) for name in kept), *fields]),
+            [*(batch.column(name) for name in kept), *self.labelling.columns(predictions)],
+            schema=pa.schema([*(batch.schema.field(name) for name in kept), *self.labelling.fields]),
         )
         dead = pending.dead
-        if errors := self._errors(predictions):
+        if errors := self.labelling.errors(predictions):
             rows = np.array(sorted(errors), np.int64)
             codes, messages = zip(*(errors[row] for row in rows.tolist()), strict=True)
             _, dead = self._bury(pending.block.span.split, batch, dead, rows, list(codes), list(messages))
@@ -101,13 +83,6 @@ class BlockInference:
             alive[rows] = False
             labelled = take_rows(labelled, np.flatnonzero(alive))
         return Block(pending.block.span, labelled, dead)
-
-    def _errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
-        errors: dict[int, tuple[DeadCode, str]] = {}
-        for entry, prediction in zip(self.spec.infer, predictions, strict=False):
-            for row, (code, message) in prediction.errors.items():
-                errors.setdefault(row, (code, f"{entry.as_}: {message}"))
-        return errors
 
     def _bury(
         self,
@@ -172,8 +147,7 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
         with self.context.failing():
             if self.expected is not None:
                 _check_worker(self.spec, self.expected)
-            engines = self.context.resource(Engines)
-            self.inference = BlockInference(self.spec, [engines.of(entry) for entry in self.spec.infer])
+            self.inference = BlockInference(self.spec, Labelling.of(self.spec.infer, self.context))
         self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
         self.pending: deque[Pending] = deque()
         self.held: list[Block] = []

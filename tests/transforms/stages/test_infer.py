@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.stages.infer import BlockInference
 
 
@@ -31,4 +32,4 @@ def test_blocks_in_flight(devices: list[str], given: int | None, expected: int) 
         }
     )
     engines = [SimpleNamespace(backend=SimpleNamespace(device=device)) for device in devices]
-    assert BlockInference(spec, engines).in_flight == expected
+    assert BlockInference(spec, Labelling(spec.infer, engines)).in_flight == expected

@@ -1,0 +1,63 @@
+"""All entries of `infer` together: texts in, the label columns of every entry out.
+
+What a job does with blocks and what the Python interface does with arrays both rest on this. Knows no Beam and no I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from concurrent.futures import Future
+
+import pyarrow as pa
+
+from tagstream.schemas.errors import DeadCode
+from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.inference.backends.registry import describe
+from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.engines import Engines
+from tagstream.transforms.inference.predictions import Prediction
+from tagstream.transforms.runtime.job_context import JobContext
+
+
+class Labelling:
+    """See the module. Thread-safe."""
+
+    def __init__(self, entries: Iterable[InferEntry], engines: list[Engine]) -> None:
+        """`engines`: one for each entry, in that order; entries may share one."""
+        self.entries, self.engines = tuple(entries), engines
+        self._heads = [describe(entry)[0] for entry in self.entries]
+        self.fields: list[pa.Field] = [field for head in self._heads for field in head.fields]
+        """The columns of all entries, in order."""
+        self.on_gpu = all(engine.backend.device.startswith("cuda") for engine in engines)
+
+    @classmethod
+    def of(cls, entries: Iterable[InferEntry], context: JobContext) -> Labelling:
+        """With the engines of a job; loads the models that are not loaded yet. Raises ModelError, SpecError."""
+        entries, engines = tuple(entries), context.resource(Engines)
+        return cls(entries, [engines.of(entry) for entry in entries])
+
+    def submit(self, texts: pa.LargeStringArray) -> list[Future[Prediction]]:
+        """Give valid UTF-8 texts without nulls to every engine once. Does not wait. One future for each entry."""
+        asked: dict[Engine, Future[Prediction]] = {}
+        for engine in self.engines:
+            if engine not in asked:
+                asked[engine] = engine.submit(texts)
+        return [asked[engine] for engine in self.engines]
+
+    def columns(self, predictions: list[Prediction]) -> list[pa.Array]:
+        """Arrays for `fields`, a value for each text; what stands where a text has an error is of no meaning.
+
+        `predictions`: one for each entry; none at all stands for no texts.
+        """
+        if not predictions:
+            return [pa.array([], field.type) for field in self.fields]
+        pairs = zip(self._heads, predictions, strict=True)
+        return [column for head, p in pairs for column in head.columns(p.scores, p.tokens, p.truncated)]
+
+    def errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
+        """Code and message of the texts that an entry could not answer, by index. The first such entry counts."""
+        errors: dict[int, tuple[DeadCode, str]] = {}
+        for entry, prediction in zip(self.entries, predictions, strict=False):
+            for row, (code, message) in prediction.errors.items():
+                errors.setdefault(row, (code, f"{entry.as_}: {message}"))
+        return errors
