@@ -275,7 +275,7 @@ def shared_engine(entry: InferEntry) -> Engine:
     with _ENGINES_LOCK:
         if key not in _ENGINES:
             backend = load_backend(entry)
-            works = None if entry.backend.type == "constant" else try_out(backend, entry.as_)
+            works = try_out(backend, entry.as_) if entry.backend.needs_model else None
             chosen = entry.backend
             if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
                 METRICS.note(

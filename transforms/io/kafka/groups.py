@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tagstream.schemas.kafka_spec import KafkaSource
+from tagstream.schemas.kafka_spec import kafka_source
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.kafka.client.cluster import Partition
 
@@ -20,7 +20,8 @@ MEMBERS: dict[tuple[str, Partition], Member] = {}
 
 def group_of(spec: JobSpec) -> str:
     """The consumer group of a job: its offsets are the ledger of a Kafka sink."""
-    return (spec.source.group if isinstance(spec.source, KafkaSource) else None) or spec.name
+    source = kafka_source(spec)
+    return (source.group if source else None) or spec.name
 
 
 def replay_group_of(spec: JobSpec) -> str:
