@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Union, cast
+from typing import Annotated, Any, Union, cast, get_args
 
 from pydantic import BaseModel, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -43,7 +43,7 @@ class OneOf:
         """Ours as a discriminated union, for the JSON Schema; validated by `_validate` in its place."""
         union = Annotated[Union[tuple(self.parts.values())], Field(discriminator="type")]  # type: ignore[valid-type]  # noqa: UP007
         return core_schema.no_info_wrap_validator_function(
-            lambda value, _: self._validate(value),
+            lambda value, _: self._validate(value, get_args(source) or (source,)),
             handler.generate_schema(union),
             serialization=core_schema.simple_ser_schema("any"),
         )
@@ -60,8 +60,8 @@ class OneOf:
                 found["discriminator"]["mapping"][kind] = reference["$ref"]
         return found
 
-    def _validate(self, value: Any) -> BaseModel:
-        if isinstance(value, Spec):
+    def _validate(self, value: Any, bases: tuple[type, ...]) -> BaseModel:
+        if isinstance(value, Spec) and isinstance(value, bases):
             return value
         if not isinstance(value, dict):
             raise PydanticCustomError("part", "must be a mapping of fields")
