@@ -29,6 +29,11 @@ class ModelFiles:
     config: dict[str, Any]
 
     @property
+    def architectures(self) -> list[str]:
+        """Names of transformers' classes that the weights are of; the tasks say which they take."""
+        return [str(name) for name in self.config.get("architectures") or ()]
+
+    @property
     def labels(self) -> list[str]:
         """Names by index, `id2label` of the config or LABEL_0, LABEL_1, …"""
         id2label = self.config.get("id2label")
@@ -78,7 +83,7 @@ def _find_model(name: str, revision: str | None) -> ModelFiles:
             raise ValueError("not an object")  # noqa: TRY004  told like any other damage
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: {config_file} is not readable JSON: {error}") from None
-    _check_architecture(name, config)
+    _check_code(name, config)
     _check_labels(name, config.get("id2label"))
     _check_files(name, path)
     return ModelFiles(name, path, config)
@@ -123,13 +128,7 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_architecture(name: str, config: dict[str, Any]) -> None:
-    architectures = config.get("architectures") or []
-    if not any(str(a).endswith("ForSequenceClassification") for a in architectures):
-        raise ModelError(
-            f"{name}: its config says {', '.join(map(str, architectures)) or 'no architecture'}, "
-            "which is no sequence classifier; choose a model whose architecture ends in ForSequenceClassification"
-        )
+def _check_code(name: str, config: dict[str, Any]) -> None:
     if "auto_map" in config:
         raise ModelError(
             f"{name}: needs code from its own repository (auto_map), which is never run; choose a built-in architecture"

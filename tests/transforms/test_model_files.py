@@ -40,7 +40,7 @@ def change(folder: Path, **config: Any) -> None:
 def refused(folder: object, revision: str | None = None) -> str:
     """The message, which must name the model."""
     with pytest.raises(ModelError) as caught:
-        find_model(str(folder), revision)
+        describe(InferEntry.model_validate({"model": str(folder), "revision": revision}))
     assert caught.value.exit_code == 4
     assert str(caught.value).startswith(str(folder))
     return str(caught.value)

@@ -47,7 +47,7 @@ class Engines:
 
     def _start(self, entry: InferEntry) -> Engine:
         backend = load_backend(entry)
-        works = None if entry.backend.type == "constant" else try_out(backend, entry.as_)
+        works = try_out(backend, entry.as_) if entry.backend.needs_model else None
         chosen = entry.backend
         if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
             self._context.metrics.note(

@@ -1,5 +1,9 @@
 """What a source and a sink must do: the two seams of the pipeline, as protocols.
 
+A new source or sink is one module that offers what `SourceModule` or `SinkModule` says. One of ours has its part of the
+specification in `schemas/` and a line in `io/registry.py`; a third party's is named by an entry point, and carries its
+part with it.
+
 A sink is the ledger of its job: what it has committed is the truth about what is done. A writer appends to the
 chain of one split, and an append succeeds only where the chain ends.
 """
@@ -15,6 +19,8 @@ import pyarrow as pa
 
 from tagstream.schemas.block import AGAIN, Block, Span, Split
 from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.runtime.job_context import JobContext
 
 
 @dataclass(frozen=True)
@@ -236,3 +242,38 @@ class LiveSource(Protocol):
 
     def feed(self, sink: Sink) -> Feed:
         """A new member of the source's group. Raises SourceError."""
+
+
+class SourceModule(Protocol):
+    """What the module of a source offers. A third party registers one by the entry-point group `tagstream.sources`.
+
+    The name of the entry point is the `type` in a specification. Beside `open_source` the module has, if it is a third
+    party's, a class `Specification`: a `schemas.spec_base.SourcePart` with the fields that follow `type`. For example:
+
+        class Specification(SourcePart):
+            type: Literal["mongo"] = "mongo"
+            collection: str = Field(examples=["messages"])
+    """
+
+    def open_source(self, spec: JobSpec, context: JobContext, /) -> Source:
+        """The source of a job. `spec.source` is a `Specification`; `context`: what the job owns in this process.
+
+        Raises SourceError for what can be seen at once.
+
+        The source is pickled: other processes read its splits.
+        """
+
+
+class SinkModule(Protocol):
+    """What the module of a sink offers. A third party registers one by the entry-point group `tagstream.sinks`.
+
+    The name of the entry point is the `type` in a specification. Beside `open_sink` the module has, if it is a third
+    party's, a class `Specification`: a `schemas.spec_base.SinkPart`. If a job may say where dead letters go, the module
+    also has a class `DeadLetters`: a `schemas.spec_base.DeadLettersPart`, the part `dead_letters` of the same `type`.
+    """
+
+    def open_sink(self, spec: JobSpec, context: JobContext, /) -> Sink:
+        """The sink of a job; touches nothing yet. `spec.sink` is a `Specification`. The sink is pickled.
+
+        `context`: what the job owns in this process.
+        """

@@ -13,8 +13,14 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.model import Model
 
 Array = np.ndarray
+
+ARCHITECTURE = "ForSequenceClassification"
+"""See `tasks.contracts.TaskModule`."""
+KIND = "sequence classifier"
+"""See `tasks.contracts.TaskModule`."""
 
 
 @dataclass(frozen=True)
@@ -129,3 +135,8 @@ def activate(logits: Array, activation: str) -> Array:
         with np.errstate(over="ignore"):  # 1 / (1 + inf) is the right answer
             return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     return logits
+
+
+def head(entry: InferEntry, model: Model) -> Head:
+    """See `tasks.contracts.TaskModule`."""
+    return Head.of(entry, model.labels, model.activation, model.name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -67,6 +69,20 @@ def test_plan_and_evaluate_report(job: BulkJob) -> None:
     done = call("evaluate", job.folder / "job.yaml", "--label", "text", "--report", report)
     assert done.exit_code == 0, done.output
     assert json.loads(report.read_text())["entries"]["tag"]["accuracy"] == 0
+
+
+def test_version() -> None:
+    """As installed."""
+    done = call("--version")
+    assert (done.exit_code, done.stdout) == (0, f"tagstream {importlib.metadata.version('tagstream')}\n")
+
+
+def test_keep_all_columns(job: BulkJob) -> None:
+    """A star on the command line: every column but the text."""
+    out = job.folder / "all"
+    done = call("run", job.folder / "job.yaml", "--keep", "*", "--set", f"sink.path={out}")
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(out).column_names == ["id", "tag", "tag_score", "tag_truncated"]
 
 
 def test_replay(job: BulkJob) -> None:

@@ -197,6 +197,19 @@ class SourceContract:
             assert str(got[name].to_pylist()) == str(table[name].to_pylist()), name
         assert got[TEXT].to_pylist() == table["text"].to_pylist()
 
+    def test_all_columns(self, tmp_path: Path) -> None:
+        """`keep: '*'`: every column but the text, in the order of the input, its values unchanged."""
+        keys = {self.key: pa.array(range(60))} if self.key else {}
+        table = pa.table(
+            {"a": range(60), "text": [f"t{i}" for i in range(60)], **keys, "Z": [f"z{i}" for i in range(60)]}
+        )
+        source = self.source(tmp_path, table, {"rows": 7}, split_rows=20, id=self.key, keep="*")
+        assert source.kept.names == [name for name in table.column_names if name != "text"]
+        blocks = [b for split in source.splits() for b in self.read(source, split, split.start)]
+        got = pa.Table.from_batches([b.batch for b in blocks])
+        assert got.select(source.kept.names).to_pylist() == table.select(source.kept.names).to_pylist()
+        assert got[TEXT].to_pylist() == table["text"].to_pylist()
+
     def test_only_what_is_asked_for(self, tmp_path: Path) -> None:
         """Other columns are not even in the block."""
         table = plain_table(10).append_column("other", pa.array(range(10)))

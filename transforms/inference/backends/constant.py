@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 
 from tagstream.schemas.errors import OutOfMemoryError, SpecError
 from tagstream.schemas.spec import ConstantBackend, InferEntry
+from tagstream.transforms.tasks.model import NoModel
+from tagstream.transforms.tasks.registry import identity_of, open_head
 from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
@@ -68,8 +70,8 @@ class _Constant:
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
     """Head with the one label, and what identifies it."""
     spec = cast("ConstantBackend", entry.backend)
-    head = Head.of(entry, [spec.label], "softmax", f"constant:{spec.label}")
-    return head, {"backend": "constant", "label": spec.label}
+    model = NoModel(f"constant:{spec.label}", [spec.label])
+    return open_head(entry, model), {"backend": "constant", "label": spec.label, **identity_of(entry, model)}
 
 
 def identity(_: InferEntry) -> dict[str, Any]:

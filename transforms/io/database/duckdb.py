@@ -96,7 +96,7 @@ def open_source(spec: JobSpec, _: JobContext) -> TableSource:
     path = cast("DuckDBSource", spec.source).path
     if path is not None and not Path(path).exists():
         raise SourceError(f"source.path {path}: no such file")
-    same = spec.sink.type == "duckdb" and path is not None and Path(path).resolve() == Path(spec.sink.path).resolve()
+    same = path is not None and spec.sink.writes(path)
     return TableSource(spec, partial(connect, path, read_only=not same), path or "DuckDB")
 
 

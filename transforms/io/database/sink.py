@@ -133,7 +133,7 @@ class TableSink:
         self.sink = cast("SqlSink", spec.sink)
         self.sessions = Sessions(connect)
         self.where = where
-        key = self.sink.key or getattr(spec.source, "key", ()) or tuple(filter(None, [spec.source.id]))
+        key = self.sink.key or spec.source.key
         if self.sink.mode != "append" and not key:
             raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key: give source.id or sink.key")
         if missing := [name for name in key if name not in spec.source.kept]:
@@ -287,6 +287,6 @@ class TableSink:
         session.run(f"INSERT INTO {self.dead} ({names}) SELECT {names} FROM {staged}")
 
     def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
-        told = not_ours(self.sink.path, held, mine, f"another job {self.spec.name!r}")
+        told = not_ours(self.sink.where, held, mine, f"another job {self.spec.name!r}")
         again = "" if self.sink.mode == "append" else "--reclassify labels its rows again, key by key; "
         return f"{told}\n{again}--overwrite replaces it; another name and table write beside it"

@@ -102,7 +102,8 @@ class TableSource:
         def work() -> list[Column]:
             with self.sessions.lent() as session:
                 every = session.query(f"SELECT * FROM {self.relation} WHERE 1 = 0").schema.names
-                wanted = [n for n in dict.fromkeys([*self.spec.kept, self.spec.text]) if n in every]
+                kept = every if self.spec.keeps_all else self.spec.kept
+                wanted = [n for n in dict.fromkeys([*kept, self.spec.text]) if n in every]
                 found = {c.name: c for c in session.dialect.columns(session.query, self.relation, wanted)}
                 return [found.get(name) or Column(name, quote(name), pa.null()) for name in every]
 
@@ -207,7 +208,7 @@ class _Reader:
                     self._session = source.sessions.take()
                     for statement in self._session.dialect.begin:
                         self._session.run(statement)
-                wanted = source.columns_of(list(dict.fromkeys([*source.spec.kept, source.spec.text])))
+                wanted = source.columns_of(list(dict.fromkeys([*source.kept.names, source.spec.text])))
                 values = Values(self._session.dialect)
                 where = source.range_clause(values, low, high)
                 order = ", ".join(f"q.{quote(name)}" for name in source.spec.key)  # the column, not its selected text

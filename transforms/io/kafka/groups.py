@@ -6,7 +6,7 @@ process, so the sink finds the member of the source here.
 
 from __future__ import annotations
 
-from tagstream.schemas.kafka_spec import KafkaSource
+from tagstream.schemas.kafka_spec import kafka_source
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.kafka.client.cluster import Partition
 from tagstream.transforms.io.kafka.client.member import Member
@@ -39,7 +39,8 @@ class Members:
 
 def group_of(spec: JobSpec) -> str:
     """The consumer group of a job: its offsets are the ledger of a Kafka sink."""
-    return (spec.source.group if isinstance(spec.source, KafkaSource) else None) or spec.name
+    source = kafka_source(spec)
+    return (source.group if source else None) or spec.name
 
 
 def replay_group_of(spec: JobSpec) -> str:

@@ -41,7 +41,7 @@ class RecordBlocks:
     def __init__(self, spec: JobSpec, source: KafkaSource) -> None:
         self.decode = Decoder(source, SchemaRegistry(source.registry) if source.registry else None)
         fields = [pa.field(name, _META_TYPES.get(name, pa.string())) for name in source.kept]
-        if spec.sink.type == "kafka":
+        if spec.sink.wants_messages:
             fields += [pa.field(name, kind) for name, kind in MESSAGE.items()]
         self.kept = pa.schema(fields)
         self.payload = spec.payload

@@ -22,7 +22,7 @@ from kafka.structs import ConsumerGroupMetadata
 from tagstream.schemas.block import Block, Split
 from tagstream.schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError, TagstreamError
 from tagstream.schemas.fingerprint import Fingerprint
-from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, kafka_source
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.contracts import Commit, Progress
@@ -131,12 +131,12 @@ class _Sink:
     def __init__(self, spec: JobSpec, context: JobContext) -> None:
         self.job, self.context = spec, context
         self.spec = cast("KafkaSink", spec.sink)
-        source = spec.source if isinstance(spec.source, KafkaSource) else None
+        source = kafka_source(spec)
         servers = self.spec.servers or (source.servers if source else "")
         client = self.spec.client or (source.client if source and source.servers == servers else {})
         self.cluster = Cluster(servers, client)
         dead = spec.dead_letters
-        self.dead_topic = dead.topic if isinstance(dead, KafkaDeadLetters) else f"{self.spec.topic}-dead"
+        self.dead_topic = cast("KafkaDeadLetters", dead).topic if dead else f"{self.spec.topic}-dead"
         self.live_source = source
         self.group = group_of(spec)
         self.fingerprint = ""

@@ -186,7 +186,7 @@ class Feed:
             return starts
         if later := [p for p in partitions if p not in member.there_at_first]:
             starts |= offsets(consumer, later, "earliest")
-        if self.source.job.sink.type != "kafka":
+        if not self.source.job.sink.commits_offsets:
             unsettled = {}
             for partition in (p for p in partitions if p not in begun):
                 if (found := member.committed(partition)) is None:
@@ -209,7 +209,7 @@ class Feed:
     def _keep_up(self) -> None:
         """Tells the member what is committed, and reads again what a lost race has dropped."""
         self._close_released()
-        report = self.source.job.sink.type != "kafka" and time.monotonic() - self._reported > REPORT_SECONDS
+        report = not self.source.job.sink.commits_offsets and time.monotonic() - self._reported > REPORT_SECONDS
         if report:
             self._reported = time.monotonic()
             writers = {p: self._writers.of(split.id) for p, split in list(self._splits.items())}

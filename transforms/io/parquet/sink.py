@@ -30,6 +30,7 @@ from tagstream.schemas.fingerprint import Fingerprint, not_ours
 from tagstream.schemas.spec import JobSpec, ParquetSink
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.common.keep_apart import keep_apart
 from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
 from tagstream.transforms.io.contracts import Commit, Progress
 from tagstream.transforms.io.parquet.dead_letter_source import FolderLetters
@@ -331,5 +332,6 @@ class _Sink:
 
 
 def open_sink(spec: JobSpec, _: JobContext) -> _Sink:
-    """See `io.registry.open_sink`."""
+    """See `io.registry.open_sink`. Raises SpecError if the output lies inside the input."""
+    keep_apart(spec.source, cast("ParquetSink", spec.sink).path, getattr(spec.dead_letters, "path", None))
     return _Sink(spec)

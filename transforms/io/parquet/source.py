@@ -167,7 +167,13 @@ class _Source:
             return file
         try:
             kept = check_columns(file.schema, self.spec, file.path)
-            for mine, theirs in zip(kept, self.kept, strict=True):
+            if other := sorted({*kept.names} ^ {*self.kept.names}):  # with keep: '*' only
+                has = "there is a" if other[0] in kept.names else "there is no"
+                raise SourceError(
+                    f"{file.path}: {has} column {other[0]!r}, unlike in {first}: keep: '*' needs the same columns in "
+                    "all files; list those to keep"
+                )
+            for mine, theirs in zip((kept.field(name) for name in self.kept.names), self.kept, strict=True):
                 if mine.type != theirs.type:
                     raise SourceError(f"{file.path}: column {mine.name!r} is {mine.type}, but {theirs.type} in {first}")
         except SourceError as error:
