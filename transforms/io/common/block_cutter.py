@@ -1,4 +1,7 @@
-"""From record batches of any system to blocks: columns checked, renamed, cut by rows and bytes. For every source."""
+"""Turns a source's record batches into blocks: checks and renames columns, cuts by rows and bytes.
+
+Every source uses this module, whatever system its batches come from.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,22 @@ from tagstream.transforms.tokenization.text_checks import as_text, is_text
 
 
 def check_planned(planned: list[Split], name: str, here: str) -> None:
-    """Raises LedgerError if the plan was made for another input: its splits' payload has that under `name`."""
+    """Raises LedgerError if the plan was made for another input than `here`.
+
+    Each split's payload holds its input under the key `name`, for example "table".
+    """
     if planned and planned[0].payload[name] != here:
         raise LedgerError(
-            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name (and "
-            "output), or --overwrite"
+            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name and "
+            "output, or start again with --overwrite"
         )
 
 
 def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Schema:
-    """Schema of the id and kept columns. Raises SourceError, naming `where`, if one is missing or no text."""
+    """Schema of the id and kept columns.
+
+    Raises SourceError, with `where` in the message, if a column is missing or the text column holds no text.
+    """
     for name, field in [(columns.text, "source.text"), *((kept, "source.keep") for kept in columns.kept)]:
         if schema.get_field_index(name) < 0:
             if name in schema.names:
@@ -42,12 +51,12 @@ def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Sch
         raise SourceError(
             f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
         )
-    # nullable: rows of a file that can't be read have no values, and another file may allow nulls
+    # nullable: rows of an unreadable file have no values, and another file of the source may allow nulls
     return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in columns.kept])
 
 
 class BlockCutter:
-    """Cuts a source's record batches into blocks of the size that the specification allows."""
+    """Cuts record batches into blocks no larger than the specification's `blocks` allows."""
 
     def __init__(self, columns: TextColumns, kept: pa.Schema, blocks: Blocks) -> None:
         self.columns = columns
@@ -59,7 +68,7 @@ class BlockCutter:
         self._no_dead = no_dead(kept)
 
     def cut(self, split: str, batch: pa.RecordBatch, start: int) -> Iterator[Block]:
-        """Blocks of consecutive positions from `start` on: one a row."""
+        """Blocks of `batch`. Row `i` gets position `start + i`."""
         positions = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
         arrays = [batch.column(name) for name in self.kept.names]
         text = as_text(batch.column(self.columns.text), self.columns.text)

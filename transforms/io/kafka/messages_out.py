@@ -29,7 +29,7 @@ Headers = list[tuple[str, bytes]]
 Encode = Callable[[pa.RecordBatch], list[bytes | None]]
 
 
-class Staged(NamedTuple):
+class StagedRecords(NamedTuple):
     """Records to be sent. `rows`: the row behind each of the first ones, which are labels.
 
     `refused`: rows that are dead letters only because they can't be encoded.
@@ -53,7 +53,7 @@ class Messages:
         self.job, self.dead_topic, self.split, self._count, self._encode = job, dead_topic, split, count, encode
         self.spec = cast("KafkaSink", job.sink)
 
-    def records(self, block: Block) -> Staged:
+    def records(self, block: Block) -> StagedRecords:
         """Labels in order, then dead letters."""
         hidden = {POSITION, ORIGIN_SPLIT, ORIGIN_POSITION, *MESSAGE}
         shown = block.batch.select([name for name in block.batch.schema.names if name not in hidden])
@@ -68,7 +68,7 @@ class Messages:
                 alive = np.flatnonzero([value is not None for value in values])
                 block = replace(block, batch=take_rows(block.batch, alive))
             labels = self._in_values(block.batch, [value for value in values if value is not None])
-        return Staged(labels + dead, [(block, row) for row in range(len(labels))], refused)
+        return StagedRecords(labels + dead, [(block, row) for row in range(len(labels))], refused)
 
     def _in_values(self, batch: pa.RecordBatch, values: list[bytes]) -> list[Record]:
         if "~key" in batch.schema.names:

@@ -21,8 +21,8 @@ from tagstream.transforms.io.lake.table import (
     COMMIT,
     ConflictError,
     LakeTable,
-    Letters,
-    Staged,
+    LetterFilter,
+    StagedRows,
     State,
     new_token,
 )
@@ -81,8 +81,8 @@ class LakeLedger:
             if state is None:
                 self.dead.create(letters.schema, {})
                 raise ConflictError("the table was made")
-            rows = Staged(letters.schema, letters.num_rows, letters.to_reader)
-            without = Letters(self.spec.name, replaces["split"], int(replaces["stop"])) if replaces else None
+            rows = StagedRows(letters.schema, letters.num_rows, letters.to_reader)
+            without = LetterFilter(self.spec.name, replaces["split"], int(replaces["stop"])) if replaces else None
             self.dead.append(state, rows, {name: stop}, self.note(new_token()), without)
         self.labels.drop(file)
 
@@ -127,7 +127,7 @@ class LakeLedger:
 
     def _remove_letters(self) -> None:
         if (state := self.dead.load()) is not None:
-            everything = Letters(self.spec.name, None, 0)
+            everything = LetterFilter(self.spec.name, None, 0)
             self.dead.append(state, None, {}, self.note(new_token()), everything)
 
     def _differs(self, held: int) -> str:

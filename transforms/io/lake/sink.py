@@ -27,13 +27,13 @@ from tagstream.schemas.block import Split
 from tagstream.schemas.dead_letters import dead_schema
 from tagstream.schemas.errors import LedgerError
 from tagstream.schemas.fingerprint import Fingerprint
-from tagstream.transforms.io.common.dead_letter_source import TableLetters
+from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
 from tagstream.transforms.io.common.plan_files import splits_from, splits_to
 from tagstream.transforms.io.contracts import Progress
 from tagstream.transforms.io.lake.ledger import LakeLedger, table_of_text
 from tagstream.transforms.io.lake.table import (
     FOLDER,
-    Letters,
+    LetterFilter,
     State,
     lake_schema,
     new_token,
@@ -88,22 +88,22 @@ class LakeSink(LakeLedger):
         """See `io.contracts.ReadableSink`."""
         return self.labels.rows([], None, count)
 
-    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetters:
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetterSource:
         """See `io.contracts.ReplayingSink`."""
         state = self.retried(self.labels.load)
         self.token = state.get("job") if state else None
         self.settle_letters()
         names = [field.name for field in dead_schema(pa.schema([("any", pa.string())]))]
-        rows = self.dead.rows(["split", "position"], Letters(self.spec.name, None, 0), None)
+        rows = self.dead.rows(["split", "position"], LetterFilter(self.spec.name, None, 0), None)
         groups = []
         if rows.num_rows:
             found = rows.group_by("split").aggregate([("position", "max"), ("position", "count")])
             groups = [(r["split"], r["position_max"] + 1, r["position_count"]) for r in found.to_pylist()]
 
         def fetch(split: str, stop: int) -> pa.Table:
-            return self.dead.rows(names, Letters(self.spec.name, split, stop), None)
+            return self.dead.rows(names, LetterFilter(self.spec.name, split, stop), None)
 
-        return TableLetters(self.dead.where, kept(), self.spec.blocks, groups, fetch)
+        return TableLetterSource(self.dead.where, kept(), self.spec.blocks, groups, fetch)
 
     def _plan(self, state: State | None) -> list[Split]:
         token = state.get(f"{state.get('job')}/plan") if state else None

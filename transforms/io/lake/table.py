@@ -36,7 +36,7 @@ class ConflictError(Exception):
 
 
 @dataclass(frozen=True)
-class Letters:
+class LetterFilter:
     """Dead letters of a job: those of `split` at positions below `stop`; all if `split` is None."""
 
     job: str
@@ -89,17 +89,22 @@ class LakeTable(Protocol):
         """The table anew, without rows. Raises ConflictError."""
 
     def append(
-        self, state: Any, rows: Staged | None, values: dict[str, int], note: dict[str, str], without: Letters | None
+        self,
+        state: Any,
+        rows: StagedRows | None,
+        values: dict[str, int],
+        note: dict[str, str],
+        without: LetterFilter | None,
     ) -> None:
         """Rows, missing columns and numbers, in one commit; `without`: rows that leave before.
 
         Raises ConflictError if one of the numbers has changed since `state`, or for any change of the table.
         """
 
-    def forget(self, staged: Staged) -> None:
+    def forget(self, staged: StagedRows) -> None:
         """Delete the files of rows that were not appended."""
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
         """Rows as they are now, of all columns if none is named; `letters`: only these. No columns without a table."""
 
     def put(self, name: str, rows: pa.RecordBatchReader, note: dict[str, str]) -> None:
@@ -113,7 +118,7 @@ class LakeTable(Protocol):
 
 
 @dataclass
-class Staged:
+class StagedRows:
     """Rows of one commit, read as often as it is tried. `made`: what the table has made of them, for the next try."""
 
     schema: pa.Schema

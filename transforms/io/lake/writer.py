@@ -11,7 +11,7 @@ from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_row
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Commit
 from tagstream.transforms.io.lake.ledger import LakeLedger, letters_file
-from tagstream.transforms.io.lake.table import ConflictError, Staged, lake_rows, new_token
+from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, new_token
 
 _SPOOL_BYTES = 256 << 20
 
@@ -44,7 +44,7 @@ class LakeWriter(ChainWriter):
         assert self._labels is not None
         assert self._letters is not None
         ledger, span, token = self._ledger, commit.span, new_token()
-        rows = Staged(self._labels.schema, self._labels.rows, self._labels.reader)
+        rows = StagedRows(self._labels.schema, self._labels.rows, self._labels.reader)
         replaces = self.split.payload.get(REPLACES)
         letters = self._letters if self._letters.rows or replaces else None
         unsure = False

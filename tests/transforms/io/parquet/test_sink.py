@@ -96,7 +96,7 @@ class ParquetContract(SinkContract):
         url = self.url(tmp_path)
         other = open_sink(self.job({"type": "parquet", "path": f"{url}/other"}, f"{url}/dead"))
         for overwrite in (False, True):
-            with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out: give these"):
+            with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out. Choose another folder"):
                 other.prepare(JOB, overwrite=overwrite)
         self.ready(tmp_path)
 
@@ -196,7 +196,7 @@ class ParquetContract(SinkContract):
         self.ready(tmp_path)
         with fsspec.open(f"{self.url(tmp_path)}/out/_job.json", "wb") as opened:
             opened.write(b"{")
-        with pytest.raises(LedgerError, match=r"_job\.json: damaged; --overwrite starts anew"):
+        with pytest.raises(LedgerError, match=r"_job\.json: damaged; start again with --overwrite"):
             self.ready(tmp_path)
         self.ready(tmp_path, overwrite=True)
 

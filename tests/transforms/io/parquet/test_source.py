@@ -263,7 +263,7 @@ def test_bad_file_is_named_before_work_starts(tmp_path: Path, kind: str) -> None
     """The file, what is wrong with it, and how to go on without it."""
     broken(tmp_path / "in", kind)
     with pytest.raises(
-        SourceError, match=rf"c\.parquet: .*{BROKEN[kind]}.*on_bad_file: dead_letter goes on without it"
+        SourceError, match=rf"c\.parquet: .*{BROKEN[kind]}.*on_bad_file: dead_letter to go on without it"
     ):
         source(tmp_path / "in")
 

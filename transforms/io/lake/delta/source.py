@@ -29,7 +29,7 @@ _NOT_READ = ("columnMapping", "typeWidening", "variantType")
 """Reader features under which a column is not simply what the file calls it."""
 
 
-class _Source(LakeSource):
+class DeltaTableSource(LakeSource):
     def __init__(self, spec: JobSpec) -> None:
         source = cast("DeltaSource", spec.source)
         storage = {name: value.get_secret_value() for name, value in source.storage.items()}
@@ -181,4 +181,4 @@ def _text(value: Any) -> str | None:
 
 def open_source(spec: JobSpec) -> LakeSource:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return DeltaTableSource(spec)

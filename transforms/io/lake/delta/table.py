@@ -20,7 +20,15 @@ from tagstream.schemas.lake_spec import DeltaSink, secrets_of
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.lake.delta.log import DeltaLog
 from tagstream.transforms.io.lake.sink import LakeSink
-from tagstream.transforms.io.lake.table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, lacks
+from tagstream.transforms.io.lake.table import (
+    FOLDER,
+    ConflictError,
+    LetterFilter,
+    StagedRows,
+    as_bytes,
+    from_bytes,
+    lacks,
+)
 
 if TYPE_CHECKING:
     from deltalake import CommitProperties, DeltaTable
@@ -82,7 +90,7 @@ class DeltaAccess:
             raise self._failure(f"{self.where}: {message}") from None
 
 
-class _State:
+class _DeltaState:
     def __init__(self, table: DeltaTable, files: pafs.FileSystem, job: str) -> None:
         self.table = table
         self.schema = pa.schema(table.schema().to_arrow())
@@ -133,15 +141,15 @@ class DeltaLakeTable:
         self.where = self.access.where
         self.job = job
 
-    def load(self) -> _State | None:
+    def load(self) -> _DeltaState | None:
         with self.access.translated():
             table = self.access.table()
-            return None if table is None else _State(table, self.access.files(table), self.job)
+            return None if table is None else _DeltaState(table, self.access.files(table), self.job)
 
     def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
         self._create(schema, values, "error")
 
-    def replace(self, state: _State, schema: pa.Schema, values: dict[str, int]) -> None:
+    def replace(self, state: _DeltaState, schema: pa.Schema, values: dict[str, int]) -> None:
         self._create(schema, values, "overwrite")
 
     def _create(self, schema: pa.Schema, values: dict[str, int], mode: Any) -> None:
@@ -154,11 +162,11 @@ class DeltaLakeTable:
 
     def append(
         self,
-        state: _State,
-        rows: Staged | None,
+        state: _DeltaState,
+        rows: StagedRows | None,
         values: dict[str, int],
         note: dict[str, str],
-        without: Letters | None,
+        without: LetterFilter | None,
     ) -> None:
         with self.access.translated():
             from deltalake import write_deltalake
@@ -175,10 +183,10 @@ class DeltaLakeTable:
                 commit_properties=self._properties(values, note),
             )
 
-    def forget(self, staged: Staged) -> None:
+    def forget(self, staged: StagedRows) -> None:
         """Delta's own clean-up (VACUUM) removes files that no version knows."""
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:

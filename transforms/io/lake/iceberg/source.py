@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _FIELD_ID = b"PARQUET:field_id"
 
 
-class _Source(LakeSource):
+class IcebergTableSource(LakeSource):
     def __init__(self, spec: JobSpec) -> None:
         source = cast("IcebergSource", spec.source)
         catalog = {name: value.get_secret_value() for name, value in source.catalog.items()}
@@ -139,4 +139,4 @@ def _file(task: FileScanTask) -> LakeFile:
 
 def open_source(spec: JobSpec) -> LakeSource:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return IcebergTableSource(spec)

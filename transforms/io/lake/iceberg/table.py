@@ -23,8 +23,8 @@ from tagstream.transforms.io.lake.table import (
     COMMIT,
     FOLDER,
     ConflictError,
-    Letters,
-    Staged,
+    LetterFilter,
+    StagedRows,
     as_bytes,
     from_bytes,
     lacks,
@@ -108,7 +108,7 @@ class IcebergAccess:
             raise self._failure(f"{self.where}: {message}") from None
 
 
-class _State:
+class _IcebergState:
     def __init__(self, table: Table, job: str) -> None:
         self.table = table
         self.schema = pa.schema([f.remove_metadata() for f in table.schema().as_arrow()])
@@ -163,10 +163,10 @@ class IcebergTable:
         self.where = self.access.where
         self.job = job
 
-    def load(self) -> _State | None:
+    def load(self) -> _IcebergState | None:
         with self.access.translated():
             table = self.access.table()
-        return None if table is None else _State(table, self.job)
+        return None if table is None else _IcebergState(table, self.job)
 
     def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
         with self.access.translated():
@@ -174,7 +174,7 @@ class IcebergTable:
             catalog.create_namespace_if_not_exists(tuple(self.access.name.split("."))[:-1])
             catalog.create_table(self.access.name, schema, properties=self._properties(values))
 
-    def replace(self, state: _State, schema: pa.Schema, values: dict[str, int]) -> None:
+    def replace(self, state: _IcebergState, schema: pa.Schema, values: dict[str, int]) -> None:
         from pyiceberg.exceptions import NoSuchTableError
 
         with self.access.translated(), suppress(NoSuchTableError):
@@ -183,11 +183,11 @@ class IcebergTable:
 
     def append(
         self,
-        state: _State,
-        rows: Staged | None,
+        state: _IcebergState,
+        rows: StagedRows | None,
         values: dict[str, int],
         note: dict[str, str],
-        without: Letters | None,
+        without: LetterFilter | None,
     ) -> None:
         with self.access.translated():
             table = state.table
@@ -208,7 +208,7 @@ class IcebergTable:
                         new.append_data_file(file)
                 transaction.set_properties(self._properties({**values, _HEAD: head}))
 
-    def _write(self, table: Table, rows: Staged) -> list[Any]:
+    def _write(self, table: Table, rows: StagedRows) -> list[Any]:
         """The rows as data files that no snapshot knows yet."""
         from pyiceberg.io.pyarrow import _check_pyarrow_schema_compatible, _dataframe_to_data_files
 
@@ -217,7 +217,7 @@ class IcebergTable:
         found = reader if table.spec().is_unpartitioned() else reader.read_all()
         return list(_dataframe_to_data_files(table.metadata, found, table.io))
 
-    def forget(self, staged: Staged) -> None:
+    def forget(self, staged: StagedRows) -> None:
         if staged.made:
             with self.access.translated():
                 table = self._known()
@@ -226,7 +226,7 @@ class IcebergTable:
                         table.io.delete(file.file_path)
             staged.made = []
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:
