@@ -116,7 +116,7 @@ def test_rewritten_rows_are_not_new(lake: Lake) -> None:
         lake.delete("messages", "id < 10")
         assert run(job).counts.rows_in == 0
     lake.rewrite("messages")
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new: .* rewrote rows"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows: .* rewrote rows"):
         run(job)
     assert run(spec(lake)).counts.rows_in == 0
     check(lake, 200)
@@ -143,7 +143,7 @@ def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
     assert ids(lake) == [*range(1, 30), *range(60, 80)]
     lake.append("messages", messages(20, 80))
     lake.delete("messages", "id = 79 OR id = 80")
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new: .* rewrote rows"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows: .* rewrote rows"):
         run(job)
 
 
@@ -157,7 +157,7 @@ def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
     lake.append("messages", messages(20, 40))
     lake.compact("messages")
     lake.vacuum("messages")
-    with pytest.raises(SourceError, match=r"compacted, then vacuumed\?.*--overwrite begins anew"):
+    with pytest.raises(SourceError, match=r"compacted, then vacuumed\?.*--overwrite starts again"):
         run(job)
     run(job, overwrite=True)
     check(lake, 60)
@@ -193,7 +193,7 @@ def test_history_of_the_source_is_gone(lake: Lake) -> None:
         lake.append("messages", messages(50, first))
     lake.expire("messages")
     assert run(spec(lake)).counts.rows_in == 100
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows"):
         run(spec(lake, source={"only_new": True}))
 
 
@@ -204,7 +204,7 @@ def test_labels_that_were_taken_back_are_noticed(lake: Lake) -> None:
     before = lake.version("labels")
     run(spec(lake))
     lake.roll_back("labels", before)
-    with pytest.raises(LedgerError, match=r"to before the last commit of job 'job'; --overwrite starts anew"):
+    with pytest.raises(LedgerError, match=r"to before the last commit of job 'job'; --overwrite starts again"):
         run(spec(lake))
     assert run(spec(lake), overwrite=True).counts.rows_in == 200
     check(lake, 200)
@@ -214,7 +214,7 @@ def test_tables_of_others_are_left_alone(lake: Lake) -> None:
     """Unless `adopt` says so; then rows are added, and --overwrite takes none away."""
     lake.append("messages", messages(60))
     lake.append("labels", pa.table({"id": [-1], "tag": ["mine"]}))
-    with pytest.raises(LedgerError, match=r"is there already and was not made by job 'job'.*adopt: true"):
+    with pytest.raises(LedgerError, match=r"already exists and was not made by job 'job'.*adopt: true"):
         run(spec(lake))
     run(spec(lake, sink={"adopt": True}))
     assert ids(lake) == [-1, *(i for i in range(60) if i % 50)]

@@ -41,7 +41,7 @@ _KEYS = {"jobs": ("job",), "plans": ("job", "number"), "ledger": ("job", "split"
 
 @dataclass
 class JobRow:
-    """A job's row in `tagstream_jobs`. `made`: the label table's columns that the job made, and `*` if it made the table."""
+    """A job's row in `tagstream_jobs`. `made`: label table columns that the job made; `*` if it made the table."""
 
     target: str
     fingerprint: Fingerprint

@@ -73,7 +73,7 @@ class TableSource:
         return retried(lambda: self._plan(low), SourceError, lambda message: f"{self.where}: {message}")
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
-        """Blocks of the split. The database is always read from the split's first row; rows below `start` are dropped."""
+        """Blocks of the split. Reading always begins at the split's first row; rows below `start` are dropped."""
         if start < END:
             yield from (block.after(start) for block in self._blocks(split) if block.span.stop > start)
 

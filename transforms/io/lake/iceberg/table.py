@@ -1,7 +1,7 @@
-"""One Iceberg table of a catalog: see `lake.table.LakeTable`. Numbers are table properties.
+"""One Iceberg table of a catalog: see `lake.table.LakeTable`. Each number is a table property.
 
-A commit holds properties and snapshot together, and requires that the branch `main` is where it was when the chain was
-looked at. PyIceberg's own retry would skip that look, so it is switched off.
+One commit sets the properties and adds the snapshot. The commit requires that the branch `main` has not moved since
+the chain's end was read. PyIceberg's own retry would not read the chain's end again, so it is switched off.
 """
 
 from __future__ import annotations
@@ -36,10 +36,14 @@ if TYPE_CHECKING:
 
 _RETRIES = "commit.retry.num-retries"
 _HEAD = "head"
-"""Number of a job's last commit, in properties and snapshot: tells when the table was rolled back behind it."""
+"""Name of the number that holds the token of the job's last commit.
+
+The snapshot of that commit has the same token. If no ancestor of the current snapshot has it, the table was rolled
+back.
+"""
 
 _CATALOG_CONFLICTS = ("database is locked", "IntegrityError", "SerializationFailure", "DeadlockDetected")
-"""In the errors of a SQL catalog's database."""
+"""Texts in the errors of a SQL catalog's database that mean a lost race."""
 
 _OWNER = re.compile(r"^tagstream\.([^/]+)\.job$")
 
@@ -53,7 +57,7 @@ def _catalog(properties: str) -> Catalog:
 
 
 class IcebergAccess:
-    """How to reach a table, and what its errors become. `failure`: SinkError or SourceError."""
+    """Opens a table and translates PyIceberg's errors. `failure`: the error to raise, SinkError or SourceError."""
 
     def __init__(
         self, properties: dict[str, str], name: str, secrets: list[str], failure: type[TagstreamError]
@@ -68,7 +72,7 @@ class IcebergAccess:
         return _catalog(self.properties)
 
     def table(self) -> Table | None:
-        """Freshly loaded; None if the catalog does not have it."""
+        """The table, freshly loaded; None if the catalog does not have it."""
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
@@ -78,7 +82,7 @@ class IcebergAccess:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Raises ConflictError for a lost race or an answer that did not come, else `failure` without secrets."""
+        """Turns a lost race or a missing answer into ConflictError, any other error into `failure`, without secrets."""
         try:
             from pyiceberg import exceptions
         except ImportError:
@@ -95,7 +99,7 @@ class IcebergAccess:
             yield
         except (TagstreamError, ConflictError):
             raise
-        except Exception as error:  # noqa: BLE001  whatever a catalog raises gets a name, and loses its secrets
+        except Exception as error:  # noqa: BLE001  every catalog raises errors of its own; all lose their secrets
             message = " ".join(f"{type(error).__name__}: {error}".split())
             for secret in self._secrets:
                 message = message.replace(secret, "***")
@@ -119,7 +123,7 @@ class _IcebergState:
         if head is not None and not self._holds(str(head)):
             raise LedgerError(
                 f"Iceberg table {'.'.join(self.table.name())} was rolled back to before the last commit of job "
-                f"{self._job!r}; --overwrite starts anew"
+                f"{self._job!r}; --overwrite starts again with all rows"
             )
 
     def get(self, name: str) -> int | None:
@@ -145,7 +149,7 @@ class _IcebergState:
         return found
 
     def _holds(self, head: str) -> bool:
-        """The commit is an ancestor of what is current, or its snapshot has expired."""
+        """Whether the commit's snapshot is the current one or its ancestor, or has expired."""
         metadata = self.table.metadata
         at = metadata.current_snapshot_id
         by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
@@ -209,7 +213,7 @@ class IcebergTable:
                 transaction.set_properties(self._properties({**values, _HEAD: head}))
 
     def _write(self, table: Table, rows: StagedRows) -> list[Any]:
-        """The rows as data files that no snapshot knows yet."""
+        """Write the rows to data files that no snapshot refers to yet."""
         from pyiceberg.io.pyarrow import _check_pyarrow_schema_compatible, _dataframe_to_data_files
 
         _check_pyarrow_schema_compatible(table.schema(), rows.schema)
