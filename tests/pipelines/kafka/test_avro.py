@@ -121,7 +121,7 @@ def test_through_a_registry(topics, registry):
     assert json.loads(client.get_latest_version(f"{topics.target}-value").schema.schema_str)["name"]
     reasons = [headers_of(r)["tagstream.message"].decode() for r in topics.all(topics.dead)]
     assert [r.value for r in topics.all(topics.dead)] == bad
-    assert "no schema of id 1048575" in reasons[0]
+    assert "no schema with id 1048575" in reasons[0]
     assert "is JSON, not Avro" in reasons[1]
     assert "no schema id precedes" in reasons[2]
 
@@ -151,7 +151,7 @@ def test_a_schema_that_the_registry_does_not_take_stops_the_job(topics, registry
     client.set_compatibility(subject, "FULL")
     topics.send([b"hello"])
     spec = topics.spec({"until": "latest"}, {"mode": "avro", "registry": {"url": registry.url}})
-    with pytest.raises(SinkError, match=f"does not take this job's schema as a version of subject '{subject}'"):
+    with pytest.raises(SinkError, match=f"does not accept this job's schema as a version of subject '{subject}'"):
         run_job(spec, Console(file=io.StringIO()))
     assert not topics.labelled()
 

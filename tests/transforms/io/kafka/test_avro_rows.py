@@ -98,8 +98,8 @@ def test_a_row_that_the_schema_can_not_hold(tmp_path):
     ("fields", "message"),
     [
         ((ID, N, TAG), "there is no field for column 'tag_score'"),
-        ((ID, N, TAG, SCORE, {"name": "v", "type": "int"}), "field 'v' has no default, and there is no such column"),
-        (({"name": "id", "type": "int"}, N, TAG, SCORE), 'field \'id\' is "int", the column is "string"'),
+        ((ID, N, TAG, SCORE, {"name": "v", "type": "int"}), "field 'v' has no default, and the job has no such column"),
+        (({"name": "id", "type": "int"}, N, TAG, SCORE), 'field \'id\' is "int", but the column is "string"'),
         ((ID, {"name": "n", "type": {"type": "int", "logicalType": "date"}}, TAG, SCORE), "field 'n' is"),
         (({"name": "id", "type": "nonsense"}, N, TAG, SCORE), "not an Avro schema"),
     ],
