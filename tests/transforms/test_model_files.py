@@ -78,7 +78,7 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_generative_model(folder: Path) -> None:
     """Its architecture is named."""
     change(folder, architectures=["LlamaForCausalLM"])
-    assert "its config says LlamaForCausalLM, which is no sequence classifier" in refused(folder)
+    assert "its config names LlamaForCausalLM, which is not a sequence classifier" in refused(folder)
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["BertForTokenClassification", "BertModel"]])
@@ -135,7 +135,7 @@ def test_broken_tokenizer_and_weights_are_found_when_loaded(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tagstream/nonsense", "no such bundled model; there are: "),
+        ("tagstream/nonsense", r"no such bundled model. The bundled models are "),
         ("./nowhere", "not a folder"),
         ("/nowhere/at/all", "not a folder"),
         ("~/nowhere-at-all", "not a folder"),

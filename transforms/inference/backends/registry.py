@@ -1,4 +1,4 @@
-"""Which backends there are, by the `type` that a specification names."""
+"""The backends by the `type` that a specification names."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _REGISTRY = {
     "pytorch": "tagstream.transforms.inference.backends.pytorch",
 }
 _DESCRIBES = {"constant": "tagstream.transforms.inference.backends.constant"}
-"""What describes an entry without loading it; by default its Hugging Face config does."""
+"""Modules with a `describe` of their own. For other types, the model's Hugging Face config describes the entry."""
 
 
 def load_backend(entry: InferEntry) -> Backend:
-    """The backend of an entry, its model loaded. Raises ModelError or SpecError."""
+    """The backend of an entry, with its model loaded. Raises ModelError or SpecError."""
     module = importlib.import_module(_REGISTRY[entry.backend.type])
     backend: Backend = module.load(entry)
     return backend
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head and identity (the fingerprint's parts, weights left out) of an entry; loads no model."""
+    """An entry's head, and its parts of the fingerprint except weights and precision. Loads no model."""
     module = importlib.import_module(
         _DESCRIBES.get(entry.backend.type, "tagstream.transforms.inference.backends.huggingface")
     )
@@ -41,12 +41,12 @@ def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
 
 
 def device_kind(entry: InferEntry) -> str:
-    """Kind of the device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
+    """The kind of device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
     kind: str = importlib.import_module(_REGISTRY[entry.backend.type]).device_kind(entry)
     return kind
 
 
 def identify(entry: InferEntry) -> dict[str, Any]:
-    """The whole identity of an entry for the fingerprint, weights and precision included. Raises ModelError."""
+    """All of an entry's parts of the fingerprint, including weights and precision. Raises ModelError."""
     module = importlib.import_module(_REGISTRY[entry.backend.type])
     return {**describe(entry)[1], **module.identity(entry)}

@@ -89,7 +89,7 @@ def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
     """Nothing runs in low precision by itself."""
     model = make_model(tmp_path / "model")
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
-    assert "no certificate" in METRICS.snapshot().notes[0]
+    assert "without a certificate" in METRICS.snapshot().notes[0]
     assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
 
 
@@ -108,10 +108,10 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
         ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
         ({"max_length": 64}, {}, "was measured with max_length 64, the SPEC has None"),
         ({"long_text": "window"}, {}, "was measured with long_text window, the SPEC has truncate"),
-        ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
-        ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
-        ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
-        ({"file": "gone.onnx"}, {}, "not the file that the certificate speaks of"),
+        ({"agreement": 0.99}, {}, r"99\.00% of the sample, but min_agreement is 99\.50%"),
+        ({}, {"min_agreement": 0.999}, r"min_agreement is 99\.90%"),
+        ({"file_hash": "0" * 64}, {}, "not the file that the certificate was made for"),
+        ({"file": "gone.onnx"}, {}, "not the file that the certificate was made for"),
     ],
 )
 def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, backend, message: str) -> None:

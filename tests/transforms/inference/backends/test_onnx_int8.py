@@ -169,7 +169,7 @@ def test_ranges_need_a_sample(tmp_path: Path) -> None:
     """An error, no file with ranges from nowhere."""
     attention(tmp_path / "m.onnx")
     for way in (Int8(static=True), Int8(smooth=True)):
-        with pytest.raises(ModelError, match="no text to take ranges from"):
+        with pytest.raises(ModelError, match="no text from which ranges can be measured"):
             quantise(tmp_path / "m.onnx", way, tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
 
