@@ -1,4 +1,4 @@
-"""ONNX exports say what PyTorch says; low precision runs with a valid certificate only."""
+"""ONNX exports agree with PyTorch. Low precision runs only with a valid certificate."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
 
 
 def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
-    """Nothing runs in low precision by itself."""
+    """Without a certificate, `auto` runs fp32 and adds a notice."""
     model = make_model(tmp_path / "model")
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
     assert "without a certificate" in METRICS.snapshot().notes[0]
@@ -123,7 +123,7 @@ def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, back
 
 
 def test_classifiers_of_one_model_have_a_certificate_each(tmp_path: Path) -> None:
-    """Another length or another way with long text was measured for itself."""
+    """Each max_length and each long_text has a certificate of its own."""
     model = make_model(tmp_path / "model")
     first = spec(model, type="auto")
     others = [first.model_copy(update=update) for update in ({"max_length": 64}, {"long_text": "window"})]
@@ -159,7 +159,7 @@ def test_same_labels() -> None:
 
 
 def test_command(tmp_path: Path, cache: Path) -> None:
-    """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
+    """`tagstream optimize MODEL --sample FILE` prints the certified backend, and writes report and certificate."""
     model = make_model(tmp_path / "model")
     pq.write_table(pa.table({"body": [*SAMPLE, None]}), tmp_path / "sample.parquet")
     result = CliRunner().invoke(

@@ -1,4 +1,4 @@
-"""Messages to texts: each is decoded, or has a code and a reason, and its neighbours are not touched."""
+"""Each message is decoded, or has a code and a reason. Other messages are not affected."""
 
 from __future__ import annotations
 
