@@ -183,7 +183,7 @@ def test_awkward_names(db: Database) -> None:
         ([], {"text": "txt"}, r"no column 'txt' \(source\.text\)"),
         ([], {"text": "id"}, "column 'id' is int64, not text"),
         (['UPDATE messages SET "id" = NULL WHERE "id" = 30'], {}, "there are rows whose key .* is NULL"),
-        (['UPDATE messages SET "id" = 27 WHERE "id" = 30'], {}, r"not unique: \{'id': 27\} is there twice"),
+        (['UPDATE messages SET "id" = 27 WHERE "id" = 30'], {}, r"not unique: \{'id': 27\} occurs twice"),
     ],
 )
 def test_bad_tables_are_refused_before_work_starts(db: Database, setup: list, source: dict, message: str) -> None:
@@ -413,9 +413,9 @@ def test_locks_of_others_are_waited_for(db: Database) -> None:
 def test_sink_mode_needs_keys_and_tables(db: Database) -> None:
     """Said before work starts."""
     db.fill("messages", messages(10), key="id")
-    with pytest.raises(SinkError, match="table nowhere is not there"):
+    with pytest.raises(SinkError, match="table nowhere does not exist"):
         run(spec(db, sink={"table": "nowhere", "mode": "update"}))
-    with pytest.raises(SpecError, match=r"sink\.key: 'lang' is no id or kept column"):
+    with pytest.raises(SpecError, match=r"sink\.key: 'lang' is neither the source's id nor one of its kept columns"):
         run(spec(db, sink={"mode": "upsert", "key": "lang"}))
-    with pytest.raises(SpecError, match="is no table name"):
+    with pytest.raises(SpecError, match="is not a table name"):
         run(spec(db, sink={"table": 'a"b'}))
