@@ -1,8 +1,9 @@
 """A real Apache Kafka broker, one KRaft process, for tests and benchmarks.
 
-Listeners: PLAINTEXT for everything; PROXIED, whose advertised port belongs to whoever wants to stand between a client
-and the broker (`tests.services.proxy`); with `secure=True` also SECURE: TLS with a certificate of our own authority
-and SASL users, EXPIRED: TLS with a certificate of last week, OAUTH: tokens that nobody has signed; ACLs on.
+PLAINTEXT is the usual listener. PROXIED advertises a port on which a proxy between client and broker can listen
+(`tests.services.proxy`). With `secure=True` ACLs are on and there are three more listeners: SECURE has TLS with a
+certificate of our own authority and SASL users, EXPIRED has TLS with a certificate that expired last week, and OAUTH
+takes unsigned tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class KafkaBroker:
         return self
 
     def stop(self) -> None:
-        """A polite end: SIGTERM, then SIGKILL after 30 s."""
+        """Stop the broker with SIGTERM, and with SIGKILL after 30 s."""
         if self.process:
             self.process.terminate()
             try:
@@ -84,19 +85,19 @@ class KafkaBroker:
             self.process = None
 
     def kill(self) -> None:
-        """SIGKILL: what was not yet on disk stays in the page cache, as when only the process dies."""
+        """Send SIGKILL. Data that is not yet on disk stays in the page cache, because only the process dies."""
         if self.process:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def restart(self) -> None:
-        """Starts again on the same data folder and ports, whether it was stopped, killed or still runs."""
+        """Start again on the same data folder and ports, after a stop, after a kill, or while the broker still runs."""
         self.stop()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """Send SIGSTOP: connections stay open, but nothing answers."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:

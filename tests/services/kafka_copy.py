@@ -1,6 +1,6 @@
 """A stream job without a model, as a process: copies every message of a topic to the same partition of another.
 
-What it has of several partitions goes into one transaction, as a job's does.
+Blocks of several partitions go into one transaction, as in a job.
 
 `python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET LIBRARY`; SIGTERM ends it.
 """
@@ -50,7 +50,7 @@ class Chains:
             self.chains.pop(p).close()
 
     def copy(self, member, target, *blocks):
-        """Commits blocks of different partitions; drops those that are not ours any more."""
+        """Commit blocks of different partitions. Drop blocks of partitions that were revoked meanwhile."""
         appends = {}
         for polled in blocks:
             if (chain := self.chains.get(polled.partition)) is not None:

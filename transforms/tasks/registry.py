@@ -45,7 +45,7 @@ def task_of(entry: InferEntry, model: Model) -> str:
     if entry.task is None:
         if does is None:
             raise ModelError(
-                f"{model.name}: its config says {_said(model)}, which is no {_all('KIND')}; choose a model whose "
+                f"{model.name}: its config says {_said(model)}, which is not a {_all('KIND')}; choose a model whose "
                 f"architecture ends in {_all('ARCHITECTURE')}"
             )
         return does

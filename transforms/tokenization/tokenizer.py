@@ -1,7 +1,7 @@
-"""From texts to token ids, by the Rust tokenizer that comes with the model.
+"""Turns texts into token ids with the Rust tokenizer that comes with the model.
 
-Owns the tokenizer and the flat arrays it fills; knows no model. Text longer than the window is cut and marked, split
-into overlapping windows, or refused, as the specification says: never cut silently.
+Owns the tokenizer and the flat arrays of ids. Knows no model. A text longer than the model's window is never cut
+silently: as the specification says, it is cut and marked, split into overlapping windows, or refused.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 WINDOW_OVERLAP = 4
-"""Windows of a long text overlap by a quarter: max_length // WINDOW_OVERLAP tokens."""
+"""Windows of a long text overlap by max_length // WINDOW_OVERLAP tokens, that is, by a quarter."""
 
 
 @dataclass
 class EncodedTokens(Encoded):
-    """Flat token ids: int32 [tokens of all sequences]; sequence i is ids[starts[i] : starts[i] + lengths[i]]."""
+    """`ids`: int32, the token ids of all sequences. Sequence i is ids[starts[i] : starts[i] + lengths[i]]."""
 
     ids: Array = None  # type: ignore[assignment]
     starts: Array = None  # type: ignore[assignment]
 
 
 class TextTokenizer:
-    """A model's tokenizer with the settings of one entry, which never change: several threads may `encode`."""
+    """A model's tokenizer with the settings of one entry. They never change, so several threads may call `encode`."""
 
     def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
         tokenizer = _load(files)
@@ -48,11 +48,12 @@ class TextTokenizer:
 
         if any(self._tokenizer.encode("a").type_ids):
             raise ModelError(
-                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported yet; take another"
+                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported. Choose another "
+                "model"
             )
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
-        """Token ids of all texts. Texts must be valid UTF-8 without nulls."""
+        """Token ids of all texts. Each text must be valid UTF-8 and not null."""
         encodings = self._tokenizer.encode_batch_fast(texts.to_numpy(zero_copy_only=False).tolist())
         n = len(encodings)
         tokens = np.fromiter((len(e) for e in encodings), np.int32, n)
@@ -71,7 +72,7 @@ class TextTokenizer:
                     sequences = [*sequences, *parts]
                     owners.extend([int(i)] * len(parts))
                 else:
-                    errors[int(i)] = (DeadCode.TOO_LONG, f"{tokens[i]} tokens, the model takes {self.max_length}")
+                    errors[int(i)] = (DeadCode.TOO_LONG, f"{tokens[i]} tokens, but the model takes {self.max_length}")
             order = np.argsort(owners, kind="stable")
             order = order[~np.isin(np.asarray(owners)[order], list(errors))]
             sequences = [sequences[i] for i in order]
@@ -86,9 +87,10 @@ class TextTokenizer:
         return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts)
 
     def pad(self, parts: list[tuple[EncodedTokens, Array]], buckets: tuple[int, ...] = ()) -> tuple[Array, Array]:
-        """Padded input ids and attention mask, int64 [sequences, longest], of the picked sequences in order.
+        """Padded input ids and attention mask, each int64 [sequences, length], of the sequences in `parts`, in order.
 
-        With `buckets`, ascending lengths, padded to the first of them that takes the longest sequence.
+        `buckets`: ascending lengths. The sequences are padded to the first bucket that fits the longest one; without
+        buckets, to the longest one.
         """
         longest = max(int(e.lengths[rows].max(initial=1)) for e, rows in parts)
         longest = next((length for length in buckets if length >= longest), longest)
@@ -105,12 +107,12 @@ class TextTokenizer:
 
 
 def window(files: ModelFiles, tokenizer_length: int, wanted: int | None) -> int:
-    """Tokens a model takes at once: the least of what its config, its tokenizer and the specification say."""
+    """How many tokens the model takes at once: the least of the limits in its config, tokenizer and specification."""
     config = files.config
     limits = [tokenizer_length]
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions and config.get("model_type") not in _RELATIVE:
-        # RoBERTa and its kin number positions from pad_token_id + 1
+        # models like RoBERTa number their positions from pad_token_id + 1
         offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET else 0
         limits.append(int(positions) - offset)
     most = min(limits)
@@ -134,6 +136,6 @@ def _load(files: ModelFiles) -> Any:
         raise ModelError(f"{files.name}: the tokenizer in {files.path} can't be loaded: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) form; save one as tokenizer.json"
+            f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) version; save one as tokenizer.json"
         )
     return tokenizer

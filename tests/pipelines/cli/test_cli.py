@@ -122,7 +122,7 @@ def test_column_names(model: str, column: str) -> None:
     [
         (["--set", "source.pth=x"], 2, "did you mean 'path'?"),
         (["--set", "nonsense"], 2, "write it as FIELD=VALUE"),
-        (["--set", "infer.0.backend.fail_on=("], 2, "no RE2 pattern"),
+        (["--set", "infer.0.backend.fail_on=("], 2, "not an RE2 pattern"),
         (["--set", "sink.path={folder}/in/x"], 2, "lies inside source.path"),
         (["--set", "source.path={folder}/none"], 3, "none: no such file"),
         (["--text", "txet"], 3, "no column 'txet' (source.text); did you mean 'text'?"),

@@ -47,7 +47,9 @@ def test_task_follows_from_the_model(task: str | None) -> None:
 
 def test_model_that_does_no_task() -> None:
     """Says what the model is, and what is accepted."""
-    with pytest.raises(ModelError, match="config says LlamaForCausalLM, which is no sequence classifier; choose a mod"):
+    with pytest.raises(
+        ModelError, match="config says LlamaForCausalLM, which is not a sequence classifier; choose a mod"
+    ):
         open_head(entry(), Fake("LlamaForCausalLM"))
     with pytest.raises(ModelError, match=r"task: text-classification needs a model whose architecture ends in ForSeq"):
         open_head(entry(task="text-classification"), Fake("LlamaForCausalLM"))

@@ -1,4 +1,4 @@
-"""What a Hugging Face model writes, known from its config alone: no PyTorch, no weights."""
+"""Describes a Hugging Face model by its config alone, without PyTorch and without loading weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def files_of(entry: InferEntry) -> ModelFiles:
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head, and what identifies the model but for its weights and the precision, which depend on files and machine."""
+    """The head, and the part of the model's identity that does not depend on weights or precision."""
     files = files_of(entry)
     return open_head(entry, files), {
         "model": files.name,
@@ -29,6 +29,6 @@ def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
 
 
 def weights_of(entry: InferEntry) -> dict[str, str]:
-    """Hashes of weights and tokenizer, for the fingerprint. Reads the weights once."""
+    """Hashes of weights and tokenizer, for the fingerprint. The first call reads the weights."""
     files = files_of(entry)
     return {"weights": files.weights_hash(), "tokenizer": files.tokenizer_hash()}

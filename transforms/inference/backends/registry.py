@@ -1,4 +1,4 @@
-"""Which backends there are, by the `type` that a specification names: ours, and those of entry points."""
+"""The backends by the `type` that a specification names: ours, and those of entry points."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def backend_module(kind: str) -> BackendModule:
 
 
 def load_backend(entry: InferEntry) -> Backend:
-    """The backend of an entry, its model loaded. Raises ModelError or SpecError."""
+    """The backend of an entry, with its model loaded. Raises ModelError or SpecError."""
     return backend_module(entry.backend.type).load(entry)
 
 
@@ -53,7 +53,7 @@ def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head and identity (the fingerprint's parts, weights left out) of an entry; loads no model."""
+    """An entry's head, and its parts of the fingerprint except weights and precision. Loads no model."""
     if entry.backend.needs_model:  # its config says it; the backend's module may take seconds to import
         return huggingface.describe(entry)
     module = backend_module(entry.backend.type)
@@ -63,7 +63,7 @@ def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
 
 
 def device_kind(entry: InferEntry) -> str:
-    """Kind of the device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
+    """The kind of device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
     module = backend_module(entry.backend.type)
     if not isinstance(module, CertifiedModule):
         raise SpecError(f"backend {entry.backend.type}: its module has no device_kind, so no certificate is for it")
@@ -71,5 +71,5 @@ def device_kind(entry: InferEntry) -> str:
 
 
 def identify(entry: InferEntry) -> dict[str, Any]:
-    """The whole identity of an entry for the fingerprint, weights and precision included. Raises ModelError."""
+    """All of an entry's parts of the fingerprint, including weights and precision. Raises ModelError."""
     return {**describe(entry)[1], **backend_module(entry.backend.type).identity(entry)}

@@ -1,4 +1,7 @@
-"""From record batches of any system to blocks: columns checked, renamed, cut by rows and bytes. For every source."""
+"""Turns a source's record batches into blocks: checks and renames columns, cuts by rows and bytes.
+
+Every source uses this module, whatever system its batches come from.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,14 @@ from tagstream.transforms.tokenization.text_checks import as_text, is_text
 
 
 def check_planned(planned: list[Split], name: str, here: str) -> None:
-    """Raises LedgerError if the plan was made for another input: its splits' payload has that under `name`."""
+    """Raises LedgerError if the plan was made for another input than `here`.
+
+    Each split's payload holds its input under the key `name`, for example "table".
+    """
     if planned and planned[0].payload[name] != here:
         raise LedgerError(
-            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name (and "
-            "output), or --overwrite"
+            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name and "
+            "output, or start again with --overwrite"
         )
 
 
@@ -46,12 +52,12 @@ def check_columns(schema: pa.Schema, columns: SourcePart, where: str) -> pa.Sche
         raise SourceError(
             f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
         )
-    # nullable: rows of a file that can't be read have no values, and another file may allow nulls
+    # nullable: rows of an unreadable file have no values, and another file of the source may allow nulls
     return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names])
 
 
 class BlockCutter:
-    """Cuts a source's record batches into blocks of the size that the specification allows."""
+    """Cuts record batches into blocks no larger than the specification's `blocks` allows."""
 
     def __init__(self, columns: SourcePart, kept: pa.Schema, blocks: Blocks) -> None:
         self.columns = columns
@@ -63,7 +69,7 @@ class BlockCutter:
         self._no_dead = no_dead(kept)
 
     def cut(self, split: str, batch: pa.RecordBatch, start: int) -> Iterator[Block]:
-        """Blocks of consecutive positions from `start` on: one a row."""
+        """Blocks of `batch`. Row `i` gets position `start + i`."""
         positions = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
         arrays = [batch.column(name) for name in self.kept.names]
         text = as_text(batch.column(self.columns.text), self.columns.text)

@@ -1,4 +1,4 @@
-"""ONNX exports say what PyTorch says; low precision runs with a valid certificate only."""
+"""ONNX exports agree with PyTorch. Low precision runs only with a valid certificate."""
 
 from __future__ import annotations
 
@@ -84,10 +84,10 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
 
 
 def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
-    """Nothing runs in low precision by itself."""
+    """Without a certificate, `auto` runs fp32 and adds a notice."""
     model = make_model(tmp_path / "model")
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
-    assert "no certificate" in resolve(spec(model, type="auto"))[1]
+    assert "without a certificate" in resolve(spec(model, type="auto"))[1]
     assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
 
 
@@ -95,7 +95,7 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
     """The int8 file beside it runs."""
     model, folder = certified(tmp_path, real=True)
     entry = spec(model, type="auto", certificate=str(folder))
-    assert auto.resolve(entry).backend.file == str(folder / "int8-0.onnx")
+    assert auto.resolve(entry)[0].backend.file == str(folder / "int8-0.onnx")
     assert len(scores(entry)) == len(TEXTS)
 
 
@@ -106,10 +106,10 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
         ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
         ({"max_length": 64}, {}, "was measured with max_length 64, the SPEC has None"),
         ({"long_text": "window"}, {}, "was measured with long_text window, the SPEC has truncate"),
-        ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
-        ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
-        ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
-        ({"file": "gone.onnx"}, {}, "not the file that the certificate speaks of"),
+        ({"agreement": 0.99}, {}, r"99\.00% of the sample, but min_agreement is 99\.50%"),
+        ({}, {"min_agreement": 0.999}, r"min_agreement is 99\.90%"),
+        ({"file_hash": "0" * 64}, {}, "not the file that the certificate was made for"),
+        ({"file": "gone.onnx"}, {}, "not the file that the certificate was made for"),
     ],
 )
 def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, backend, message: str) -> None:
@@ -121,7 +121,7 @@ def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, back
 
 
 def test_classifiers_of_one_model_have_a_certificate_each(tmp_path: Path) -> None:
-    """Another length or another way with long text was measured for itself."""
+    """Each max_length and each long_text has a certificate of its own."""
     model = make_model(tmp_path / "model")
     first = spec(model, type="auto")
     others = [first.model_copy(update=update) for update in ({"max_length": 64}, {"long_text": "window"})]
@@ -157,7 +157,7 @@ def test_same_labels() -> None:
 
 
 def test_command(tmp_path: Path, cache: Path) -> None:
-    """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
+    """`tagstream optimize MODEL --sample FILE` prints the certified backend, and writes report and certificate."""
     model = make_model(tmp_path / "model")
     pq.write_table(pa.table({"body": [*SAMPLE, None]}), tmp_path / "sample.parquet")
     result = CliRunner().invoke(
