@@ -188,7 +188,7 @@ FLINK = "runner={type: flink, job_server: 'localhost:1', rest: 'http://localhost
     ("options", "code", "message"),
     [
         (["--runner", "spark"], 2, "'local', 'flink', 'beam', 'dataflow'"),
-        (["--runner", "beam"], 2, "runner.beam.options: is missing"),
+        (["--runner", "beam"], 2, "runner.options: is missing"),
         (["--runner", "flink", "--set", "runner.job_server=localhost:1"], 6, "job_server localhost:1 does not answer"),
         (["--set", FLINK, "--metrics-port", "0"], 2, "--metrics-port does not go with this: the job runs in workers"),
         (["--set", FLINK, "--detach", "--show", "3"], 2, "--show does not go with this: --detach leaves the job"),

@@ -94,7 +94,7 @@ def test_task_of_another_distribution(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(ModelError, match=re.escape(told)):
         open_head(entry(task="shouting"), Fake("BertForSequenceClassification"))
     assert type(open_head(entry(), Fake("BertForTokenClassification"))).__name__ == "Shouted"
-    with pytest.raises(ModelError, match="no sequence classifier or token classifier; choose a model whose"):
+    with pytest.raises(ModelError, match="not a sequence classifier or token classifier; choose a model whose"):
         open_head(entry(), Fake("T5Model"))
     constant = InferEntry.model_validate({"task": "shouting", "backend": {"type": "constant", "label": "ham"}})
     head, identity = describe(constant)
