@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +34,6 @@ def exact_options() -> Any:
     if products_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
-
-
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """On a CPU, numbers below 1e-38 are zero in this thread. Softmax leaves them where attention is masked, and each
-    takes a hundred cycles: a quarter of the time of a small int8 model where half of the tokens are padding.
-    """
-    import torch
-
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 @functools.cache
