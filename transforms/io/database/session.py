@@ -5,7 +5,6 @@ Statements are given with bound values; results and staged rows are Arrow. A ses
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -15,6 +14,7 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import TagstreamError
 from tagstream.transforms.io.database.dialect import Dialect
+from tagstream.transforms.runtime.retry import doubling, retrying
 
 RETRY_SECONDS = 60.0
 """How long lost connections, deadlocks and locks are retried before they are an error."""
@@ -103,18 +103,18 @@ class Sessions:
 def retried(
     work: Callable[[], T], error: type[TagstreamError], hint: Callable[[str], str] = lambda message: message
 ) -> T:
-    """What `work` returns; it opens its own session and is done anew when the connection is lost or the database busy.
+    """What `work` returns. `work` opens its own session and is done again when the connection is lost or the database
+    is busy, for RETRY_SECONDS.
 
-    Gives up after RETRY_SECONDS. Raises `error` for what does not pass; DatabaseError of kind DUPLICATE as it is.
+    Raises `error` for a failure that does not pass, and DatabaseError of kind DUPLICATE as it is.
     """
-    deadline, pause = time.monotonic() + RETRY_SECONDS, 0.05
-    while True:
-        try:
-            return work()
-        except DatabaseError as failure:
-            if failure.kind is Kind.DUPLICATE:
-                raise
-            if failure.kind is Kind.OTHER or time.monotonic() > deadline:
-                raise error(hint(str(failure))) from None
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
+    try:
+        return retrying(_passes, doubling(0.05, 2.0), seconds=RETRY_SECONDS)(work)
+    except DatabaseError as failure:
+        if failure.kind is Kind.DUPLICATE:
+            raise
+        raise error(hint(str(failure))) from None
+
+
+def _passes(failure: BaseException) -> bool:
+    return isinstance(failure, DatabaseError) and failure.kind in {Kind.LOST, Kind.BUSY}

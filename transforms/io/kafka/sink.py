@@ -43,6 +43,7 @@ from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
 from tagstream.transforms.runtime.metrics import METRICS
+from tagstream.transforms.runtime.retry import every, retrying
 from tagstream.transforms.runtime.stop import STOP
 from tagstream.transforms.runtime.watchdog import deadline
 
@@ -171,15 +172,19 @@ class _Sink:
 
     def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
         """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
-            if time.monotonic() > ends or STOP.wait(0.5):
+        left = list(groups)
+
+        def delete() -> None:
+            refused = {group: said for group, said in admin.delete_groups(left).items() if said not in GONE}
+            left[:] = refused
+            if refused:
                 group, why = next(iter(refused.items()))
                 raise SinkError(
                     f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
                     "still in it, wait until their sessions end, and try again"
                 )
-            groups = list(refused)
+
+        retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=STOP)(delete)
         forget_ends(self.cluster, f"{self.group}/")
 
     def _one_cluster(self) -> None:
@@ -303,17 +308,13 @@ class _Sink:
 
     def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
         """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while True:
-            try:
-                groups = self._groups(admin)
-                found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
-            except errors.RetriableError:
-                if time.monotonic() > ends:
-                    raise
-                time.sleep(0.1)
-            else:
-                return found
+
+        def read() -> dict[str, Any]:
+            groups = self._groups(admin)
+            found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
+            return found
+
+        return retrying(errors.RetriableError, every(0.1), seconds=RETRY_SECONDS)(read)
 
     def _groups(self, admin: KafkaAdminClient) -> list[str]:
         if self.live_source is not None:

@@ -6,8 +6,6 @@ The numbers of the label table are the ledger; `lake.sink` lists them.
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,8 +24,10 @@ from tagstream.transforms.io.lake.table import (
     State,
     new_token,
 )
+from tagstream.transforms.runtime.retry import random_up_to, retrying
 
 _TRIES = 100
+"""How often a commit may find that another process was first."""
 T = TypeVar("T")
 
 
@@ -155,16 +155,13 @@ class LakeLedger:
         return note
 
     def retried(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done anew as long as others change the tables meanwhile. Raises SinkError."""
-        pause = 0.02
-        for _ in range(_TRIES):
-            try:
-                return work()
-            except ConflictError as conflict:
-                last = conflict
-            time.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, 1.0)
-        raise SinkError(f"{self.labels.where}: other processes are first all the time, the last time: {last}")
+        """What `work` returns. It is done again when another process has changed the tables. Raises SinkError."""
+        try:
+            return retrying(ConflictError, random_up_to(0.02, 1.0), attempts=_TRIES)(work)
+        except ConflictError as last:
+            raise SinkError(
+                f"{self.labels.where}: other processes are first all the time, the last time: {last}"
+            ) from None
 
 
 def table_of_text(text: str) -> pa.RecordBatchReader:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 import uuid
@@ -20,8 +19,9 @@ from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
 from tagstream.transforms.io.kafka.client.cluster import DECIDED_MS, Cluster, Partition
-from tagstream.transforms.io.kafka.client.contracts import Position, Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.contracts import DoubtError, Position, Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.runtime.retry import every, random_up_to, retrying
 from tagstream.transforms.runtime.stop import STOP
 from tagstream.transforms.runtime.watchdog import deadline
 
@@ -123,39 +123,48 @@ class Chain:
         """
         records = list(records)
         with self._lock:
-            for attempt in range(ATTEMPTS):
-                if self._closed or not self._owned():
-                    raise PartitionLostError(str(self.partition))
-                if attempt:  # two that take the chain from each other again and again: one of them waits
-                    self._give_up_in_time()
-                    time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
-                if not self._started:
-                    self._reopen()
-                generation = self._generation()
-                if self.position is not None and self.position != start:
-                    if self.position == stop and self._last_writer == self._me:
-                        return  # the doubtful transaction had taken place
-                    raise ChainMovedError(self.position)
-                try:
-                    self._producer.transact(records, [self._at(stop)], generation)
-                except NOT_OURS as error:
-                    self._discard()
-                    raise PartitionLostError(f"{self.partition}: {error}") from error
-                except RecordTooLargeError:
-                    self._discard()
-                    raise
-                except HOPELESS:
-                    self._discard()
-                    with self.cluster.explained("write", SinkError):
-                        raise
-                except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
-                    self.doubts += 1
-                    log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
-                    self._discard()
-                else:
-                    self._stands_at(stop)
-                    return
-            raise SinkError(f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above")
+            # random waits: two that take the chain from each other again and again must not go on in step
+            again = retrying(DoubtError, random_up_to(0.1, 6.4), attempts=ATTEMPTS, before_wait=self._may_go_on)
+            try:
+                again(self._commit_once, records, start, stop)
+            except DoubtError:
+                said = f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above"
+                raise SinkError(said) from None
+
+    def _commit_once(self, records: list[Record], start: int, stop: int) -> None:
+        """Raises DoubtError when nobody can say whether the transaction took place."""
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        if not self._started:
+            self._reopen()
+        generation = self._generation()
+        if self.position is not None and self.position != start:
+            if self.position == stop and self._last_writer == self._me:
+                return  # the doubtful transaction had taken place
+            raise ChainMovedError(self.position)
+        try:
+            self._producer.transact(records, [self._at(stop)], generation)
+        except NOT_OURS as error:
+            self._discard()
+            raise PartitionLostError(f"{self.partition}: {error}") from error
+        except RecordTooLargeError:
+            self._discard()
+            raise
+        except HOPELESS:
+            self._discard()
+            with self.cluster.explained("write", SinkError):
+                raise
+        except Exception as error:
+            self.doubts += 1
+            log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
+            self._discard()
+            raise DoubtError from error  # rule 5: any exception is doubt
+        self._stands_at(stop)
+
+    def _may_go_on(self) -> None:
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        self._give_up_in_time()
 
     def _reopen(self) -> None:
         """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
@@ -163,15 +172,13 @@ class Chain:
         Again and again when another takes the id meanwhile or a broker is slow, for a while.
         """
         self._discard()
-        for _ in range(ATTEMPTS):
-            try:
-                return self._open_once()
-            except SinkError as error:
-                if not isinstance(error.__cause__, AGAIN):
-                    raise
-                failed = error
-                self._give_up_in_time()
-        raise failed
+        again = retrying(
+            lambda error: isinstance(error, SinkError) and isinstance(error.__cause__, AGAIN),
+            every(0),
+            attempts=ATTEMPTS,
+            before_wait=self._give_up_in_time,
+        )
+        again(self._open_once)
 
     def _open_once(self) -> None:
         with self.cluster.explained("start a transactional producer", SinkError):
