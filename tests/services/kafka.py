@@ -229,6 +229,23 @@ class KafkaBroker:
         return properties
 
 
+def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:
+    """The partitions of a topic, once a client of kafka-python's knows them."""
+    wait_until(lambda: consumer.partitions_for_topic(topic), deadline, f"the client knows topic {topic}")
+    return sorted(consumer.partitions_for_topic(topic))
+
+
+def join(consumer, deadline: float = 60.0) -> None:
+    """Lets a subscribed consumer of kafka-python's join its group; returns once it has partitions.
+
+    A consumer that joins before it knows a new topic's metadata is given no partitions until the next rebalance, which
+    may never come.
+    """
+    for topic in consumer.subscription():
+        partitions_of(consumer, topic, deadline)
+    wait_until(lambda: consumer.poll(100) or consumer.assignment(), deadline, "the consumer has partitions")
+
+
 @pytest.fixture(scope="session")
 def kafka():
     """The broker that all tests of one worker share. A test uses topics and groups of its own."""
