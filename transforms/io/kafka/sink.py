@@ -38,6 +38,7 @@ from tagstream.transforms.io.kafka.client.chain import (
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.groups import MEMBERS, group_of, replay_group_of
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
@@ -327,7 +328,7 @@ class _Sink:
             return {}
         with contextlib.closing(self.cluster.consumer()) as consumer:
             self.cluster.require(consumer, tuple(topics))
-            return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
+            return {topic: id_of_topic(consumer, topic) for topic in topics}
 
 
 @contextlib.contextmanager
