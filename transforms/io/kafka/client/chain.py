@@ -46,7 +46,7 @@ ENDS: dict[tuple[str, str], int] = {}
 
 
 class PartitionLostError(Exception):
-    """The group has given this partition to another member. Internal: the new owner does the block."""
+    """The group has given this partition to another member. Internal: the new owner processes the block."""
 
 
 class Chain:

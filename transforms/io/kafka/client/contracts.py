@@ -129,7 +129,7 @@ class RecordTooLargeError(Exception):
 
 
 def largest(records: list[Record], failed: list[int]) -> RecordTooLargeError:
-    """The error for the largest record that failed. A client fails all records of a batch together, with one error."""
+    """The error for the largest record that failed: it surely is too large, and a client fails others along with it."""
     return RecordTooLargeError(max(failed, key=lambda index: len(records[index].value or b"")))
 
 

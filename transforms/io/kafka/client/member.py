@@ -47,7 +47,7 @@ class Owner(Protocol):
 
 
 class Member:
-    """One member of the group. Only one processing thread may call `take` and `settle`."""
+    """One member of the group. One processing thread calls `take` and `settle`; any thread may call the rest."""
 
     def __init__(
         self,
@@ -192,7 +192,7 @@ class Member:
         return self._consumer.committed(partition)
 
     def settle_starts(self, starts: dict[Partition, int]) -> None:
-        """Commits the starts of partitions that nobody has read yet. Chains go on from them, see `Owner`."""
+        """Commits the starts of partitions that nobody has read yet, outside of any transaction."""
         if starts:
             self._consumer.commit(starts)
 

@@ -111,7 +111,7 @@ def translate(error: Any) -> errors.KafkaError:
 
 
 def refused(error: Any) -> bool:
-    """Whether the broker refuses the credentials, and not, under the same code, breaks off the handshake."""
+    """Whether the broker refuses the credentials. A broken handshake has the same code, and does not count."""
     return error.name() == "_AUTHENTICATION" and "handshake failed: Local:" not in error.str()
 
 
