@@ -104,7 +104,7 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
         try:
             for library in LIBRARIES:
                 with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
-                    run_job(topics.spec({"consumer": library}), Console(file=io.StringIO()), max_seconds=30)
+                    run_job(topics.spec({"consumer": library}), Console(file=io.StringIO()), max_seconds=90)
         finally:
             done.set()
             polling.join()
