@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tagstream.transforms.io.kafka.client.python_private import finish_joining
 from tests.services.certificates import Authority
 from tests.services.java import ROOT, free_ports, jars, java, tail, wait_until
 
@@ -228,6 +229,28 @@ class KafkaBroker:
             f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (_, p) in listen.items() if p
         )
         return properties
+
+
+def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:
+    """The partitions of a topic, once a client of kafka-python's knows them."""
+    wait_until(lambda: consumer.partitions_for_topic(topic), deadline, f"the client knows topic {topic}")
+    return sorted(consumer.partitions_for_topic(topic))
+
+
+def join(consumer, deadline: float = 60.0) -> None:
+    """Lets a subscribed consumer of kafka-python's join its group; returns once it has partitions.
+
+    A consumer that joins before it knows a new topic's metadata is given no partitions until the next rebalance, which
+    may never come. So is one whose poll ends in the middle of a join, as on a busy machine; see `finish_joining`.
+    """
+    for topic in consumer.subscription():
+        partitions_of(consumer, topic, deadline)
+
+    def joined():
+        finish_joining(consumer)
+        return consumer.poll(1000) or consumer.assignment()
+
+    wait_until(joined, deadline, "the consumer has partitions")
 
 
 @pytest.fixture(scope="session")

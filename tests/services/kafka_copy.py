@@ -18,6 +18,9 @@ from tagstream.transforms.io.kafka.client.cluster import Cluster
 from tagstream.transforms.io.kafka.client.contracts import Record
 from tagstream.transforms.io.kafka.client.member import Member
 
+READY = "copying"
+"""What a process logs once a SIGTERM ends it politely."""
+
 
 class Chains:
     """An `Owner` that keeps one transactional chain for each partition."""
@@ -87,6 +90,7 @@ def main(servers, group, source, target, library):
     cluster = Cluster(servers)
     chains = Chains(cluster, group, library)
     member = Member(cluster, group, (source,), chains, library=library)
+    logging.getLogger("copy").warning(READY)
     while not stop.is_set():
         blocks = []
         while (polled := member.take(0.0 if blocks else 0.1, 500, without=[p.partition for p in blocks])) is not None:

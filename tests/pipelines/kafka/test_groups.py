@@ -18,6 +18,7 @@ from tagstream.schemas.errors import LedgerError, SinkError, SourceError
 from tagstream.schemas.kafka_spec import LIBRARIES
 from tests.pipelines.kafka.kafka_jobs import Topics, feeds_of, running, yaml_of
 from tests.services.java import wait_until
+from tests.services.kafka import join
 from tests.services.kafka_faults import Worker, count, differences
 
 pytestmark = pytest.mark.xdist_group("kafka-jobs")
@@ -87,16 +88,26 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
         topics.source,
         bootstrap_servers=topics.servers,
         group_id=topics.name,
+        enable_auto_commit=False,  # else the job may find its positions before it joins
         partition_assignment_strategy=[Strange],
     )
     with contextlib.closing(foreign):
-        wait_until(lambda: foreign.poll(100) or foreign.assignment(), 30, "the foreigner has joined")
-        polling = threading.Thread(target=lambda: [foreign.poll(100) for _ in range(200)])
+        join(foreign)
+        done = threading.Event()
+
+        def stay() -> None:
+            while not done.is_set():
+                foreign.poll(100)
+
+        polling = threading.Thread(target=stay)
         polling.start()
-        for library in LIBRARIES:
-            with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
-                run_job(topics.spec({"consumer": library}), Console(file=io.StringIO()), max_seconds=30)
-        polling.join()
+        try:
+            for library in LIBRARIES:
+                with pytest.raises(SourceError, match=r"group is in use by another program.*source\.group"):
+                    run_job(topics.spec({"consumer": library}), Console(file=io.StringIO()), max_seconds=90)
+        finally:
+            done.set()
+            polling.join()
 
 
 def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
@@ -115,7 +126,7 @@ def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
             enable_auto_commit=False,
         )
         with contextlib.closing(foreign):
-            wait_until(lambda: foreign.poll(100) or foreign.assignment(), 60, "the foreigner has joined")
+            join(foreign)
             wait_until(
                 lambda: foreign.poll(100) or "takes messages: intruder on 127.0.0.1" in line.line(), 30, "its name"
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tagstream.transforms.runtime.machine import cpu_name
+from tagstream.transforms.runtime.machine import cpu_name, gpu_name
 
 CPU_PASSES = 8
 """The largest number of forward passes at once on a CPU. Each pass uses cores / passes threads.
@@ -31,9 +31,6 @@ def passes_on(device: str, passes: int) -> str:
 def _device_name(device: str) -> str:
     if not device.startswith("cuda"):
         return cpu_name() if device == "cpu" else f"{cpu_name()}, {device}"
-    import torch
-
-    try:
-        return ", ".join(torch.cuda.get_device_name(int(one.partition(":")[2] or 0)) for one in device.split(","))
-    except (RuntimeError, AssertionError):  # PyTorch is built for CPUs, although ONNX Runtime is built for GPUs
-        return f"{cpu_name()}, {device}"
+    names = [gpu_name(int(one.partition(":")[2] or 0)) for one in device.split(",")]
+    known = [name for name in names if name is not None]
+    return ", ".join(known) if len(known) == len(names) else f"{cpu_name()}, {device}"

@@ -14,7 +14,8 @@ from tagstream.schemas.spec import InferEntry, OnnxBackend
 from tagstream.transforms.inference.backends.cores import passes_and_threads, passes_on
 from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
-from tagstream.transforms.inference.backends.onnx_session import exact_options, without_denormals
+from tagstream.transforms.inference.backends.onnx_session import exact_options
+from tagstream.transforms.runtime.denormals import without_denormals
 from tagstream.transforms.runtime.machine import usable_cores
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 

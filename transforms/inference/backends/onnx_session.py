@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +35,6 @@ def exact_options() -> Any:
     if products_saturate():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
-
-
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """Makes this thread treat numbers below 1e-38 (denormals) as zero on the CPU.
-
-    Softmax leaves denormals where attention is masked, and each costs a hundred cycles. If half of the tokens are
-    padding, they take a quarter of the time of a small int8 model.
-    """
-    import torch
-
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 @functools.cache

@@ -6,7 +6,6 @@ may use a session.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import TagstreamError
 from tagstream.transforms.io.database.dialect import Dialect
+from tagstream.transforms.runtime.retry import doubling, retrying
 
 RETRY_SECONDS = 60.0
 """How long an operation is retried after lost connections, deadlocks and locks."""
@@ -109,14 +109,13 @@ def retried(
     `work` must open its own session each time. Raises `error` after RETRY_SECONDS, or at once for a failure of kind
     OTHER, with the message passed through `hint`. A failure of kind DUPLICATE is raised unchanged, as DatabaseError.
     """
-    deadline, pause = time.monotonic() + RETRY_SECONDS, 0.05
-    while True:
-        try:
-            return work()
-        except DatabaseError as failure:
-            if failure.kind is Kind.DUPLICATE:
-                raise
-            if failure.kind is Kind.OTHER or time.monotonic() > deadline:
-                raise error(hint(str(failure))) from None
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
+    try:
+        return retrying(_passes, doubling(0.05, 2.0), seconds=RETRY_SECONDS)(work)
+    except DatabaseError as failure:
+        if failure.kind is Kind.DUPLICATE:
+            raise
+        raise error(hint(str(failure))) from None
+
+
+def _passes(failure: BaseException) -> bool:
+    return isinstance(failure, DatabaseError) and failure.kind in {Kind.LOST, Kind.BUSY}

@@ -12,7 +12,6 @@ Rows wait for their commit in a file (`Spool`). So a commit can be tried again a
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +36,7 @@ from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
 from tagstream.transforms.io.database.rows import flat, plain, without_nul
 from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
+from tagstream.transforms.runtime.retry import doubling, every, retrying
 
 _SPOOL_BYTES = 256 << 20
 T = TypeVar("T")
@@ -81,19 +81,21 @@ class _TableWriter(ChainWriter):
         assert self._labels is not None
         labels = self._labels
         span = commit.span
-        for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None):
+
+        def attempt() -> None:
             try:
-                return self._sink.within(lambda session: self._move(session, commit, seconds, labels))
-            except DatabaseError as failure:  # a key exists already, in the ledger or in the label table
+                self._sink.within(lambda session: self._move(session, commit, seconds, labels))
+            except DatabaseError:  # a key exists already, in the ledger or in the label table
                 writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
-                if writer == self._id:
-                    return None
-                if writer is not None:
+                if writer is None:
+                    raise
+                if writer != self._id:
                     raise ChainMovedError(self._sink.end(self.split)) from None
-                if pause is None:
-                    raise SinkError(f"{self._sink.where}: two rows have the same key: {failure}") from None
-            time.sleep(pause)  # DuckDB reports a duplicate of a key that another transaction has not committed yet
-        return None
+
+        try:  # DuckDB reports a duplicate of a key that another transaction has not committed yet
+            retrying(DatabaseError, doubling(0.05, 1.6), attempts=7)(attempt)
+        except DatabaseError as failure:
+            raise SinkError(f"{self._sink.where}: two rows have the same key: {failure}") from None
 
     def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
         """Everything that the transaction of one commit does. The caller commits."""
@@ -185,11 +187,10 @@ class TableSink:
 
     def _first(self, work: Callable[[Session], None]) -> None:
         """Run `work`, which creates tables. Try again if another process creates the same tables at this moment."""
-        for _ in range(3):
-            with suppress(DatabaseError):
-                self.within(work)
-                return
-        raise SinkError(f"{self.where}: other processes keep creating and removing the job's tables")
+        try:
+            retrying(DatabaseError, every(0), attempts=3)(self.within, work)
+        except DatabaseError:
+            raise SinkError(f"{self.where}: other processes keep creating and removing the job's tables") from None
 
     def progress(self) -> dict[str, Progress]:
         return self.within(lambda s: self.ledger.progress(s) if self.ledger.exists(s) else {})

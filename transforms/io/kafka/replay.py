@@ -22,6 +22,7 @@ from tagstream.schemas.kafka_spec import KafkaSource
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import Progress
 from tagstream.transforms.io.kafka.client.cluster import HEADERS, Cluster, Partition, offsets
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.messages_in import RecordBlocks
 from tagstream.transforms.io.kafka.messages_out import NULL_VALUE, PREFIX, header_pairs, origin, without_reason
 from tagstream.transforms.io.kafka.payloads import Decoded
@@ -63,7 +64,7 @@ class DeadTopic:
     def _partitions(self) -> list[Split]:
         with contextlib.closing(self.cluster.consumer()) as consumer:
             partitions = self.cluster.require(consumer, (self.topic,))
-            topic_id = consumer._cluster.topic_id(self.topic)  # noqa: SLF001
+            topic_id = id_of_topic(consumer, self.topic)
             starts, stops = (offsets(consumer, partitions, at) for at in ("earliest", "latest"))
         return [replay_split(p, topic_id, starts[p], stops[p]) for p in partitions]
 

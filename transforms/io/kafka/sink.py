@@ -38,11 +38,13 @@ from tagstream.transforms.io.kafka.client.chain import (
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.retry import every, retrying
 from tagstream.transforms.runtime.watchdog import deadline
 
 if TYPE_CHECKING:
@@ -172,15 +174,19 @@ class _Sink:
 
     def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
         """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
-            if time.monotonic() > ends or self.context.stop.wait(0.5):
+        left = list(groups)
+
+        def delete() -> None:
+            refused = {group: said for group, said in admin.delete_groups(left).items() if said not in GONE}
+            left[:] = refused
+            if refused:
                 group, why = next(iter(refused.items()))
                 raise SinkError(
                     f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
                     "still in it, wait until their sessions end, and try again"
                 )
-            groups = list(refused)
+
+        retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=self.context.stop)(delete)
         forget_ends(self.cluster, f"{self.group}/")
 
     def _one_cluster(self) -> None:
@@ -305,17 +311,13 @@ class _Sink:
 
     def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
         """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while True:
-            try:
-                groups = self._groups(admin)
-                found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
-            except errors.RetriableError:
-                if time.monotonic() > ends:
-                    raise
-                time.sleep(0.1)
-            else:
-                return found
+
+        def read() -> dict[str, Any]:
+            groups = self._groups(admin)
+            found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
+            return found
+
+        return retrying(errors.RetriableError, every(0.1), seconds=RETRY_SECONDS)(read)
 
     def _groups(self, admin: KafkaAdminClient) -> list[str]:
         if self.live_source is not None:
@@ -328,7 +330,7 @@ class _Sink:
             return {}
         with contextlib.closing(self.cluster.consumer()) as consumer:
             self.cluster.require(consumer, tuple(topics))
-            return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
+            return {topic: id_of_topic(consumer, topic) for topic in topics}
 
 
 @contextlib.contextmanager

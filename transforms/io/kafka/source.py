@@ -27,6 +27,7 @@ from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import FeedStatus, Sink, Writer
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, offsets, to_records, topic_partition
 from tagstream.transforms.io.kafka.client.member import Member
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.groups import Members, group_of
 from tagstream.transforms.io.kafka.messages_in import RecordBlocks
 from tagstream.transforms.runtime.job_context import JobContext
@@ -53,7 +54,7 @@ class _Source:
         """One a partition; with `until`, from where `start` says to where `until` says."""
         with contextlib.closing(self.cluster.consumer(group_id=group_of(self.job))) as consumer:
             partitions = self.cluster.require(consumer, self.spec.topics)
-            ids = {topic: consumer._cluster.topic_id(topic) for topic in self.spec.topics}  # noqa: SLF001
+            ids = {topic: id_of_topic(consumer, topic) for topic in self.spec.topics}
             if self.spec.until is None:
                 return [split_of(p, ids[p.topic]) for p in partitions]
             starts = starting_points(consumer, partitions, self.spec.start)
@@ -157,7 +158,7 @@ class Feed:
             return {}
         known = self.sink.progress()
         consumer = member.lookup()
-        ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
+        ids = {p.topic: id_of_topic(consumer, p.topic) for p in partitions}
         begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
         starts = self._starts(member, consumer, partitions, begun)
 

@@ -6,8 +6,6 @@ The ledger is kept as whole numbers in the label table. `lake.sink` lists them.
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -26,8 +24,10 @@ from tagstream.transforms.io.lake.table import (
     State,
     new_token,
 )
+from tagstream.transforms.runtime.retry import random_up_to, retrying
 
 _TRIES = 100
+"""How often a commit may find that another process was first."""
 T = TypeVar("T")
 
 
@@ -165,15 +165,12 @@ class LakeLedger:
 
         Raises SinkError after many tries.
         """
-        pause = 0.02
-        for _ in range(_TRIES):
-            try:
-                return work()
-            except ConflictError as conflict:
-                last = conflict
-            time.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, 1.0)
-        raise SinkError(f"{self.labels.where}: other processes kept changing the table. The last conflict: {last}")
+        try:
+            return retrying(ConflictError, random_up_to(0.02, 1.0), attempts=_TRIES)(work)
+        except ConflictError as last:
+            raise SinkError(
+                f"{self.labels.where}: other processes kept changing the table. The last conflict: {last}"
+            ) from None
 
 
 def table_of_text(text: str) -> pa.RecordBatchReader:

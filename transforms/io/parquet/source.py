@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from tagstream.schemas.spec import JobSpec, ParquetSource
 from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns
 from tagstream.transforms.io.common.parquet_rows import counted, read_rows, row_ranges
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.retry import listed, retrying
 
 _GLOB = "*?["
 _FOOTER_THREADS = 8
@@ -80,30 +80,24 @@ class ParquetFilesSource:
         path = split.payload["path"]
         stop = cast("int", split.stop)
         known_bad = split.payload.get("error")
-        waits = [] if known_bad or isinstance(self.fs, LocalFileSystem) else list(_WAITS)
+        attempts = 1 if known_bad or isinstance(self.fs, LocalFileSystem) else len(_WAITS) + 1
         position = start
-        while True:
-            try:
-                if known_bad:
-                    raise OSError(known_bad)
-                for batch in self._batches(split, position, stop):
-                    yield from self.cutter.cut(split.id, batch, position)
-                    position += batch.num_rows
-            except MemoryError:  # Arrow's is an ArrowException too, but says nothing about the file
-                raise
-            except (OSError, pa.ArrowException) as error:
-                if isinstance(error, OSError) and waits:
-                    time.sleep(waits.pop(0))
-                    continue
-                failed = error
-            else:
-                return
+        try:
+            for attempt in retrying(OSError, listed(*_WAITS), attempts=attempts):
+                with attempt:
+                    if known_bad:
+                        raise OSError(known_bad)
+                    for batch in self._batches(split, position, stop):
+                        yield from self.cutter.cut(split.id, batch, position)
+                        position += batch.num_rows
+        except MemoryError:  # Arrow's is an ArrowException too, but says nothing about the file
+            raise
+        except (OSError, pa.ArrowException) as failed:
             message = f"{path}: can't be read from row {position:,} on: {' '.join(str(failed).split())}"
             if self.spec.on_bad_file == "fail":
                 raise SourceError(f"{message}. {_TO_GO_ON}") from failed
             dead = unreadable(split.id, position, stop, message, self.kept)
             yield Block(Span(split.id, position, stop), empty_batch(self.cutter.schema), dead)
-            return
 
     def _batches(self, split: Split, start: int, stop: int) -> Iterator[pa.RecordBatch]:
         columns = list(dict.fromkeys([self.spec.text, *self.kept.names]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tagstream.pipelines.optimize.measure import Sample, same_labels
 from tagstream.pipelines.optimize.search import optimize_entry
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.backends import auto
+from tagstream.transforms.inference.backends import auto, onnx
 from tagstream.transforms.inference.backends.registry import identify, load_backend, resolve
 from tagstream.transforms.inference.certificate import Certificate
 from tagstream.transforms.inference.engine import Engine
@@ -59,6 +61,29 @@ def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
     assert np.ptp(expected) > 0.2, "a model whose scores are all alike would show nothing"
     np.testing.assert_allclose(scores(spec(model, type="onnx")), expected, atol=1e-4)
     np.testing.assert_allclose(scores(spec(model, type="onnx", token_budget=64)), expected, atol=1e-4)
+
+
+def test_a_run_of_an_exported_file_loads_no_pytorch(tmp_path: Path) -> None:
+    """PyTorch takes seconds and 500 MB to import, and ONNX Runtime needs none of it."""
+    spec = InferEntry.model_validate({"as": "x", "model": str(make_model(tmp_path / "m")), "backend": {"type": "onnx"}})
+    file = onnx.model_file(spec)
+    entry = spec.model_copy(update={"backend": spec.backend.model_copy(update={"file": str(file)})})
+    code = (
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from tagstream.schemas.spec import InferEntry\n"
+        "from tagstream.transforms.inference.backends.registry import device_kind, identify, load_backend\n"
+        "from tagstream.transforms.inference.engine import Engine\n"
+        f"entry = InferEntry.model_validate_json({entry.model_dump_json(by_alias=True)!r})\n"
+        "engine = Engine(load_backend(entry))\n"
+        "print(engine.submit(pa.array(['free prize'], pa.large_string())).result(60).scores.tolist())\n"
+        "engine.close()\n"
+        "identify(entry), device_kind(entry)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), scores(entry, ["free prize"]), atol=1e-6)
 
 
 def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
