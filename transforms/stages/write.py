@@ -13,13 +13,20 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from tagstream.schemas.block import Block
-from tagstream.schemas.errors import ChainMovedError
+from tagstream.schemas.errors import ChainMovedError, RunnerError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import Commit, JointWriter, Writer
 from tagstream.transforms.runtime.job_context import JobContext
 
 COMMITS_AT_ONCE = 8
+NOT_FUSED = (
+    "split {split} was read in another process than the one that should write its labels: the runner does not fuse the "
+    "steps Read, Infer and Write, which must run in one process. Choose another runner (runner.type local or flink), "
+    "and put no Reshuffle or GroupByKey between these steps"
+)
+"""The reader of a split opens the split's writer, and the writing step commits through that writer. In another process
+there is no such writer, and no row could be committed."""
 
 
 class _WriteFn(beam.DoFn):  # type: ignore[misc]
@@ -42,7 +49,9 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
         with self.context.failing():
             split = block.span.split
             writer = self.writers.of(split)
-            if writer is None:
+            if writer is None:  # given up after a lost race: the next pass finds these rows again
+                if not self.writers.was_opened(split):
+                    raise RunnerError(NOT_FUSED.format(split=split))
                 self.metrics.add(dropped=block.num_rows)
                 return
             if block.span.start == block.span.stop:  # a heartbeat: the reader has nothing to read before the commits
