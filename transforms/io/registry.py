@@ -1,4 +1,4 @@
-"""Which sources and sinks there are, by the `type` that a specification names: ours, and those of entry points."""
+"""Finds the module of a source or sink by the `type` in a specification: tagstream's own, or one of an entry point."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def open_source(spec: JobSpec, context: JobContext) -> Source:
 
 
 def open_sink(spec: JobSpec, context: JobContext) -> Sink:
-    """The sink of a job; touches nothing yet. With `keep: '*'` the source is opened first, for its columns."""
+    """The sink of a job. Changes nothing yet. With `keep: '*'` the source is opened first, to learn its columns."""
     if not spec.source.knows_columns:
         spec = spec.with_columns(open_source(spec, context).kept.names)
     return sink_module(spec.sink.type).open_sink(spec, context)

@@ -1,4 +1,4 @@
-"""Whether numbers below 1e-38 are kept or become zero: a flag in the floating-point register of each thread."""
+"""Makes a thread round numbers below 1e-38 (denormals) to zero, by a flag in its floating-point control register."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any, NamedTuple
 
 
 class _Register(NamedTuple):
-    """Where C's `fenv_t` holds the control register on Linux, and the bits in it that flush to zero."""
+    """The offset of the control register in C's `fenv_t` on Linux, and the register's bits that flush to zero."""
 
     offset: int
     flush: int
 
 
 _REGISTERS = {
-    "x86_64": _Register(28, 0x8040),  # MXCSR, behind the x87's environment: FTZ and DAZ
+    "x86_64": _Register(28, 0x8040),  # MXCSR, after the x87's environment: FTZ and DAZ
     "aarch64": _Register(0, 1 << 24),  # FPCR: FZ
 }
 _FENV_BYTES = 256
-"""More than any `fenv_t` takes: 32 on x86-64, 8 on ARM."""
+"""Larger than any `fenv_t`: x86-64 needs 32 bytes, ARM 8."""
 
 
 @contextmanager
 def without_denormals() -> Iterator[None]:
-    """In this thread, numbers below 1e-38 are zero until the body ends. Changes nothing on other systems than Linux.
+    """Round numbers below 1e-38 to zero in this thread until the body ends. Does nothing on systems other than Linux.
 
-    Softmax leaves such numbers where attention is masked, and a CPU takes a hundred cycles for each: a quarter of the
-    time of a small int8 model where half of the tokens are padding.
+    Softmax leaves such numbers where attention is masked, and a CPU needs about a hundred cycles for each. They took a
+    quarter of the time of a small int8 model with half of the tokens padding.
     """
     if (known := _libm()) is None:
         yield
@@ -53,5 +53,5 @@ def _libm() -> tuple[Any, _Register] | None:
     register = _REGISTERS.get(platform.machine())
     if register is None or not sys.platform.startswith("linux"):
         return None
-    libm = ctypes.CDLL(None)  # the interpreter is linked with the library of mathematics
+    libm = ctypes.CDLL(None)  # the interpreter itself is linked with C's mathematical library
     return (libm, register) if hasattr(libm, "fegetenv") and hasattr(libm, "fesetenv") else None

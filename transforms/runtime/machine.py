@@ -1,4 +1,4 @@
-"""What the machine is called, and what of it this process may use."""
+"""The names of this machine's CPU and GPUs, and how many cores this process may use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def usable_cores() -> int:
 
 
 def cpu_model() -> str:
-    """The maker's name for it, as Linux knows it."""
+    """The CPU's model name, as its maker gives it to Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -28,9 +28,9 @@ def cpu_name() -> str:
 
 
 def gpu_name(index: int) -> str | None:
-    """The name of NVIDIA's GPU of that number, counted as CUDA counts; None without a driver or such a GPU.
+    """The name of an NVIDIA GPU, by CUDA's number for it. None if there is no driver or no such GPU.
 
-    Asked of the driver's library, as PyTorch does, which takes four seconds to import.
+    Asks the driver's library. PyTorch would ask it too, but takes four seconds to import.
     """
     name, device = ctypes.create_string_buffer(256), ctypes.c_int()
     try:

@@ -1,4 +1,4 @@
-"""Trying again after a failure that may pass: one helper, over tenacity, for every loop that does so."""
+"""Tries work again after a failure that may pass. Every such loop of tagstream uses this helper, built on tenacity."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ Wait = Callable[[RetryCallState], float]
 
 
 class Stopping(Protocol):
-    """A request to stop, as `runtime.stop` and threading's Event are."""
+    """A request to stop. `runtime.stop.Stop` and `threading.Event` are such requests."""
 
     def is_set(self) -> bool: ...
 
     def wait(self, seconds: float, /) -> bool:
-        """Returns after `seconds`, or at once when the request comes."""
+        """Wait for `seconds`, or until the request comes."""
 
 
 def every(seconds: float) -> Wait:
-    """The same wait each time."""
+    """Wait equally long each time."""
     return wait_fixed(seconds)
 
 
 def listed(*seconds: float) -> Wait:
-    """One wait after the other; the last one stays."""
+    """Wait for the first number of seconds, then for the second, and so on. The last number is repeated."""
     return wait_chain(*map(wait_fixed, seconds))
 
 
 def doubling(first: float, most: float) -> Wait:
-    """Twice the wait each time, up to `most` seconds."""
+    """Wait twice as long each time, up to `most` seconds."""
     return wait_exponential(multiplier=first, max=most)
 
 
 def random_up_to(first: float, most: float) -> Wait:
-    """Any part of a wait that doubles: those who collided do not collide again."""
+    """Wait a random part of a time that doubles up to `most`, so that processes that collided do not collide again."""
     return wait_random_exponential(multiplier=first, max=most)
 
 
@@ -58,7 +58,7 @@ def retrying(
     stop: Stopping | None = None,
     before_wait: Callable[[], object] | None = None,
 ) -> Retrying:
-    """To be called with the work, or as an iterator of context managers around the work.
+    """Tries work until it succeeds. Call the result with the work, or iterate over it:
 
         return retrying(BusyError, doubling(0.05, 2), seconds=60)(work)
 
@@ -66,10 +66,10 @@ def retrying(
             with attempt:
                 work()
 
-    passes: after which exceptions the work may succeed. Any other is raised at once. The last one is raised after so
-    many attempts, or when the work fails `seconds` after its first attempt began. stop: a request to stop ends a wait,
-    and work that fails after the request is not tried again. before_wait: called before each wait; an exception of its
-    own ends the attempts.
+    passes: exceptions after which the work may succeed. Any other exception is raised at once.
+    attempts: after this many failures the last exception is raised. seconds: a failure is raised if it comes this long
+    after the first attempt began. stop: the request ends a wait, and a later failure is raised.
+    before_wait: called before each wait. If it raises an exception, the attempts end.
     """
 
     def enough(state: RetryCallState) -> bool:

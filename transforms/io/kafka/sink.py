@@ -1,8 +1,8 @@
-"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`chain.Chain`).
+"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`client.chain.Chain`).
 
-The ledger is the committed offset of a consumer group, whose note is the job's fingerprint. For a Kafka source it is
-the job's group and the input partition; for any other source each split has a group of its own (`job.split`), and its
-position stands as the offset of partition 0 of the output topic.
+The ledger is the committed offset of a consumer group, with the job's fingerprint as the offset's metadata. For a Kafka
+source this is the offset of the input partition in the job's group. For any other source each split has a group named
+`job.split`, and the position of the split is that group's offset for partition 0 of the output topic.
 """
 
 from __future__ import annotations
@@ -52,10 +52,11 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 30.0
 GONE = ("OK", "GroupIdNotFoundError")
+"""Answers to the deletion of a group after which the group is no longer there."""
 
 
-class _Writer(ChainWriter):
-    def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
+class _KafkaTopicWriter(ChainWriter):
+    def __init__(self, sink: KafkaTopicSink, split: Split, chain: Chain, position: int) -> None:
         super().__init__(split, position, 0.0)
         self._sink, self.chain = sink, chain
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
@@ -63,7 +64,7 @@ class _Writer(ChainWriter):
         self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = self.bytes = 0
         self.appended: int | None = None
-        """Where the chain ends since a common transaction."""
+        """The end of the chain after a common transaction; None if there was none since the last commit."""
 
     @property
     def due(self) -> bool:
@@ -77,22 +78,23 @@ class _Writer(ChainWriter):
         self._refused += staged.refused
 
     def fits(self, others: list[Any]) -> bool:
-        """See `io.contracts.JointWriter`: a block's worth at most, of what one member of the group reads."""
+        """See `io.contracts.JointWriter`. The partitions must belong to one member, and their rows fit into a block."""
         if self.chain.member is None or any(w.chain.member is not self.chain.member for w in others):
             return False
         together, most = (self, *others), self._sink.job.blocks
         return sum(len(w.records) for w in together) <= most.rows and sum(w.bytes for w in together) <= most.bytes
 
     def commit_with(self, others: list[Any]) -> None:
-        """See `io.contracts.JointWriter`: one transaction."""
-        # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
+        """See `io.contracts.JointWriter`. The common step is one transaction."""
+        # A new owner takes the partitions over in this order, a few at a time. The first partition's producer runs the
+        # transaction, so opening that partition first aborts the transaction for all.
         writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
         if commit_together([writer.staged() for writer in writers]):
             for writer in writers:
                 writer.appended = writer.position
 
     def staged(self) -> Append:
-        """What a common transaction is to append to this chain."""
+        """What a common transaction must append to this chain."""
         span = self.check().span
         return Append(self.chain, self.records, span.start, span.stop)
 
@@ -129,7 +131,9 @@ class _Writer(ChainWriter):
         self.chain.close()
 
 
-class _Sink:
+class KafkaTopicSink:
+    """See `io.contracts`: `Sink` and `ReplayingSink`."""
+
     def __init__(self, spec: JobSpec, context: JobContext) -> None:
         self.job, self.context = spec, context
         self.spec = cast("KafkaSink", spec.sink)
@@ -151,10 +155,10 @@ class _Sink:
         return self.__dict__ | {"_partitions": {}}
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
-        """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
+        """`overwrite` deletes only the job's positions. The job begins again, and the topic keeps its old labels."""
         self.fingerprint = fingerprint.hash
         self._one_cluster()
-        make_producer(self.spec.producer, self.cluster, self.group, None)  # says now what is missing
+        make_producer(self.spec.producer, self.cluster, self.group, None)  # raises now if a package is missing
         if self.spec.mode == "avro" and fingerprint.schema is not None:
             self.encode = self._avro(fingerprint.schema)
         with self.cluster.explained("use the output topics", SinkError):
@@ -173,7 +177,7 @@ class _Sink:
                     raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
 
     def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
-        """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
+        """Delete the groups' offsets. Tries again for a while: a killed member stays in its group for one session."""
         left = list(groups)
 
         def delete() -> None:
@@ -190,7 +194,7 @@ class _Sink:
         forget_ends(self.cluster, f"{self.group}/")
 
     def _one_cluster(self) -> None:
-        """Raises SpecError if labels would go to another cluster than the source's, where their positions are."""
+        """Raises SpecError if source and sink are on two clusters. No transaction covers labels and positions then."""
         source = self.live_source
         if source is None or source.servers == self.cluster.servers:
             return
@@ -202,7 +206,7 @@ class _Sink:
             )
 
     def _avro(self, columns: pa.Schema) -> Encode:
-        """Values by the columns' schema, which is registered first if there is a registry."""
+        """The encoder of Avro values. Registers the schema of the columns first, if there is a schema registry."""
         columns = pa.schema([field for field in columns if field.name not in MESSAGE])
         rows = AvroRows(columns, self.job.name, self.spec.avro_schema)
         if self.spec.registry is None:
@@ -235,7 +239,10 @@ class _Sink:
         }
 
     def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
-        """See `io.contracts.ReplayingSink`. Raises SpecError for another source: letters of its rows are not whole."""
+        """See `io.contracts.ReplayingSink`.
+
+        Raises SpecError if the source is not Kafka, because the dead letters then do not hold the whole row.
+        """
         from tagstream.transforms.io.kafka.replay import DeadTopic
 
         if self.live_source is None:
@@ -245,15 +252,15 @@ class _Sink:
             )
         return DeadTopic(self.job, self.context, self.live_source, self.cluster, self.dead_topic, self.progress())
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
-        """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
+    def open(self, split: Split, known: int | None = None) -> _KafkaTopicWriter:
+        """See `io.contracts.Sink`. Ignores `known`: `Chain.open` fences older producers, then reads the offset."""
         try:
             chain = self._chain(split)
             position = chain.open()
-            writer = _Writer(self, split, chain, split.start if position is None else position)
+            writer = _KafkaTopicWriter(self, split, chain, split.start if position is None else position)
             if position is None and split.stop is None:
                 chain.position = split.start
-                chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+                chain.commit([], split.start, split.start)  # a later run must not read `start` as another offset
         except PartitionLostError as error:
             lost = SinkError(f"{split.payload.get('topic', split.id)}: lost while its chain was opened ({error})")
             lost.transient = True
@@ -310,7 +317,7 @@ class _Sink:
         return self._partitions[topic]
 
     def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
-        """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
+        """Committed offsets of the job's groups. Tries again for a while: the admin client does not do so by itself."""
 
         def read() -> dict[str, Any]:
             groups = self._groups(admin)
@@ -357,8 +364,8 @@ def _cluster_id(cluster: Cluster) -> str:
         return str(admin.describe_cluster()["cluster_id"])
 
 
-class _ReadableSink(_Sink):
-    """Its values say by themselves what they are, as Avro's don't."""
+class ReadableKafkaTopicSink(KafkaTopicSink):
+    """A sink whose values can be shown. Avro values can't, because they don't contain their schema."""
 
     def sample(self, count: int) -> pa.Table:
         """See `io.contracts.ReadableSink`."""
@@ -367,6 +374,7 @@ class _ReadableSink(_Sink):
         return newest(self.job, self.cluster, count)
 
 
-def open_sink(spec: JobSpec, context: JobContext) -> _Sink:
+def open_sink(spec: JobSpec, context: JobContext) -> KafkaTopicSink:
     """See `io.registry.open_sink`."""
-    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec, context)
+    kind = KafkaTopicSink if cast("KafkaSink", spec.sink).mode == "avro" else ReadableKafkaTopicSink
+    return kind(spec, context)
