@@ -30,7 +30,9 @@ class SourceError(TagstreamError):
 
 
 class DeadLetterLimitError(SourceError):
-    """Too many of the first rows became dead letters: the input is not what the specification says."""
+    """Too many rows in a row became dead letters: the input is not what the specification says."""
+
+    exit_code = 8
 
 
 class ModelError(TagstreamError):

@@ -130,7 +130,9 @@ class JobSpec(Spec):
     )
     payload: bool = Field(default=True, description="Keep the text of a row in its dead letter; replay needs it.")
     max_dead: Fraction = Field(
-        default=0.05, description="A bulk job stops if more than this share of its first 1,000 rows are dead letters."
+        default=0.05,
+        description="A job stops if more than this share of 1,000 rows in a row are dead letters; a short one if all "
+        "of its rows are. 1: never.",
     )
     blocks: Blocks = Field(default_factory=Blocks)
     runner: Runner = Field(default_factory=LocalRunner)

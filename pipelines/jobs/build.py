@@ -34,7 +34,7 @@ def build(pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], 
         | "Splits" >> beam.Create(list(left), reshuffle=False)
         | "Spread" >> beam.Reshuffle()
         | "Read" >> ReadSplits(job.context, job.source, job.sink)
-        | "Infer" >> Infer(job.context, job.spec, expected)
+        | "Infer" >> Infer(job.context, job.spec, expected, job.first_run_rows)
         | "Write" >> WriteOutput(job.context, job.spec)
     )
 

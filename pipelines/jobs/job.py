@@ -42,6 +42,8 @@ class Job:
     limit: int | None = None
     replays: bool = False
     context: JobContext = field(default_factory=JobContext)
+    first_run_rows: int | None = field(default=None, init=False)
+    """Rows of the job, if no earlier run has done any of them."""
     known: set[str] = field(default_factory=set, init=False, repr=False)
     """Ids of the whole input's splits, without the limit."""
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
@@ -95,14 +97,11 @@ class Job:
             self.splits = self.splits_of(agreed)
 
     def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
-        """What earlier runs have done, and what is left; the sink is prepared.
-
-        The limit on dead letters is for the first rows of a job: with rows done it is lifted.
-        """
+        """What earlier runs have done, and what is left; the sink is prepared."""
         self.settle()
         progress = self.sink.progress()
-        if self.rows_done(progress):
-            self.spec = self.spec.model_copy(update={"max_dead": 1.0})
+        if not self.rows_done(progress):
+            self.first_run_rows = self.rows
         return progress, self.left(progress)
 
     def plan(self) -> list[Split]:

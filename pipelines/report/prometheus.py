@@ -64,6 +64,9 @@ class JobCollector(Collector):
         text = "From a message's own timestamp to the commit of its label"
         yield _histogram("tagstream_latency_seconds", text, now.latency)
         yield _histogram("tagstream_commit_seconds", "What the sink took for each commit", now.commit_time)
+        share = max((context.metrics.dead_share for context in contexts), default=0.0)
+        text = "Share of dead letters among the last 1,000 rows; a job stops above its max_dead"
+        yield GaugeMetricFamily("tagstream_dead_letter_share", text, share)
         yield from _live(contexts)
 
 

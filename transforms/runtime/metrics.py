@@ -94,6 +94,8 @@ class JobMetrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot()
+        self.dead_share = 0.0
+        """Share of dead letters among the last rows, see `stages.dead_letter_limit`."""
         self.last_commit: float | None = None
         """When the last commit ended, by `time.monotonic()`."""
         self._latencies: deque[float] = deque(maxlen=LATENCIES)

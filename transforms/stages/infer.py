@@ -6,7 +6,7 @@ Owns which rows become dead letters, and how many blocks are in flight. Knows no
 from __future__ import annotations
 
 import importlib.metadata
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -22,12 +22,13 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from tagstream.schemas.block import TEXT, Block, take_rows
 from tagstream.schemas.dead_letters import dead_letters, merged
-from tagstream.schemas.errors import DeadCode, DeadLetterLimitError, ModelError
+from tagstream.schemas.errors import DeadCode, ModelError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import identify
 from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.stages.dead_letter_limit import DeadLetterLimit
 from tagstream.transforms.tokenization.text_checks import unfit_rows
 
 Array = np.ndarray
@@ -101,63 +102,24 @@ class BlockInference:
         return take_rows(batch, np.flatnonzero(alive)), merged(dead, letters)
 
 
-class DeadLetterLimit:
-    """Stops a job whose input looks wrong: too many of its first rows became dead letters.
-
-    Example: `source.text` names a column of numbers, and every row becomes a dead letter. The job then ends with an
-    error that counts them by code, and has written nothing. `share`: the largest share of dead letters among the first
-    `ROWS` rows, 0 to 1; 1 turns the limit off. With fewer rows than that, only an input without any good row is
-    refused. The caller holds blocks back until `passed` is true, or until `check` accepts a short input.
-    """
-
-    ROWS = 1000
-
-    def __init__(self, share: float) -> None:
-        self.share = share
-        self.rows = 0
-        self.dead: Counter[str] = Counter()
-
-    @property
-    def passed(self) -> bool:
-        """Whether enough rows were seen, and few enough of them are dead letters."""
-        return self.share >= 1 or self.rows >= self.ROWS
-
-    def see(self, block: Block) -> None:
-        """Count a block's rows. Raises DeadLetterLimitError if `ROWS` rows were seen and the share is too large."""
-        if not self.passed:
-            self.rows += block.num_rows
-            self.dead.update(block.dead.column("code").to_pylist())
-            if self.rows >= self.ROWS:
-                self.check()
-
-    def check(self) -> None:
-        """Raises DeadLetterLimitError if all rows so far are dead letters, or too many of `ROWS` rows."""
-        dead = self.dead.total()
-        too_many = self.rows >= self.ROWS and dead > self.share * self.rows
-        if self.share < 1 and self.rows and (dead == self.rows or too_many):
-            codes = ", ".join(f"{count:,} {code}" for code, count in self.dead.most_common())
-            raise DeadLetterLimitError(
-                f"{dead:,} of the first {self.rows:,} rows are dead letters ({codes}); none of them was written. "
-                "Look at the input and at source.text, or allow it with --set max_dead=1"
-            )
-
-
 class _InferFn(beam.DoFn):  # type: ignore[misc]
     """Keeps some blocks in flight, emits them in order, and waits for all of them at the end of the bundle."""
 
-    def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
+    def __init__(
+        self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None, rows: int | None
+    ) -> None:
         self.context = context
         self.spec = spec
         self.expected = expected
+        self.rows = rows
 
     def setup(self) -> None:
         with self.context.failing():
             if self.expected is not None:
                 _check_worker(self.spec, self.expected)
             self.inference = BlockInference(self.spec, Labelling.of(self.spec.infer, self.context))
-        self.limit = DeadLetterLimit(1.0 if self.spec.live else self.spec.max_dead)
+        self.limit = DeadLetterLimit(self.spec.max_dead, self.rows, holds=not self.spec.live)
         self.pending: deque[Pending] = deque()
-        self.held: list[Block] = []
 
     def process(self, block: Block) -> Iterator[Block]:
         with self.context.failing():
@@ -186,17 +148,10 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
             if block is None:
                 self.pending.clear()
                 break
-            self.limit.see(block)
-            self.held.append(block)
-            if self.limit.passed:
-                yield from self._release()
+            yield from self.limit.see(block)
+            self.context.metrics.dead_share = self.limit.dead_share
         if drain:
-            self.limit.check()
-            yield from self._release()
-
-    def _release(self) -> Iterator[Block]:
-        while self.held:
-            yield self.held.pop(0)
+            yield from self.limit.end()
 
     def _next(self) -> Block | None:
         """The oldest block. None if the job is stopping and the block is not finished in time: then it is given up."""
@@ -232,11 +187,18 @@ class Infer(beam.PTransform):  # type: ignore[misc]
     """Turns blocks of text into blocks of labels and dead letters.
 
     expected: what a worker on another machine must find, see `Job.expectations`; None if the job runs here.
+    rows: how many rows the job has, for the limit on dead letters; None if earlier runs have done some of them.
     """
 
-    def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        context: JobContext,
+        spec: JobSpec,
+        expected: list[dict[str, Any]] | None = None,
+        rows: int | None = None,
+    ) -> None:
         super().__init__()
-        self.fn = _InferFn(context, spec, expected)
+        self.fn = _InferFn(context, spec, expected, rows)
 
     def expand(self, blocks: Any) -> Any:
         return blocks | beam.ParDo(self.fn).with_output_types(Block)

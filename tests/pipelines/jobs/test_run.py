@@ -232,7 +232,7 @@ def test_too_many_dead_letters_stop_the_job(tmp_path: Path) -> None:
     """More than one in twenty of the first thousand rows: said with the codes, and nothing was written."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [None if i % 10 == 0 else "x" for i in range(3_000)])
-    with pytest.raises(DeadLetterLimitError, match=r"of the first 1,0\d\d rows are dead letters \(.* null_text\); none of them was written"):  # fmt: skip  # noqa: E501
+    with pytest.raises(DeadLetterLimitError, match=r"of 1,000 rows in a row are dead letters \(.* null_text\); none of these rows was written"):  # fmt: skip  # noqa: E501
         job.run(source__split_rows=10_000)
     assert job.labels() == []
     assert job.dead() == []
@@ -244,13 +244,33 @@ def test_only_dead_letters_stop_the_job(tmp_path: Path) -> None:
     """However few rows there are."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [None, None])
-    with pytest.raises(DeadLetterLimitError, match="2 of the first 2 rows are dead letters"):
+    with pytest.raises(DeadLetterLimitError, match="2 of 2 rows in a row are dead letters"):
         job.run()
     assert job.run(max_dead=1).counts.dead_rows == 2
 
 
+@pytest.mark.parametrize("earlier", [0, 5_000])
+def test_the_limit_holds_for_the_whole_of_a_run_and_every_night(tmp_path: Path, earlier: int) -> None:
+    """Good rows first, then a stretch of dead ones: nothing of the stretch is written, and the exit code is its own."""
+    job = BulkJob(tmp_path)
+    small = {"blocks__rows": 100, "source__split_rows": 500}
+    if earlier:
+        job.put("a.parquet", ["x"] * earlier)
+        job.run(**small)
+    job.put("b.parquet", ["x"] * 3_000 + [None] * 2_000)
+    with pytest.raises(
+        DeadLetterLimitError, match=r"51 of 1,000 rows in a row are dead letters \(51 null_text\)"
+    ) as raised:
+        job.run(**small)
+    assert raised.value.exit_code == 8
+    assert job.dead() == []
+    assert len(job.labels()) <= earlier + 3_000
+    assert job.run(**small, max_dead=1).counts.dead_rows == 2_000
+    assert len(job.labels()) == earlier + 3_000
+
+
 def test_dead_letters_at_the_end_do_not_stop_a_job_that_goes_on(tmp_path: Path) -> None:
-    """The limit is for the first rows of a job: a rest that is dead can still be finished after a stop."""
+    """A short rest may be all dead: what earlier rows were is known, and the rest can be finished after a stop."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x"] * 90 + [None] * 3)
     job.run(limit=90)

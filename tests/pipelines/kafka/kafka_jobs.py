@@ -41,6 +41,7 @@ class Topics:
                 "source": kafka | (source or {}),
                 "infer": [{"as": "tag", "backend": {"type": "constant"} | (backend or {})}],
                 "sink": sink if sink and "path" in sink else {"type": "kafka", "topic": self.target} | (sink or {}),
+                "max_dead": 1,  # most tests send bad messages on purpose
                 **job,
             }
         )
