@@ -75,7 +75,7 @@ def test_speed(job: BulkJob) -> None:
     plan = plan_job(job.spec())
     assert plan.rows_per_s is not None
     assert plan.rows_per_s > 0
-    assert plan.speed_from == "measured by this output's commits"
+    assert plan.speed_from == "measured by the commits of this output"
 
 
 def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,4 +152,4 @@ def test_advice_for_a_cluster(job: BulkJob) -> None:
     assert few.startswith("4 splits for 9 slots")
     plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, infer=[model]))
     print_plan(job.console, plan)
-    assert "run one a GPU" in job.said
+    assert "run one task manager for each GPU" in job.said

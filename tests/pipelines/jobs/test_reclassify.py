@@ -191,9 +191,10 @@ def test_who_can_not(db: Database, tmp_path: Path) -> None:
     for sink in ({"type": "parquet", "path": f"{tmp_path}/out"}, DeltaLake(tmp_path).settings("out")):
         held = spec(db).model_dump(mode="json", by_alias=True)
         source = {"type": "memory", "rows": rows, "text": "body", "id": "id"}
-        with pytest.raises(SpecError, match=rf"a {sink['type']} sink can't\. --overwrite replaces the output"):
+        refused = rf"A {sink['type']} sink can't do that\. Replace the whole output with --overwrite"
+        with pytest.raises(SpecError, match=refused):
             run(JobSpec.model_validate({**held, "source": source, "sink": sink}), Choice())
-    with pytest.raises(SpecError, match="give one of them"):
+    with pytest.raises(SpecError, match="give only one of them"):
         run(spec(db, "spam"), Choice(), overwrite=True)
     with pytest.raises(SpecError, match="leave out --limit"):
         run(spec(db, "spam"), Choice(), limit=5)

@@ -62,7 +62,7 @@ def test_smaller_limit_than_done(job: BulkJob) -> None:
     """Nothing to do."""
     job.run(limit=120)
     assert job.run(limit=50).counts.rows_in == 0
-    assert "not there any more" not in job.said
+    assert "gone or has changed" not in job.said
 
 
 def test_labels_and_dead_letters_of_any_input_are_kept_apart(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_new_file_is_added(job: BulkJob) -> None:
     report = job.run()
     assert (report.rows_total, report.rows_before, report.counts.rows_in) == (260, 250, 10)
     assert job.labels() == [*ALL, *range(250, 260)]
-    assert "not there any more" not in job.said
+    assert "gone or has changed" not in job.said
 
 
 def test_changed_file_is_told(job: BulkJob) -> None:
@@ -91,7 +91,7 @@ def test_changed_file_is_told(job: BulkJob) -> None:
     report = job.run()
     assert report.counts.rows_in == 20
     assert job.labels() == [*ALL, *range(1_000, 1_020)]
-    assert "the output holds 1 splits of input that is not there any more" in job.said
+    assert "the output holds 1 splits whose input is gone or has changed" in job.said
     assert "--overwrite" in job.said
     job.run(overwrite=True)
     assert job.labels() == [*(i for i in range(150) if i != 7), *range(1_000, 1_020)]
