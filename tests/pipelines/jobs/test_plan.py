@@ -149,7 +149,7 @@ def test_advice_for_a_cluster(job: BulkJob) -> None:
     assert plan_job(job.spec()).advice == []
     assert plan_job(job.spec(runner={"type": "flink", "parallelism": 4})).advice == []
     (few,) = plan_job(job.spec(runner={"type": "flink", "parallelism": 9})).advice
-    assert few.startswith("4 splits for 9 slots")
+    assert few.startswith("4 splits leave some of the 9 slots idle")
     plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, infer=[model]))
     print_plan(job.console, plan)
     assert "run one task manager for each GPU" in job.said
