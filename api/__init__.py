@@ -16,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from tagstream.beam import FailedRow as FailedRow
     from tagstream.beam import Infer as Infer
     from tagstream.jobs import evaluate as evaluate
@@ -47,16 +48,18 @@ __all__ = [  # noqa: RUF022  in the order in which they are met; all of them are
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker would take any name, misspelt ones too
 
-        return version("tagstream")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'tagstream' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"tagstream.{_HOMES[name]}"), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("tagstream")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'tagstream' has no attribute {name!r}")
+        found = getattr(importlib.import_module(f"tagstream.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -1,11 +1,13 @@
 """Models in anybody's Beam pipeline: `rows | tagstream.Infer([...])`.
 
-Elements are dicts, `beam.Row`s (or named tuples), or Arrow record batches. Each comes out with the label columns beside
-its own; a row that can't be labelled comes out of the second output, with the reason. Windows and timestamps stay.
+Elements are dicts, `beam.Row`s or named tuples, Arrow record batches or tables. Each comes out with the label columns
+beside its own; a row that can't be labelled comes out of the second output, with the reason. Windows, timestamps and
+panes stay.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -18,8 +20,11 @@ import pyarrow as pa
 from apache_beam.metrics import Metrics
 from apache_beam.utils.windowed_value import WindowedValue
 
+from tagstream.jobs import entries_of
+from tagstream.schemas.block import take_rows
 from tagstream.schemas.errors import REASONS, DeadCode, SpecError
 from tagstream.schemas.spec import InferEntry
+from tagstream.texts import plain_text
 from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
@@ -48,22 +53,27 @@ class Infer(beam.PTransform):  # type: ignore[misc]
     given to the models together; a bundle's rows never wait for another bundle's.
 
     The output `labelled` has elements of the kind that came in, with the label fields added; a named tuple becomes a
-    `beam.Row`. The output `failed` has a `FailedRow` for each dict or Row; for record batches, it has a batch of the
-    failed rows with the columns `error_code` and `error_message`.
+    `beam.Row`. The output `failed` has a `FailedRow` for each dict or Row; for record batches and tables, it has one of
+    the failed rows with the columns `error_code` and `error_message`.
 
     Raises SpecError at construction for entries that are wrong. A bundle fails if an element has a field of the name
-    of a label field already.
+    of a label field already, or is of another kind.
     """
 
     def __init__(
         self, infer: Sequence[Mapping[str, Any] | InferEntry], text: str = "text", *, batch_rows: int = 512
     ) -> None:
         super().__init__()
-        from tagstream.jobs import specification
-
-        unused = {"type": "parquet", "path": "unused"}
-        entries = specification(source={**unused, "text": text}, infer=infer, sink=unused).infer
+        if not isinstance(text, str):
+            raise SpecError(f"Infer: text: give the name of the field that holds the text, not {type(text).__name__}")
+        if batch_rows < 1:
+            raise SpecError(f"Infer: batch_rows: give a number from 1 on, not {batch_rows}")
+        entries = entries_of(infer, "Infer")
         self._fn = _InferRowsFn(JobContext("infer"), entries, text, batch_rows)
+
+    def default_label(self) -> str:
+        """Names the columns, so that a pipeline with two of these needs no labels of its own."""
+        return f"Infer({', '.join(entry.as_ for entry in self._fn.entries)})"
 
     def expand(self, rows: Any) -> Any:
         return rows | beam.ParDo(self._fn).with_outputs(FAILED, main=LABELLED)
@@ -73,10 +83,23 @@ class _Users:
     """How many DoFns of this process use a context: the last one closes it."""
 
     def __init__(self, context: JobContext) -> None:
-        self.count = 0
+        self._context = context
+        self._count = 0
+        self._lock = threading.Lock()
+
+    def come(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def go(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if self._count:
+                return
+        self._context.close()
 
     def close(self) -> None:
-        pass
+        """Nothing: it only counts."""
 
 
 @dataclass
@@ -85,6 +108,7 @@ class _Batch:
 
     elements: list[tuple[Any, Any]] = field(default_factory=list)
     """Each element, and its timestamp, windows and pane."""
+    of_table: bool = False
     texts: Any = field(default_factory=list)
     """A list of bytes or None, or an Arrow array."""
     unfit: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
@@ -94,18 +118,23 @@ class _Batch:
 
 class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
     def __init__(self, context: JobContext, entries: tuple[InferEntry, ...], text: str, batch_rows: int) -> None:
+        self.users: _Users | None = None
         self.context, self.entries, self.text, self.batch_rows = context, entries, text, batch_rows
 
     def setup(self) -> None:
         self.users = self.context.resource(_Users)
-        self.users.count += 1
-        self.labelling = Labelling.of(self.entries, self.context)
+        self.users.come()
+        try:
+            self.labelling = Labelling.of(self.entries, self.context)
+        except BaseException:
+            self.teardown()
+            raise
         self.names = [column.name for column in self.labelling.fields]
 
     def teardown(self) -> None:
-        self.users.count -= 1
-        if self.users.count == 0:
-            self.context.close()
+        users, self.users = self.users, None
+        if users is not None:
+            users.go()
 
     def start_bundle(self) -> None:
         self.rows, self.pending = _Batch(), deque[_Batch]()
@@ -118,23 +147,22 @@ class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
         pane: Any = beam.DoFn.PaneInfoParam,
     ) -> Iterator[Any]:
         place = (timestamp, (windows,), pane)
-        if isinstance(element, pa.Table):
-            element = element.combine_chunks().to_batches()[0] if element.num_rows else pa.record_batch(element.schema)
-        if isinstance(element, pa.RecordBatch):
-            self._refuse_taken(element.schema.names)
-            yield from self._submit(self._of_batch(element, place))
+        if isinstance(element, pa.RecordBatch | pa.Table):
+            self._refuse_taken(element.schema.names, self.names, CODE, MESSAGE)
+            for batch in _batches_of(element):
+                yield from self._submit(self._of_batch(batch, place, of_table=isinstance(element, pa.Table)))
             return
-        self._refuse_taken(_fields(element))
-        value = _fields(element).get(self.text, _MISSING)
+        fields = _fields(element)
+        self._refuse_taken(fields, self.names)
         row = len(self.rows.elements)
         self.rows.elements.append((element, place))
-        if value is None:
-            self.rows.unfit[row] = (DeadCode.NULL_TEXT, REASONS[DeadCode.NULL_TEXT])
-        elif not isinstance(value, str | bytes):
-            found = "has no such field" if value is _MISSING else f"holds {type(value).__name__}"
-            self.rows.unfit[row] = (DeadCode.BAD_SCHEMA, f"field {self.text!r}: the row {found}, not text")
-            value = None
-        self.rows.texts.append(value.encode(errors="surrogatepass") if isinstance(value, str) else value)
+        try:
+            text = plain_text(fields[self.text])
+        except (KeyError, TypeError) as error:
+            found = "is missing" if isinstance(error, KeyError) else f"holds {error}, not text"
+            self.rows.unfit[row] = (DeadCode.BAD_SCHEMA, f"field {self.text!r} {found}")
+            text = None
+        self.rows.texts.append(text)
         if len(self.rows.elements) >= self.batch_rows:
             batch, self.rows = self.rows, _Batch()
             yield from self._submit(batch)
@@ -146,16 +174,18 @@ class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
         while self.pending:
             yield from self._finish(self.pending.popleft())
 
-    def _refuse_taken(self, fields: Any) -> None:
-        if taken := [name for name in self.names if name in fields]:
+    def _refuse_taken(self, fields: Any, names: Sequence[str], *others: str) -> None:
+        if taken := [name for name in names if name in fields]:
             raise SpecError(f"the rows have a field {taken[0]!r} already: give the entry another name with 'as'")
+        if taken := [name for name in others if name in fields]:
+            raise SpecError(f"the rows have a column {taken[0]!r} already, which the failed rows need: rename it")
 
-    def _of_batch(self, element: pa.RecordBatch, place: Any) -> _Batch:
-        batch = _Batch([(element, place)])
+    def _of_batch(self, element: pa.RecordBatch, place: Any, *, of_table: bool) -> _Batch:
+        batch = _Batch([(element, place)], of_table)
         at = element.schema.get_field_index(self.text)
         if at < 0 or not is_text(element.schema.field(at).type):
-            found = "is missing" if at < 0 else f"is {element.schema.field(at).type}"
-            reason = (DeadCode.BAD_SCHEMA, f"column {self.text!r} {found}, not text")
+            found = f"is {element.schema.field(at).type}, not text" if at >= 0 else "is missing, or there several times"
+            reason = (DeadCode.BAD_SCHEMA, f"column {self.text!r} {found}")
             batch.unfit = dict.fromkeys(range(element.num_rows), reason)
             batch.texts = [None] * element.num_rows
         else:
@@ -190,7 +220,9 @@ class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
         labels = [column.take(pa.array(good)) for column in columns]
         first = batch.elements[0]
         if isinstance(first[0], pa.RecordBatch):
-            yield from self._batches(first[0], first[1], batch.fit[good], labels, errors)
+            for tag, found in self._batches(first[0], batch.fit[good], labels, errors):
+                value = WindowedValue(pa.Table.from_batches([found]) if batch.of_table else found, *first[1])
+                yield beam.pvalue.TaggedOutput(tag, value) if tag else value
             return
         values = pa.RecordBatch.from_arrays(labels, schema=pa.schema(self.labelling.fields)).to_pylist()
         labelled = dict(zip(batch.fit[good].tolist(), values, strict=True))
@@ -203,27 +235,27 @@ class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
                 yield WindowedValue(_with(element, labelled[row]), *place)
 
     def _batches(
-        self, element: pa.RecordBatch, place: Any, rows: np.ndarray, labels: list[pa.Array], errors: dict[int, Any]
-    ) -> Iterator[Any]:
+        self, element: pa.RecordBatch, rows: np.ndarray, labels: list[pa.Array], errors: dict[int, Any]
+    ) -> Iterator[tuple[str | None, pa.RecordBatch]]:
+        """The labelled rows, and those that have an error, each with the output that they go to."""
         if len(rows) or not errors:
-            kept = element.take(pa.array(rows)) if errors else element
-            arrays = [*kept.columns, *labels]
+            kept = take_rows(element, rows) if errors else element
             schema = pa.schema([*element.schema, *self.labelling.fields], element.schema.metadata)
-            yield WindowedValue(pa.RecordBatch.from_arrays(arrays, schema=schema), *place)
+            yield None, pa.RecordBatch.from_arrays([*kept.columns, *labels], schema=schema)
         if errors:
-            failed = element.take(pa.array(sorted(errors)))
-            reasons = [errors[row] for row in sorted(errors)]
+            failed = take_rows(element, sorted(errors))
+            codes, messages = zip(*(errors[row] for row in sorted(errors)), strict=True)
             schema = element.schema.append(pa.field(CODE, pa.string())).append(pa.field(MESSAGE, pa.string()))
-            arrays = [
-                *failed.columns,
-                pa.array([str(code) for code, _ in reasons]),
-                pa.array([message for _, message in reasons]),
-            ]
-            batch = pa.RecordBatch.from_arrays(arrays, schema=schema)
-            yield beam.pvalue.TaggedOutput(FAILED, WindowedValue(batch, *place))
+            reasons = [pa.array(map(str, codes), pa.string()), pa.array(messages, pa.string())]
+            yield FAILED, pa.RecordBatch.from_arrays([*failed.columns, *reasons], schema=schema)
 
 
-_MISSING = object()
+def _batches_of(element: pa.RecordBatch | pa.Table) -> list[pa.RecordBatch]:
+    """Nearly always one: only columns of more than 2 GiB stay in pieces."""
+    if isinstance(element, pa.RecordBatch):
+        return [element]
+    found: list[pa.RecordBatch] = element.combine_chunks().to_batches()
+    return found or [pa.RecordBatch.from_pylist([], schema=element.schema)]
 
 
 def _fields(element: Any) -> Mapping[str, Any]:

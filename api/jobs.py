@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.memory_spec import InMemory
-from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.spec import InferEntry, JobSpec
 from tagstream.schemas.spec_file import load_spec
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def run(
     """
     from tagstream.pipelines.jobs.run import run_job
 
+    _check_limit(limit)
     job = specification(spec, source=source, infer=infer, sink=sink, text=text, id=id, keep=keep, **fields)
     return run_job(job, _console(progress), overwrite=overwrite, limit=limit, max_seconds=max_seconds)
 
@@ -74,6 +76,7 @@ def plan(
     """
     from tagstream.pipelines.jobs.plan import plan_job
 
+    _check_limit(limit)
     return plan_job(specification(spec, source=source, infer=infer, sink=sink, **fields), limit)
 
 
@@ -96,6 +99,7 @@ def evaluate(
     from tagstream.pipelines.jobs.evaluate import evaluate_job
     from tagstream.transforms.io.memory import Memory
 
+    _check_limit(limit)
     job = specification(spec, source=source, infer=infer, sink=Memory(), **{**fields, "dead_letters": None})
     return evaluate_job(job, label, _console(progress), limit=limit, without=tuple(without))
 
@@ -109,15 +113,17 @@ def specification(
     **fields: Any,
 ) -> JobSpec:
     """A checked specification from its parts; see `run`. Raises SpecError."""
-    columns = {name: fields.pop(name) for name in ("text", "id", "keep") if fields.get(name) is not None}
-    given = {name: value for name, value in fields.items() if name not in ("text", "id", "keep")}
+    columns = {name: fields.pop(name, None) for name in ("text", "id", "keep")}
+    given = _copied(fields)
     if source is not None:
         given["source"] = _source(source)
     if infer is not None:
-        given["infer"] = [dict(entry) if isinstance(entry, Mapping) else entry for entry in infer]
+        given["infer"] = _infer(infer)
     if sink is not None:
         given["sink"] = _sink(sink)
-    given |= {f"source.{name}": [*value] if _is_list(value) else value for name, value in columns.items()}
+    if isinstance(columns["keep"], str) and columns["keep"] != "*":
+        columns["keep"] = [columns["keep"]]
+    given |= {f"source.{name}": _copied(value) for name, value in columns.items() if value is not None}
     if spec is None or isinstance(spec, str | Path):
         return load_spec(None if spec is None else str(spec), given)
     if isinstance(spec, JobSpec):
@@ -126,14 +132,30 @@ def specification(
         spec = spec.model_dump(by_alias=True)
     if not isinstance(spec, Mapping):
         raise SpecError(f"a specification is a YAML file or a mapping, not {type(spec).__name__}")
-    return load_spec(None, {**spec, **given})
+    return load_spec(None, {**_copied(spec), **given})
+
+
+def entries_of(infer: Any, caller: str) -> tuple[InferEntry, ...]:
+    """Checked entries of `infer`. Raises SpecError, whose message names the function that was called."""
+    unused = {"type": "parquet", "path": "unused"}
+    try:
+        return specification(source=unused, infer=infer, sink=unused).infer
+    except SpecError as error:
+        where = r"^specification: infer\.0(\.|: )" if caller == "load" else "^specification: "
+        raise SpecError(re.sub(where, f"{caller}: ", str(error), flags=re.MULTILINE)) from None
+
+
+def _infer(given: Any) -> list[Any]:
+    if isinstance(given, str | Mapping) or not isinstance(given, Sequence):
+        raise SpecError('infer: give a list of entries, such as [{"model": "tagstream/spam", "as": "spam"}]')
+    return [_copied(entry) for entry in given]
 
 
 def _source(given: Any) -> dict[str, Any]:
     from tagstream.transforms.io.memory import Memory
 
     if isinstance(given, Mapping) and "type" in given and isinstance(given["type"], str):
-        return dict(given)
+        return dict(_copied(given))
     if isinstance(given, str | Path):
         return {"type": "parquet", "path": str(given)}
     return {"type": "memory", "rows": given if isinstance(given, InMemory) else Memory(given)}
@@ -145,12 +167,22 @@ def _sink(given: Any) -> dict[str, Any]:
     if isinstance(given, str | Path):
         return {"type": "parquet", "path": str(given)}
     if isinstance(given, Mapping):
-        return dict(given)
+        return dict(_copied(given))
     raise SpecError(f"sink: give a folder, a tagstream.Memory, or the fields of a sink, not {type(given).__name__}")
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str)
+def _copied(value: Any) -> Any:
+    """Mappings and lists of the user as our own, which may be changed; paths as text."""
+    if isinstance(value, Mapping):
+        return {name: _copied(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copied(item) for item in value]
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise SpecError(f"limit: give a number of rows from 1 on, not {limit}")
 
 
 def _console(progress: bool) -> Console:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import ValidationError
 
-from tagstream.schemas.errors import DeadCode, SourceError, SpecError
+from tagstream.jobs import entries_of
+from tagstream.schemas.errors import REASONS, DeadCode, ModelError
 from tagstream.schemas.spec import InferEntry
+from tagstream.texts import text_column
 from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.inference.predictions import Prediction
-from tagstream.transforms.io.memory import as_table
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.tokenization.text_checks import as_text, unfit_rows
 
@@ -25,7 +28,7 @@ ERROR = "error"
 
 
 def load(
-    model: str | None = None,
+    model: str | Path | None = None,
     *,
     backend: str | Mapping[str, Any] | None = None,
     **settings: Any,
@@ -35,31 +38,31 @@ def load(
     model: a bundled name (`tagstream/spam`), a local folder, or a Hugging Face id.
     backend: `pytorch`, `onnx`, `auto`, or the fields of a backend as in a specification.
     settings: any other field of an entry of `infer`: `scores="all"`, `thresholds={"spam": 0.9}`, `max_length=128`, ...
+    The field `as`, which names the columns, is written `as_`: in Python, `as` is a keyword.
     Raises ModelError, SpecError.
     """
     fields = {**settings, "model": model}
     if backend is not None:
-        fields["backend"] = {"type": backend} if isinstance(backend, str) else dict(backend)
-    try:
-        entry = InferEntry.model_validate(fields)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SpecError(f"load: {where}: {first['msg'].removeprefix('Value error, ')}") from None
-    return Model(entry)
+        fields["backend"] = {"type": backend} if isinstance(backend, str) else backend
+    return Model(*entries_of([fields], "load"))
 
 
 class Model:
-    """A loaded model. Thread-safe: texts of several threads share micro-batches."""
+    """A loaded model. Thread-safe: texts of several threads share micro-batches.
+
+    A model that nobody refers to any more closes itself.
+    """
 
     def __init__(self, entry: InferEntry) -> None:
         self.entry = entry
+        self._closed = False
         self._context = JobContext(entry.as_)
         try:
             self._labelling = Labelling.of([entry], self._context)
         except BaseException:
             self._context.close()
             raise
+        weakref.finalize(self, _close_elsewhere, self._context).atexit = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -74,15 +77,17 @@ class Model:
     def predict(self, texts: Any, *, text: str | None = None) -> pa.Table:
         """Labels of texts, in their order: one row a text, with the columns of `schema`.
 
-        texts: a list of str or None, one str, an Arrow array, a pandas or polars Series, whatever has the Arrow
-        PyCapsule interface; or a table of any of these libraries, DuckDB's relations included, with `text` naming the
-        column. The result is an Arrow table: `pl.from_arrow(table)`, `table.to_pandas()`, and DuckDB's queries read it
-        without a copy.
+        texts: a list or another iterable of str or None, one str, a NumPy or Arrow array, a pandas or polars Series,
+        whatever has the Arrow PyCapsule interface; or a table of any of these libraries, a DuckDB relation, a dict of
+        columns or a list of dicts, with `text` naming the column. The result is an Arrow table: pandas, polars and
+        DuckDB read it, without a copy where they can.
 
         A text that can't be labelled has nulls, and the reason in the column `error` (`null_text: the text is null`).
-        Raises SourceError for what is no text, ModelError if the model stops working.
+        Raises SourceError for what is no text, ModelError if the model is closed or stops working.
         """
-        column = _column(texts, text)
+        column = text_column(texts, text)
+        if self._closed:
+            raise ModelError(f"{self.entry.model or self.entry.as_}: the model is closed; load it again")
         waiting: deque[_Submitted] = deque()
         tables = [self.schema.empty_table()]
         for piece in _pieces(column):
@@ -94,6 +99,7 @@ class Model:
 
     def close(self) -> None:
         """Free the model's memory and threads."""
+        self._closed = True
         self._context.close()
 
     def __enter__(self) -> Self:
@@ -132,45 +138,13 @@ class _Submitted(NamedTuple):
     futures: list[Future[Prediction]]
 
 
+def _close_elsewhere(context: JobContext) -> None:
+    """Python may collect the model in any thread, also in one that closing waits for."""
+    threading.Thread(target=context.close, name="close", daemon=True).start()
+
+
 def _said(code: DeadCode, message: str) -> str:
-    from tagstream.schemas.errors import REASONS
-
     return f"{code}: {message or REASONS[code]}"
-
-
-def _column(texts: Any, name: str | None) -> pa.ChunkedArray:
-    if isinstance(texts, str):
-        texts = [texts]
-    if name is None and (array := _as_array(texts)) is not None:
-        return array
-    table = as_table(texts)
-    if name is None:
-        if table.num_columns != 1:
-            raise SourceError(f"predict: name the column of the texts with text=...; there are {table.column_names}")
-        return table.column(0)
-    if table.column_names.count(name) != 1:
-        raise SourceError(f"predict: no single column {name!r}; there are {table.column_names}")
-    return table[name]
-
-
-def _as_array(texts: Any) -> pa.ChunkedArray | None:
-    """The texts as a chunked array; None if they are a table."""
-    try:
-        if isinstance(texts, list | tuple):
-            if texts and isinstance(texts[0], Mapping):
-                return None
-            return pa.chunked_array([pa.array(list(texts), pa.large_string())])
-        if isinstance(texts, pa.ChunkedArray):
-            return texts
-        if isinstance(texts, pa.Array):
-            return pa.chunked_array([texts])
-        if isinstance(texts, Mapping | pa.Table | pa.RecordBatch | pa.RecordBatchReader) or hasattr(texts, "columns"):
-            return None
-        if hasattr(texts, "__arrow_c_stream__"):
-            return pa.chunked_array(texts)
-        return pa.chunked_array([pa.array(texts)])
-    except (pa.ArrowException, TypeError, ValueError) as error:
-        raise SourceError(f"predict: these texts can't be read: {error}") from None
 
 
 def _pieces(column: pa.ChunkedArray) -> Iterator[pa.LargeStringArray]:

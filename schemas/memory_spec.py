@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -13,13 +14,17 @@ from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec_base import DeadLettersPart, SinkPart, SourcePart
 
 _OBJECTS: WeakValueDictionary[str, InMemory] = WeakValueDictionary()
+_NUMBERS = itertools.count()
 
 
 class InMemory:
-    """An object that a specification refers to. It is pickled by its `key`, so Beam hands on the very same object."""
+    """An object that a specification refers to. It is pickled by its `key`, so Beam hands on the very same object.
+
+    Keys sort as the objects were made.
+    """
 
     def __init__(self) -> None:
-        self.key = uuid.uuid4().hex[:16]
+        self.key = f"{next(_NUMBERS):06d}-{uuid.uuid4().hex[:10]}"
         _OBJECTS[self.key] = self
 
     def __reduce__(self) -> tuple[Callable[[str], InMemory], tuple[str]]:

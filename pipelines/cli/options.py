@@ -125,7 +125,9 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
     if options.get("dead_letters"):
         overrides["dead_letters"] = {"type": "parquet", "path": options["dead_letters"]}
     if not sink:
-        overrides["sink"] = {"type": "memory", "name": "none"}
+        from tagstream.transforms.io.memory import Memory
+
+        overrides["sink"] = {"type": "memory", "rows": Memory()}
         overrides["dead_letters"] = None
     if options.get("runner"):
         overrides["runner.type"] = options["runner"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import pyarrow as pa
@@ -67,18 +67,43 @@ def as_table(rows: Any) -> pa.Table:
     """Convert rows to an Arrow table, without a copy where possible.
 
     `rows`: an Arrow table, batch or reader; an object with the Arrow PyCapsule interface, such as those of pandas,
-    polars and DuckDB; a dict of columns; or a list of dicts. Raises SourceError for anything else.
+    polars and DuckDB; a dict of columns; or dicts in a list or another iterable. Raises SourceError for anything else.
     """
     try:
         if isinstance(rows, pa.RecordBatchReader):
-            return rows.read_all()
-        if isinstance(rows, pa.RecordBatch):
-            return pa.Table.from_batches([rows])
-        if isinstance(rows, list | tuple):
-            return pa.Table.from_pylist(list(rows))
-        return pa.table(rows)
-    except (pa.ArrowException, TypeError, AttributeError) as error:
-        raise SourceError(f"rows of type {type(rows).__name__} can't be read by Arrow: {error}") from None
+            table = rows.read_all()
+        elif isinstance(rows, pa.RecordBatch):
+            table = pa.Table.from_batches([rows])
+        elif isinstance(rows, list | tuple | Iterator):
+            table = _of_dicts(list(rows))
+        else:
+            table = pa.table(rows)
+    except (pa.ArrowException, TypeError, ValueError, AttributeError) as error:
+        hint = "call its collect() first" if hasattr(rows, "collect_schema") else f"{error}. Rows have named columns"
+        raise SourceError(f"rows of type {type(rows).__name__} can't be read by Arrow: {hint}") from None
+    for number, column in enumerate(table.columns):
+        if pa.types.is_dictionary(column.type) and pa.types.is_string_view(column.type.value_type):
+            table = table.set_column(number, table.field(number).name, _plain_dictionary(column))
+    return table
+
+
+def _of_dicts(rows: list[Any]) -> pa.Table:
+    """A column for every key of any row: `Table.from_pylist` takes those of the first row only."""
+    for row in rows:
+        if not isinstance(row, Mapping):
+            raise TypeError(f"each row must be a dict, as in {{'text': 'hello'}}, not {type(row).__name__}")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _plain_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """With strings in place of views, of which Arrow makes no dictionaries itself. Polars' categoricals have views."""
+    kind = pa.dictionary(column.type.index_type, pa.large_string(), column.type.ordered)
+    chunks = [
+        pa.DictionaryArray.from_arrays(chunk.indices, chunk.dictionary.cast(pa.large_string()), ordered=kind.ordered)
+        for chunk in column.chunks
+    ]
+    return pa.chunked_array(chunks, kind)
 
 
 class TableInMemorySource:
@@ -89,6 +114,8 @@ class TableInMemorySource:
         self.memory: Memory = self.columns.rows
         if self.memory.table is None:
             raise SourceError("source.rows is an empty Memory: give it rows, as in Memory(table)")
+        if not self.memory.table.column_names:
+            raise SourceError("source.rows has no columns: where there may be no rows, give a table that has a schema")
         self.kept = check_columns(self.memory.table.schema, self.columns, "the rows in memory")
         self.cutter = BlockCutter(self.columns, self.kept, spec.blocks)
 

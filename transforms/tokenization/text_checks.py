@@ -20,7 +20,9 @@ def as_text(column: pa.Array, name: str) -> pa.LargeStringArray:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not is_text(column.type):
         raise SourceError(f"column {name!r} is {column.type}, not text")
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+    if pa.types.is_dictionary(column.type) and pa.types.is_string_view(kind):  # Arrow can't decode it
+        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.large_string()))
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return column.cast(pa.large_binary()).view(pa.large_string())
     return column.cast(pa.large_string())
 
@@ -36,6 +38,7 @@ def is_text(kind: pa.DataType) -> bool:
         or pa.types.is_string_view(kind)
         or pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
     )
 
 

@@ -113,10 +113,10 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
 def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
     """Messages of a foreign consumer's partitions get no label. The status line names that consumer until it leaves."""
     quiet = Console(file=io.StringIO())
-    with running(topics.spec()):
+    with running(topics.spec()) as job:
         topics.send([b"one"])
         wait_until(topics.labelled, 60, "a label")
-        line = LiveLine(quiet)
+        line = LiveLine(quiet, job["context"])
         assert "another program" not in line.line()
         foreign = KafkaConsumer(
             topics.source,
