@@ -28,16 +28,17 @@ AGAIN = "again"
 """Key in the payload of a split whose rows are to be labelled again: see `io.contracts.Again`."""
 
 END = 10**12
-"""Stop of a split that is read and committed whole: the number of its rows may change until it is read."""
+"""Stop of a split that is read and committed as a whole. The number of its rows may change until it is read."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """An independent, ordered run of input rows: positions `start` (included) to `stop` (not), None if unbounded.
+    """An independent, ordered run of input rows. Example: rows 100 to 199 of a Parquet file.
 
-    `id` is stable: the same input has the same id. `payload` holds what the source needs to find the rows again, as
-    JSON values. `planned` is set where positions inside the split aren't stable, so that the split is read and
-    committed as a whole: the number of rows that the plan counted.
+    `id`: stays the same as long as the input does. `start`: the first position. `stop`: the position after the last
+    one; None for a split without an end. `payload`: JSON values by which the source finds the rows again. `planned`:
+    the number of rows that the plan counted, if positions inside the split are not stable. Such a split is read and
+    committed as a whole.
     """
 
     id: str
@@ -48,23 +49,23 @@ class Split:
 
     @property
     def whole(self) -> bool:
-        """The split is committed as a whole, or not at all."""
+        """Whether the split is committed as a whole or not at all."""
         return self.planned is not None
 
     @property
     def rows(self) -> int:
-        """Positions in the split, or rows planned; 0 when it is unbounded."""
+        """How many positions the split has, or how many rows were planned. 0 for a split without an end."""
         return self.rows_up_to(self.stop or self.start)
 
     def rows_up_to(self, position: int) -> int:
-        """Rows that are done when the chain ends at `position`."""
+        """How many rows are done when the chain ends at `position`."""
         if self.planned is not None:
             return self.planned if position == self.stop else 0
         return min(position, self.stop or position) - self.start
 
 
 def split_id(stem: str, **identity: Any) -> str:
-    """A readable stem and a short hash of `identity`, which tells inputs apart. Fit for file names and Kafka ids."""
+    """A readable stem and a short hash of `identity`, which tells inputs apart. Usable in file names and Kafka ids."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower()[:40] or "split"
     return f"{readable}-{digest}"
@@ -72,7 +73,7 @@ def split_id(stem: str, **identity: Any) -> str:
 
 @dataclass(frozen=True, order=True)
 class Span:
-    """Half-open range of positions of one split."""
+    """A range of positions of one split: `start` is included, `stop` is not."""
 
     split: str
     start: int
@@ -97,12 +98,12 @@ class Block:
 
     @property
     def num_rows(self) -> int:
-        """Input rows: those of the batch and the dead letters."""
+        """How many input rows the block has: labelled or pending rows, and dead letters."""
         return int(self.batch.num_rows + self.dead.num_rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows alone. Slices share buffers; the rest of a buffer does not count."""
+        """Bytes of the block's own rows. A slice's buffers may hold more rows; these are not counted."""
         return int(self.batch.nbytes + self.dead.nbytes)
 
     def after(self, position: int) -> Block:
@@ -126,21 +127,21 @@ def take_rows(batch: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
 def _take(column: pa.Array, rows: Any) -> pa.Array:
     try:
         return column.take(pa.array(rows))
-    except pa.ArrowNotImplementedError:  # `take` knows no views and no runs: join slices
+    except pa.ArrowNotImplementedError:  # `take` can't handle view and run-end types, so slices are joined
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         slices = [column.slice(int(run[0]), len(run)) for run in runs if len(run)]
         return pa.concat_arrays(slices) if slices else column.slice(0, 0)
 
 
 def unwrapped(array: pa.Array) -> pa.Array:
-    """The array's plain values: without extension types, dictionaries decoded. Fields inside stay as they are."""
+    """The array's plain values: extension types removed, dictionaries decoded. Nested fields stay as they are."""
     if isinstance(array.type, pa.BaseExtensionType):
         return unwrapped(array.storage)
     return unwrapped(array.dictionary_decode()) if pa.types.is_dictionary(array.type) else array
 
 
 def unwrapped_type(kind: pa.DataType) -> pa.DataType:
-    """The type of what `unwrapped` returns."""
+    """The type of the array that `unwrapped` returns."""
     if isinstance(kind, pa.BaseExtensionType):
         return unwrapped_type(kind.storage_type)
     return unwrapped_type(kind.value_type) if pa.types.is_dictionary(kind) else kind

@@ -17,8 +17,8 @@ DEAD_ROW = "row"
 def dead_schema(kept: pa.Schema) -> pa.Schema:
     """Schema of dead letters for an input whose id and kept columns are `kept`. If `kept` is empty, there is no `row`.
 
-    Split and position say where the row was when it became a dead letter. After a replay, the origin columns say where
-    it was at first; before one, they are the same.
+    `split` and `position` say where the row was when it became a dead letter. The origin columns say where the row was
+    first seen. They differ only after a replay.
     """
     return pa.schema(
         [
@@ -54,7 +54,8 @@ def dead_letters(
 ) -> pa.RecordBatch:
     """Dead letters for the given rows of a source's block.
 
-    `rows`: int array of row numbers, ascending; `codes` and `messages`: one each. `payload`: keep the text's bytes.
+    `rows`: int array of row numbers, ascending. `codes`, `messages`: one for each row; an empty message becomes the
+    code's reason. `payload`: keep the text's bytes.
     """
     taken = take_rows(batch, rows)
     kept = kept_schema(batch.schema)
@@ -80,7 +81,7 @@ def dead_letters(
 
 
 def buried(block: Block, rows: Any, code: DeadCode, message: str = "") -> pa.RecordBatch:
-    """Dead letters for the given rows of a labelled block. They have no payload: the texts are gone by then."""
+    """Dead letters for the given rows of a labelled block. They have no payload, because the block has no texts."""
     batch, schema = block.batch, block.dead.schema
     kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
     ours = [name for name in batch.schema.names if name.startswith("__")]

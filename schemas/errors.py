@@ -1,7 +1,7 @@
-"""The one exception tree, and the reasons for which a row becomes a dead letter.
+"""The exceptions of tagstream, and the reasons for which a row becomes a dead letter.
 
-Every error that a user can cause is a `TagstreamError`. Its message says what to do next; `exit_code` is what the
-command line returns. Any other exception is a defect of ours and keeps its traceback.
+Every error that a user can cause is a `TagstreamError`. Its message says what to do next, and the command line returns
+its `exit_code`. Any other exception is a defect of tagstream and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ class TagstreamError(Exception):
 
     exit_code = 1
     transient = False
-    """The other system can't be reached at the moment: a job without an end tries again."""
+    """Whether the failure may pass, because another system can't be reached at the moment. Live jobs then try again."""
 
 
 class SpecError(TagstreamError):
-    """The specification is wrong: names file, line and field, and what would be accepted."""
+    """The specification is wrong. The message names file, line and field, and what the field accepts."""
 
     exit_code = 2
 
@@ -52,13 +52,16 @@ class LedgerError(SinkError):
 
 
 class RunnerError(TagstreamError):
-    """The cluster that should run the job can't be reached, or refuses or fails it."""
+    """The cluster that should run the job can't be reached, refuses the job, or can't run it."""
 
     exit_code = 6
 
 
 class ChainMovedError(Exception):
-    """Another writer appended to the chain first. Internal: the loser drops its work. `position`: the chain's end."""
+    """Another writer has appended to the chain first. `position`: the chain's new end.
+
+    Internal: the writer that came second drops its rows.
+    """
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the chain ends at {position} now")
@@ -66,7 +69,7 @@ class ChainMovedError(Exception):
 
 
 class OutOfMemoryError(Exception):
-    """A backend has no memory for a micro-batch. Internal: the engine halves its token budget and tries again."""
+    """The device has too little memory for a micro-batch. Internal: the engine tries again with smaller ones."""
 
 
 class DeadCode(StrEnum):
@@ -89,12 +92,12 @@ REASONS: dict[DeadCode, str] = {
     DeadCode.NULL_TEXT: "the text is null",
     DeadCode.BAD_ENCODING: "the text is not valid UTF-8",
     DeadCode.BAD_PAYLOAD: "the message can't be decoded",
-    DeadCode.BAD_SCHEMA: "the field that holds the text is missing or not text",
+    DeadCode.BAD_SCHEMA: "the field that should hold the text is missing or is not text",
     DeadCode.BAD_FILE: "the file, or this part of it, can't be read",
-    DeadCode.TOO_LONG: "the text has more tokens than the model takes, and the specification says dead_letter",
+    DeadCode.TOO_LONG: "the text has more tokens than the model takes, and the job says long_text: dead_letter",
     DeadCode.TOKENISATION_FAILED: "the tokenizer failed on this text",
     DeadCode.INFERENCE_FAILED: "the model failed on this text",
-    DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than there is",
-    DeadCode.TOO_LARGE: "the labelled message is larger than the output topic takes",
-    DeadCode.REFUSED: "the output can't hold a value of this row",
+    DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than the device has",
+    DeadCode.TOO_LARGE: "the labelled message is larger than the output topic allows",
+    DeadCode.REFUSED: "the output can't store a value of this row",
 }

@@ -1,4 +1,4 @@
-"""The fingerprint of a job: what decides its output, and the hash of that, which every commit carries."""
+"""The fingerprint of a job: everything that decides its output, and a hash of that. Every commit stores the hash."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 
 _SHOWN = 6
-"""Differences that a message names."""
+"""How many differences a message lists."""
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Everything that decides what a labelled row looks like, as plain JSON values.
+    """Everything that decides how a labelled row looks, as plain JSON values in `parts`.
 
-    `schema`: the columns, for a sink that makes them before the first row; None in a fingerprint read from an output.
+    `schema`: the columns, for sinks that create them before the first row. None in a fingerprint read from an output.
     """
 
     parts: dict[str, Any]
@@ -25,7 +25,7 @@ class Fingerprint:
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits of the SHA-256 of the parts in canonical JSON."""
+        """The first 16 hexadecimal digits of the SHA-256 of the parts as canonical JSON."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
@@ -36,7 +36,7 @@ class Fingerprint:
         return cls(json.loads(text))
 
     def differences(self, other: Fingerprint, here: str = "here", there: str = "there") -> list[str]:
-        """One line a part that differs: its dotted name, the value `here`, the value `there`."""
+        """One line for each part that differs: its dotted name, the value `here`, the value `there`."""
         mine, theirs = _flat(self.parts), _flat(other.parts)
         return [
             f"{_shown(name)}: {mine.get(name)!r} {here}, {theirs.get(name)!r} {there}"
@@ -46,7 +46,7 @@ class Fingerprint:
 
 
 def not_ours(where: str, held: Fingerprint | None, mine: Fingerprint, whose: str = "another job") -> str:
-    """The message for an output at `where` that another job made; `held` is that job's fingerprint, if it is known."""
+    """The message for an output at `where` that another job made. `held`: that job's fingerprint, if known."""
     lines = held.differences(mine, "in the output", "in this job")[:_SHOWN] if held else []
     return (
         f"{where} holds the output of {whose}: its fingerprint is {held.hash if held else 'unknown'}, this job's is "
@@ -55,7 +55,7 @@ def not_ours(where: str, held: Fingerprint | None, mine: Fingerprint, whose: str
 
 
 def _shown(name: str) -> str:
-    """As the specification calls it now: `infer` was `classify` when the first fingerprints were made."""
+    """The part's name in today's specifications. `infer` was `classify` when the first fingerprints were made."""
     return f"infer.{rest}" if (rest := name.removeprefix("classify.")) != name else name
 
 

@@ -1,4 +1,4 @@
-"""The lake parts of a specification: Iceberg tables by catalog, Delta Lake tables by path."""
+"""The lake parts of a specification: Iceberg tables in a catalog, Delta Lake tables at a path."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ Catalog = Annotated[
     Settings,
     Field(
         description="PyIceberg's catalog properties: {type: rest, uri: https://…, credential: '${CREDENTIAL}'}, "
-        "{type: sql, uri: sqlite:///catalog.db, warehouse: file:///…}; `name` of the "
-        "catalog, default: default. Never shown."
+        "{type: sql, uri: sqlite:///catalog.db, warehouse: file:///…}. `name` is the catalog's name; default: default. "
+        "Never shown."
     ),
     Says("a mapping of fields", {"type": "rest", "uri": "https://catalog.example"}),
 ]
-Storage = Annotated[Settings, Field(description="Options of the object store, as deltalake takes them. Never shown.")]
+Storage = Annotated[Settings, Field(description="deltalake's options for the object store. Never shown.")]
 Table = Annotated[
     str,
     Field(pattern=r"^[^.]+(\.[^.]+)+$", description="namespace.table"),
     Says("namespace and table with a dot between them", "sales.messages"),
 ]
 OnlyNew = Annotated[
-    bool, Field(description="A later run also labels the rows that were appended since: the difference of versions.")
+    bool, Field(description="A later run also labels the rows that were appended since the earlier runs.")
 ]
 SplitRows = Annotated[int, Field(ge=1, description="Most rows in one split of a data file.")]
-Adopt = Annotated[bool, Field(description="Also append to a table that this job did not make itself.")]
+Adopt = Annotated[bool, Field(description="Allow appending to a table that this job has not created.")]
 CommitEvery = Annotated[float, Field(gt=0, description="Seconds after which rows of a long split are committed.")]
 
 
 def secrets_of(settings: dict[str, SecretStr]) -> list[str]:
-    """Values that must not appear in a message: those of secret names, and passwords inside URIs."""
+    """Values that must not appear in a message: values of names that mean a secret, and passwords inside URIs."""
     found = []
     for name, secret in settings.items():
         value = secret.get_secret_value()
@@ -51,14 +51,14 @@ def secrets_of(settings: dict[str, SecretStr]) -> list[str]:
 
 
 def _as_text(value: object) -> object:
-    """Numbers and switches as the libraries want them: text."""
+    """Numbers and booleans as text, because the libraries accept only text."""
     if isinstance(value, bool):
         return str(value).lower()
     return str(value) if isinstance(value, int | float) else value
 
 
 class IcebergSource(SourcePart):
-    """An Iceberg table: the snapshot that is current when the job begins."""
+    """An Iceberg table. The job reads the snapshot that is current when it begins."""
 
     type: Literal["iceberg"] = "iceberg"
     catalog: Catalog
@@ -68,7 +68,7 @@ class IcebergSource(SourcePart):
 
 
 class IcebergSink(SinkPart):
-    """An Iceberg table to which labels are appended; made, with its namespace, if it is not there."""
+    """An Iceberg table to which labels are appended. The job creates table and namespace if they are missing."""
 
     type: Literal["iceberg"] = "iceberg"
     catalog: Catalog
@@ -78,14 +78,14 @@ class IcebergSink(SinkPart):
 
 
 class IcebergDeadLetters(DeadLettersPart):
-    """The dead letters' table, in the catalog of the sink."""
+    """The table for dead letters, in the sink's catalog."""
 
     type: Literal["iceberg"] = "iceberg"
     table: Table
 
 
 class DeltaSource(SourcePart):
-    """A Delta Lake table: the version that is current when the job begins."""
+    """A Delta Lake table. The job reads the version that is current when it begins."""
 
     type: Literal["delta"] = "delta"
     path: str = Field(
@@ -97,7 +97,7 @@ class DeltaSource(SourcePart):
 
 
 class DeltaSink(SinkPart):
-    """A Delta Lake table to which labels are appended; made if it is not there."""
+    """A Delta Lake table to which labels are appended. The job creates the table if it is missing."""
 
     type: Literal["delta"] = "delta"
     path: str = Field(description="Folder of the table, or its URL.", examples=["lake/labels"])
@@ -107,7 +107,7 @@ class DeltaSink(SinkPart):
 
 
 class DeltaDeadLetters(DeadLettersPart):
-    """The dead letters' table, in the store of the sink."""
+    """The table for dead letters, with the sink's storage options."""
 
     type: Literal["delta"] = "delta"
     path: str = Field(description="Folder of the table, or its URL.", examples=["lake/labels"])

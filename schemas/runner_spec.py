@@ -1,4 +1,4 @@
-"""Where a job runs: this machine, a Flink cluster, or any other runner that Apache Beam has."""
+"""Where a job runs: on this machine, on a Flink cluster, or on any other runner of Apache Beam."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class LocalRunner(RunnerPart):
 
 
 class WorkerEnvironment(Spec):
-    """How Flink's task managers get Python workers; see Beam's documentation of `--environment_type`."""
+    """How Flink's task managers get Python workers. See Beam's documentation of `--environment_type`."""
 
     type: Literal["EXTERNAL", "DOCKER", "PROCESS"] = "EXTERNAL"
     config: str = Field(
         default="localhost:50000",
-        description="EXTERNAL: host:port of the worker pool, as task managers see it; DOCKER: image, with Beam's boot "
-        'program as its entry point; PROCESS: JSON, {"command": path of a boot program}.',
+        description="EXTERNAL: host:port at which task managers reach the worker pool; DOCKER: an image whose entry "
+        'point is Beam\'s boot program; PROCESS: JSON, {"command": path of a boot program}.',
     )
 
     @model_validator(mode="after")
@@ -63,28 +63,30 @@ class FlinkRunner(RunnerPart):
     parallelism: int = Field(default=1, ge=1, description="Task slots to use.")
     environment: WorkerEnvironment = Field(default_factory=WorkerEnvironment)
     seats_per_slot: int = Field(
-        default=4, ge=1, description="Live sources: seats a slot, so that no worker is left without one."
+        default=4,
+        ge=1,
+        description="Live sources: seats for each slot. With several, every worker gets at least one seat.",
     )
 
 
 class OptionsRunner(RunnerPart):
-    """A runner of Apache Beam that is told by Beam's own options alone."""
+    """A runner of Apache Beam that is set up with Beam's own options only."""
 
     options: tuple[str, ...] = Field(
         min_length=1,
-        description="As on Beam's command line: --runner=…, but for dataflow, --region=…",
+        description="As on Beam's command line: --region=…, and --runner=… unless `type` is dataflow.",
         examples=[["--runner=FlinkRunner"]],
     )
     seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Beam's command line."""
+        """The options for Beam's command line."""
         return self.options
 
 
 class BeamRunner(OptionsRunner):
-    """Any runner of Apache Beam. `live` sources need one that runs splittable DoFns."""
+    """Any runner of Apache Beam. Live sources need a runner that supports unbounded splittable DoFns."""
 
     type: Literal["beam"] = "beam"
 
@@ -96,7 +98,7 @@ class DataflowRunner(OptionsRunner):
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Beam's command line."""
+        """The options for Beam's command line."""
         return ("--runner=DataflowRunner", *self.options)
 
 

@@ -14,22 +14,23 @@ from tagstream.schemas.spec_base import DeadLettersPart, Names, Says, SinkPart, 
 Uri = Annotated[
     SecretStr,
     Field(
-        description="postgresql://user:${PASSWORD}@host/database, sqlite:///file.db; of a source, with their ADBC "
-        "driver installed, also snowflake://, grpc://, grpc+tls:// (Flight SQL). Never shown with its password."
+        description="postgresql://user:${PASSWORD}@host/database or sqlite:///file.db. A source also takes "
+        "snowflake://, grpc:// and grpc+tls:// (Flight SQL) if their ADBC driver is installed. The password is never "
+        "shown."
     ),
     Says("text", "postgresql://user:${PASSWORD}@host/database"),
 ]
 Mode = Annotated[
     Literal["append", "update", "upsert"],
     Field(
-        description="append: a table of labels, one row an input row; update: label columns of a table that has the "
-        "rows, found by key; upsert: a table of labels, one row a key, the newest wins."
+        description="append: a table of labels with one row for each input row; update: label columns in a table that "
+        "has the rows already, found by key; upsert: a table of labels with one row for each key, the newest one."
     ),
 ]
 
 
 def masked(uri: str) -> str:
-    """A URI as it may be shown: without password and without query."""
+    """A URI that may be shown: without its password and its query."""
     shown = re.sub(r"^([A-Za-z][A-Za-z0-9+.-]*://)([^/@]*@)?", lambda m: m[1] + _user(m[2] or ""), uri)
     return shown.partition("?")[0]
 
@@ -40,16 +41,23 @@ def _user(userinfo: str) -> str:
 
 
 class _TableSource(SourcePart):
-    """What sources with a key have in common."""
+    """Common fields of sources with a key."""
 
-    table: str | None = Field(default=None, description='Table, "schema.table"; parts in double quotes if need be.')
-    query: str | None = Field(default=None, description="SELECT statement in place of a table; must have the columns.")
+    table: str | None = Field(
+        default=None, description='table or schema.table. A name may need double quotes: "Order Items".'
+    )
+    query: str | None = Field(
+        default=None, description="SELECT statement to use instead of a table. Its result must have the columns."
+    )
     id: str | Names = Field(description="Key: the column or columns that are unique.", examples=["id"])  # type: ignore[assignment]
     split_rows: int = Field(
-        default=8192, ge=1, description="Rows in one split: the unit that is committed, and done again after a kill."
+        default=8192,
+        ge=1,
+        description="Rows in one split. A split is committed as a whole, and done again as a whole after a kill.",
     )
     only_new: bool = Field(
-        default=False, description="A later run also labels the rows whose keys are above all that earlier runs saw."
+        default=False,
+        description="A later run also labels the rows whose keys are larger than every key of the earlier runs.",
     )
 
     @property
@@ -62,20 +70,21 @@ class _TableSource(SourcePart):
         if (self.table is None) == (self.query is None):
             raise ValueError("give either table or query")
         if not self.key:
-            raise ValueError("id: name the key column")
+            raise ValueError("id: name the key column, or a list of the key columns")
         return self
 
 
 class _TableSink(SinkPart):
-    """What sinks that write into a table have in common."""
+    """Common fields of sinks that write into a table."""
 
     table: str = Field(
-        description="Table of the labels; made if it is not there (mode update: must be there).", examples=["labels"]
+        description="Table for the labels. The job creates it if it is missing; with mode: update it must be there.",
+        examples=["labels"],
     )
     mode: Mode = "append"
     key: Names = Field(default=(), description="Key columns for update and upsert; default: source.id.")
     adopt: bool = Field(
-        default=False, description="Also write to a table or to columns that this job did not make itself."
+        default=False, description="Allow writing to a table, or to columns, that this job has not created."
     )
     commit_every: float = Field(
         default=30.0, gt=0, description="Seconds after which rows of a long split are committed."
@@ -95,7 +104,7 @@ class SqlSource(_TableSource):
 
 
 class SqlSink(_TableSink):
-    """A table of a database, written through ADBC, with the ledger beside it in the same database."""
+    """A table of a database, written through ADBC. The job's ledger is another table in the same database."""
 
     type: Literal["sql"] = "sql"
     uri: Uri
@@ -107,50 +116,50 @@ class SqlSink(_TableSink):
 
     @property
     def where(self) -> str:
-        """Where the labels go, for people."""
+        """Where the labels go, in words for the user."""
         return f"{masked(self.uri.get_secret_value())}, table {self.table}"
 
 
 class DuckDBSource(_TableSource):
-    """A table of a DuckDB file, or a query over it or over anything that DuckDB reads: CSV, JSON, Parquet, …"""
+    """A table of a DuckDB file, or a query over the file or over anything that DuckDB reads: CSV, JSON, Parquet, …"""
 
     type: Literal["duckdb"] = "duckdb"
-    path: str | None = Field(default=None, description="DuckDB file; without one, query names what it reads.")
+    path: str | None = Field(default=None, description="DuckDB file. Without it, `query` names the files to read.")
 
 
 class DuckDBSink(_TableSink):
-    """A table of a DuckDB file, with the ledger beside it. One process at a time may open the file."""
+    """A table of a DuckDB file. The job's ledger is another table in the file. Only one process may open the file."""
 
     type: Literal["duckdb"] = "duckdb"
-    path: str = Field(description="DuckDB file; made if it is not there.", examples=["labels.duckdb"])
+    path: str = Field(description="DuckDB file. The job creates it if it is missing.", examples=["labels.duckdb"])
 
     def writes(self, path: str) -> bool:
-        """Whether the output is in this local file."""
+        """Whether `path` is this sink's file."""
         return Path(path).resolve() == Path(self.path).resolve()
 
 
 class DuckDBDeadLetters(DeadLettersPart):
-    """The dead letters' table, in the file of the sink and in the same transaction as the labels."""
+    """The table for dead letters, in the sink's file and in the same transaction as the labels."""
 
     type: Literal["duckdb"] = "duckdb"
-    table: str = Field(description="Table of the dead letters.", examples=["labels_dead"])
+    table: str = Field(description="Name of the table.", examples=["labels_dead"])
 
 
 class SqlDeadLetters(DeadLettersPart):
-    """The dead letters' table, in the database of the sink and in the same transaction as the labels."""
+    """The table for dead letters, in the sink's database and in the same transaction as the labels."""
 
     type: Literal["sql"] = "sql"
-    table: str = Field(description="Table of the dead letters.", examples=["labels_dead"])
+    table: str = Field(description="Name of the table.", examples=["labels_dead"])
 
 
 def _checked(uri: SecretStr) -> SecretStr:
-    """Refuses what would be misread with a part of the password outside its place, and so perhaps shown."""
+    """Raises ValueError for a URI whose password could be taken for another part, and then be shown in a message."""
     text = uri.get_secret_value()
     if not re.match(r"^[A-Za-z][A-Za-z0-9+.-]*:", text):
-        raise ValueError("not a URI: begin with postgresql://, sqlite:///, …")
+        raise ValueError("not a URI: a URI begins with postgresql://, sqlite:///, …")
     try:
         parts = urlsplit(text)
-        parts.port  # noqa: B018  raises for what is no number
+        parts.port  # noqa: B018  raises ValueError if the port is no number
         plain = parts.netloc.count("@") <= 1 and (not parts.password or "@" not in parts.path)
     except ValueError:
         plain = False

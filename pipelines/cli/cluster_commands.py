@@ -1,4 +1,4 @@
-"""Commands for jobs on a cluster: the worker pool beside each task manager, and looking after what runs."""
+"""Commands for jobs on a cluster: show a job, stop it, and run the worker pool beside a task manager."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tagstream.pipelines.jobs.submissions import Target
 
 JobOption = Annotated[str, typer.Argument(metavar="SPEC|JOB", help="Job specification, or a job's name on Flink.")]
-RestOption = Annotated[str, typer.Option("--rest", help="Flink's REST address, for a name or id.")]
+RestOption = Annotated[str, typer.Option("--rest", help="Flink's REST address, if JOB is a name or id.")]
 
 
 def _target(job: str, rest: str, overrides: list[str] | None) -> Target:
@@ -33,7 +33,7 @@ def status(
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show a job on Flink: state, latest failure, and, given its specification, what is committed."""
+    """Show a job on Flink: its state and latest failure. With its specification, also the committed rows."""
     from tagstream.pipelines.jobs.submissions import print_status
     from tagstream.pipelines.report.report import write_json
 
@@ -47,7 +47,7 @@ def status(
 def stop(
     *, job: JobOption, rest: RestOption = "http://localhost:8081", set_: SetOption = None, debug: DebugOption = False
 ) -> None:
-    """Stop a job on Flink: its workers commit what they have read; run it again, and it goes on from there."""
+    """Stop a job on Flink. Its workers commit the rows that they have read, and the next run continues from there."""
     out, err = consoles()
     for stopped in _target(job, rest, set_).stop(err):
         out.print(f"stopped {stopped.name}", highlight=False, soft_wrap=True)
@@ -56,11 +56,13 @@ def stop(
 @command
 def workers(
     *,
-    port: Annotated[int, typer.Option("--port", help="Where task managers ask for workers.")] = 50000,
-    metrics_port: Annotated[int | None, typer.Option("--metrics-port", help="Serve all workers' metrics.")] = None,
+    port: Annotated[int, typer.Option("--port", help="Port on which task managers ask for workers.")] = 50000,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="Serve all workers' Prometheus metrics on this port.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run the worker pool of a cluster's machine, until SIGTERM: `environment: {type: EXTERNAL}` of a Flink runner."""
+    """Run the worker pool that Flink's task managers use with `environment: {type: EXTERNAL}`, until SIGTERM."""
     import logging
 
     from tagstream.pipelines.runners.worker_pool import serve_pool

@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy until a command runs, so that `--help` is instant."""
+"""The command line. Large libraries are imported only when a command runs, so that `--help` takes 0.3 s."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def run(
     limit: LimitOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output of an earlier job.")] = False,
     reclassify: Annotated[
-        bool, typer.Option("--reclassify", help="Another model than before: label the rows of the table again.")
+        bool, typer.Option("--reclassify", help="The model has changed: label the rows of the table again.")
     ] = False,
     reclassify_below: Annotated[
         float | None, typer.Option("--reclassify-below", min=0, max=1, help="Only rows whose score is below this.")
@@ -83,14 +83,16 @@ def run(
     max_seconds: Annotated[
         float | None, typer.Option("--max-seconds", min=0, help="Stop after this time, as SIGTERM would.")
     ] = None,
-    metrics_port: Annotated[int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics.")] = None,
+    metrics_port: Annotated[
+        int | None, typer.Option("--metrics-port", help="Serve Prometheus metrics on this port.")
+    ] = None,
     must_finish: Annotated[
-        bool, typer.Option("--must-finish", help="Exit 7 if rows are left, also when stopped on request.")
+        bool, typer.Option("--must-finish", help="Exit 7 if rows are left, even if the job was asked to stop.")
     ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="On Flink: return as soon as the job runs.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Label all input that is not done yet. Kill it at any time: the same command goes on where it stopped."""
+    """Label all rows that are not done yet. After a kill at any time, the same command continues where it stopped."""
     from tagstream.pipelines.jobs.reclassify import Choice
     from tagstream.pipelines.jobs.run import run_job
     from tagstream.pipelines.jobs.show import readable_sink, sample_rows
@@ -109,17 +111,17 @@ def run(
         _detach(err, job, limit=limit, overwrite=overwrite)
         return
     if job.runner.type != "local":
-        _refuse(here, "the job runs in workers, which serve their own: `tagstream workers --metrics-port`")
+        _refuse(here, "the job runs in workers, and they serve the metrics: `tagstream workers --metrics-port`")
     if metrics_port is not None:
         from tagstream.pipelines.report.prometheus import JobCollector, serve_metrics
 
         serve_metrics(metrics_port, JobCollector(lambda: [context]))
-    if job.live and job.runner.type == "local":  # a call that hangs must not end a job that nobody starts again
+    if job.live and job.runner.type == "local":  # nothing else would restart the job if a call hangs
         from tagstream.transforms.runtime.watchdog import WATCHDOG, restart_process
 
         WATCHDOG.end = restart_process
     if show:
-        readable_sink(job)  # says now what it would say at the end
+        readable_sink(job)  # raises its error now and not at the end of the job
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
     result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again, context=context)
     if report:
@@ -166,7 +168,7 @@ def plan(
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Show what `run` would do: rows done and left, columns, expected time. Loads no model, changes nothing."""
+    """Show what `run` would do: rows done and left, columns, expected time. Loads no model and changes nothing."""
     from tagstream.pipelines.jobs.plan import plan_job, print_plan
     from tagstream.pipelines.report.report import write_json
 
@@ -193,7 +195,7 @@ def evaluate(
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Compare labels with a column of true ones: F1 by label, confusion matrix, calibration. Writes no output."""
+    """Compare labels with a column of true labels: F1 by label, confusion matrix, calibration. Writes no output."""
     from tagstream.pipelines.jobs.evaluate import evaluate_job, print_evaluation
     from tagstream.pipelines.report.report import write_json
 
@@ -219,7 +221,7 @@ def replay(
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Run the dead letters again and append what now succeeds to the output."""
+    """Run the dead letters again, and append the rows that succeed now to the output."""
     from tagstream.pipelines.jobs.replay import replay_job
     from tagstream.pipelines.report.progress import print_report
     from tagstream.pipelines.report.report import write_json
@@ -239,27 +241,29 @@ def optimize(
     text: Annotated[
         str | None, typer.Option("--text", help="Column with the text; default: the SPEC's source.text, or text.")
     ] = None,
-    rows: Annotated[int, typer.Option("--rows", min=1, help="Texts of the sample; half of them certify.")] = 4000,
+    rows: Annotated[
+        int, typer.Option("--rows", min=1, help="Texts of the sample to use; half of them make the certificate.")
+    ] = 4000,
     min_agreement: Annotated[
         float | None,
         typer.Option(
             "--min-agreement",
             min=0,
             max=1,
-            help="Least share of labels equal to fp32's; default: the SPEC's, or 0.995.",
+            help="Least share of labels that equal fp32's; default: the SPEC's, or 0.995.",
         ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", help="Folder of the certificate; default: the SPEC's, or the cache folder.")
+        str | None, typer.Option("--out", help="Folder for the certificate; default: the SPEC's, or the cache folder.")
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="Try torch.compile too; on a CPU it takes minutes, at each start."),
+        typer.Option("--compile", help="Try torch.compile too. On a CPU it takes minutes at each start."),
     ] = False,
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Find this machine's fastest backend whose labels are those of fp32, and write its certificate."""
+    """Find the fastest backend for this machine whose labels agree with fp32's, and write its certificate."""
     from dataclasses import asdict
     from pathlib import Path
 
@@ -319,7 +323,7 @@ def verify(
     report: ReportOption = None,
     debug: DebugOption = False,
 ) -> None:
-    """Label what is in the topics live and in bulk, and compare every label. Writes to no output."""
+    """Label the messages in the topics live and in bulk, and compare every label. Writes no output."""
     from tagstream.pipelines.jobs.verify import verify_job
     from tagstream.pipelines.report.report import write_json
 
@@ -339,7 +343,9 @@ def schema(
     *,
     avro: Annotated[
         str | None,
-        typer.Option("--avro", help="Instead: the Avro schema of the values this job writes.", metavar="SPEC"),
+        typer.Option(
+            "--avro", help="Instead, print the Avro schema of the values that this job writes.", metavar="SPEC"
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
@@ -360,8 +366,8 @@ def schema(
 def main() -> NoReturn:
     """Entry point of the `tagstream` command.
 
-    Leaves without the interpreter's teardown: there, daemon threads of native libraries sometimes abort a process whose
-    work is done, and a scheduler would see a failure.
+    Ends the process without the interpreter's clean-up. During that, daemon threads of native libraries sometimes abort
+    the process, and a scheduler would see a failure although the work is done.
     """
     code: Any = 0
     try:

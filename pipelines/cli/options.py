@@ -1,4 +1,4 @@
-"""What all commands share: options, errors as messages and exit codes, the specification from file and flags."""
+"""Shared by all commands: the options, errors as messages and exit codes, the specification from file and flags."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SetOption = Annotated[
 ]
 RunnerOption = Annotated[
     str | None,
-    typer.Option("--runner", help="Where to run, instead of what the SPEC says: local, flink, dataflow or beam."),
+    typer.Option("--runner", help="Where to run, in place of the SPEC's runner: local, flink, dataflow or beam."),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N rows of the input.")]
 ReportOption = Annotated[str | None, typer.Option("--report", help="Write the result as JSON.", metavar="FILE.json")]
@@ -57,7 +57,10 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Full logs and traceb
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Errors of ours become a message and an exit code; a defect shows its traceback with --debug only."""
+    """Register a command. A TagstreamError becomes a message and its exit code.
+
+    Any other exception is a defect. Its traceback is shown only with --debug.
+    """
 
     @functools.wraps(function)
     def run(**options: Any) -> None:
@@ -76,14 +79,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 raise
             _fail(str(error), error.exit_code)
         except KeyboardInterrupt:
-            _fail("interrupted; what was committed stays", 130)
+            _fail("interrupted. Committed rows stay in the output", 130)
         except BrokenPipeError:
             sys.stderr.close()
             raise typer.Exit(1) from None
         except Exception as error:
             if debug:
                 raise
-            _fail(f"{type(error).__name__}: {error}\nThis is a defect of tagstream; --debug shows where.", 1)
+            _fail(f"{type(error).__name__}: {error}\nThis is a defect of tagstream. --debug shows the traceback.", 1)
 
     return app.command()(run)
 
@@ -102,7 +105,10 @@ def _escape(text: str) -> str:
 
 
 def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
-    """The specification from file, flags and --set, in this order of precedence from low to high."""
+    """The specification from the file, the flags and --set. A flag overrides the file, and --set overrides a flag.
+
+    `options`: a command's parameters by name. `sink`: whether the command writes an output.
+    """
     from tagstream.schemas.errors import SpecError
     from tagstream.schemas.spec_file import load_spec, parse_override
 
@@ -136,13 +142,13 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
 
 
 def column_name(model: str) -> str:
-    """A column name from a model's name: its last part."""
+    """A column name from the last part of a model's name. Example: `acme/My-Model` gives `my_model`."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", model.rstrip("/").rpartition("/")[2]).strip("_").lower()
     return name if re.match(r"[a-z]", name) else f"label_{name}" if name else "label"
 
 
 def consoles() -> tuple[Console, Console]:
-    """For results, and for what goes on meanwhile."""
+    """The console for results (stdout) and the console for progress (stderr)."""
     from rich.console import Console
 
     return Console(), Console(stderr=True)

@@ -25,9 +25,10 @@ Expected = list[dict[str, Any]] | None
 
 
 def build(pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], expected: Expected = None) -> None:
-    """Put the job's transforms into a pipeline.
+    """Put the steps of a job into a pipeline.
 
-    `left`: splits and the position each starts from; `expected`: `Job.expectations`, where workers are elsewhere.
+    `left`: the splits to do, each with the position that its chain has reached. `expected`: `Job.expectations` if the
+    workers are on other machines, else None.
     """
     (
         pipeline
@@ -40,7 +41,10 @@ def build(pipeline: beam.Pipeline, job: Job, left: Iterable[tuple[Split, int]], 
 
 
 def build_live(pipeline: beam.Pipeline, job: Job, seats: int, expected: Expected = None) -> None:
-    """The same for a source without an end. `seats`: some times as many as there are parallel workers."""
+    """Put the steps of a job without an end into a pipeline.
+
+    `seats`: a few times the number of parallel workers, so that every worker gets at least one. See `stages.read_live`.
+    """
     (
         pipeline
         | "Seats" >> beam.Create(list(range(seats)), reshuffle=False)

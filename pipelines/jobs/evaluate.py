@@ -1,4 +1,4 @@
-"""How good the labels are: a job's models against a column of true labels. scikit-learn computes the metrics."""
+"""Measures how good the labels of a job are, against a column of true labels. scikit-learn computes the metrics."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ Array = np.ndarray
 def evaluate_job(
     spec: JobSpec, label: str, console: Console, *, limit: int | None = None, without: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Metrics by entry of `infer`. `label`: column of the true labels; `without`: labels that the model may not choose.
+    """Metrics for each entry of `infer`.
 
-    Rows whose true label is null are left out, dead letters are counted. Raises TagstreamError.
+    `label`: the column of true labels. `without`: labels that the model may not choose. Rows without a true label are
+    left out. Dead letters are counted. Raises TagstreamError.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise SpecError("evaluate needs scikit-learn: pip install 'tagstream[evaluate]'")
-    # the output lives in memory only: names that can't be the label's or the id's
+    # names that can't be those of the label or the id; the output is only in memory, so nobody sees them
     columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.infer))]
     changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}
     infer = tuple(
@@ -94,7 +95,7 @@ def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, withou
 
 
 def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str, Any]:
-    """True labels are a list column, or a string of names between commas."""
+    """Metrics for a model that gives several labels. `truth`: lists of labels, or strings of labels between commas."""
     from sklearn.metrics import classification_report
 
     lists = truth.to_pylist()
@@ -113,7 +114,10 @@ def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str,
 
 
 def calibration_error(confidence: Array, correct: Array) -> float:
-    """Expected calibration error, 15 equal bins: mean |accuracy - confidence|, weighted by rows (Guo et al. 2017)."""
+    """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over 15 bins, weighted by rows.
+
+    `confidence`: float, 0 to 1. `correct`: bool.
+    """
     bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
     counts = np.bincount(bins, minlength=BINS)
     gaps = np.abs(
@@ -123,7 +127,7 @@ def calibration_error(confidence: Array, correct: Array) -> float:
 
 
 def print_evaluation(console: Console, result: dict[str, Any]) -> None:
-    """A table of labels and a confusion matrix by entry."""
+    """Print a table of labels and a confusion matrix for each entry."""
     for name, metrics in result["entries"].items():
         table = Table(
             title=f"{name}: {result['rows']:,} rows, accuracy {metrics['accuracy']:.4f}", title_justify="left"

@@ -1,4 +1,4 @@
-"""A job made ready: source, sink, splits, fingerprint. What `run`, `plan`, `evaluate` and `replay` have in common."""
+"""An opened job: its source, sink, splits and fingerprint. `run`, `plan`, `evaluate` and `replay` all use it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 @dataclass
 class Job:
-    """See the module.
+    """See the module. Use a job as a context manager, or call `close`.
 
-    `splits`: those of the whole input, cut to the limit if there is one. `replays`: the input is dead letters.
-    `context`: what the job owns in this process. Use a job as a context manager, or call `close`.
+    `splits`: the splits of the whole input, or of its first `limit` rows. `replays`: whether the input is the dead
+    letters of the job. `context`: everything that the job owns in this process.
     """
 
     spec: JobSpec
@@ -45,7 +45,7 @@ class Job:
     first_run_rows: int | None = field(default=None, init=False)
     """Rows of the job, if no earlier run has done any of them."""
     known: set[str] = field(default_factory=set, init=False, repr=False)
-    """Ids of the whole input's splits, without the limit."""
+    """Ids of the splits of the whole input, whatever the limit."""
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
 
     @classmethod
@@ -57,16 +57,19 @@ class Job:
         overwrite: bool = False,
         context: JobContext | None = None,
     ) -> Job:
-        """Look at source and sink without touching either. `overwrite`: what the output holds does not count.
+        """Open source and sink, and list the splits. Changes nothing yet.
 
-        Raises SpecError, SourceError.
+        `overwrite`: ignore what the output holds. Raises SpecError, SourceError.
         """
         context = context or JobContext(spec.name)
         source = open_source(spec, context)
         spec = spec.with_columns(source.kept.names)
         sink = open_sink(spec, context)
         if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
-            raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
+            raise SpecError(
+                f"a {spec.source.type} source needs a sink that stores the plan of the job. A {spec.sink.type} sink "
+                "can't do that: choose another sink.type"
+            )
         job = cls(spec, source, sink, [], limit, context=context)
         agreed = [] if overwrite else job.plan()
         more = source.more_splits(_planned(agreed)) if isinstance(source, PlanningSource) else []
@@ -74,7 +77,7 @@ class Job:
         return job
 
     def close(self) -> None:
-        """Close what the job has opened in this process: engines, writers, consumers."""
+        """Close everything that the job has opened in this process: engines, writers, consumers."""
         self.context.close()
 
     def __enter__(self) -> Self:
@@ -84,7 +87,10 @@ class Job:
         self.close()
 
     def settle(self) -> None:
-        """Agree with the sink, which is prepared, on the splits: other processes may have planned differently."""
+        """Take the splits from the plan in the sink, because another process may have planned differently.
+
+        The sink must be prepared.
+        """
         if self.replays:
             return
         agreed = self.plan()
@@ -92,12 +98,14 @@ class Job:
         if more and isinstance(self.sink, PlanKeeper):
             before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
             if len(agreed) == before:
-                raise LedgerError("the output did not keep the plan of the job; was it removed meanwhile?")
+                raise LedgerError(
+                    "the output has lost the plan of the job. Was the output removed meanwhile? Start the job again"
+                )
         if agreed:
             self.splits = self.splits_of(agreed)
 
     def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
-        """What earlier runs have done, and what is left; the sink is prepared."""
+        """The progress of earlier runs, and the splits that are left with their positions. The sink must be prepared."""
         self.settle()
         progress = self.sink.progress()
         if not self.rows_done(progress):
@@ -105,12 +113,12 @@ class Job:
         return progress, self.left(progress)
 
     def plan(self) -> list[Split]:
-        """What the sink keeps: the plan of a source that has one, and what is to be labelled again."""
+        """The plan in the sink: the splits of a source that needs a plan, and the splits that are labelled again."""
         keeps = isinstance(self.source, PlanningSource) or isinstance(self.sink, ReclassifyingSink)
         return self.sink.plan() if keeps and isinstance(self.sink, PlanKeeper) else []
 
     def splits_of(self, agreed: list[Split]) -> list[Split]:
-        """The input's splits, and those of the last round of labelling again, cut to the limit."""
+        """The splits of the input and those of the last change of the model, cut to the limit."""
         splits = _planned(agreed) if isinstance(self.source, PlanningSource) else self.source.splits()
         there = {split.id for split in splits}
         rounds = [(again, split) for split in agreed if (again := again_of(split)) is not None]
@@ -121,7 +129,7 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """The input has no end."""
+        """Whether the input has no end."""
         return any(split.stop is None for split in self.splits)
 
     @property
@@ -130,7 +138,7 @@ class Job:
 
     @property
     def columns(self) -> pa.Schema:
-        """What is written for a labelled row."""
+        """The columns of a labelled row in the output."""
         position = [pa.field("split", pa.string()), pa.field("position", pa.int64())]
         return pa.schema(
             [
@@ -141,7 +149,7 @@ class Job:
         )
 
     def fingerprint(self) -> Fingerprint:
-        """Of this job. Reads the weights at the first call, to hash them. Raises ModelError."""
+        """The fingerprint of this job. The first call reads the models' weights to hash them. Raises ModelError."""
         self._fingerprint = self._fingerprint or self._hashed()
         return self._fingerprint
 
@@ -150,7 +158,7 @@ class Job:
         heads = [describe(entry)[0] for entry in self.spec.infer]
         return Fingerprint(
             {
-                "classify": [  # the name of `infer` when the first outputs were made: it stays in the hash
+                "classify": [  # `infer` had this name when the first outputs were made; another one changes the hash
                     {
                         "as": c.as_,
                         **c.model_dump(mode="json", include=settings),
@@ -161,46 +169,48 @@ class Job:
                     for c, head in zip(self.spec.infer, heads, strict=True)
                 ],
                 "text": self.spec.source.text,
-                "split_rows": getattr(self.spec.source, "split_rows", None),  # other splits would do all rows again
+                "split_rows": getattr(
+                    self.spec.source, "split_rows", None
+                ),  # with other splits all rows are done again
                 "columns": [f"{field.name}: {field.type}" for field in self.columns],
             },
             self.columns,
         )
 
     def load_models(self) -> int:
-        """Load every model that is not loaded yet. Returns how many engines run them. Raises ModelError."""
+        """Load every model that is not loaded yet. Returns the number of engines. Raises ModelError."""
         engines = self.context.resource(Engines)
         return len({engines.of(entry) for entry in self.spec.infer})
 
     def expectations(self) -> list[dict[str, Any]]:
-        """What workers elsewhere must find: the same models and precision, and the same version of tagstream."""
+        """What workers on other machines must have: the same models, precision and version of tagstream."""
         version = importlib.metadata.version("tagstream")
         return [{"tagstream": version, **identify(entry)} for entry in self.spec.infer]
 
     def left(self, progress: dict[str, Progress]) -> list[tuple[Split, int]]:
-        """Splits that are not done, with the position that each one's chain has reached."""
+        """The splits that are not done, each with the position that its chain has reached."""
         reached = [(split, progress[split.id].stop if split.id in progress else split.start) for split in self.splits]
         return [(split, position) for split, position in reached if split.stop is None or position < split.stop]
 
     def rows_done(self, progress: dict[str, Progress]) -> int:
-        """Rows of this input that the ledger has, dead letters included."""
+        """How many rows of this input are committed, dead letters included."""
         reached = ((split, progress.get(split.id)) for split in self.splits)
         return sum(split.rows_up_to(p.stop) for split, p in reached if p is not None)
 
     def foreign(self, progress: dict[str, Progress]) -> int:
-        """Splits in the output that the input does not have (any more): it was changed or moved."""
+        """How many splits of the output are not in the input, because the input was changed, moved or removed."""
         if self.replays:
             return 0
         return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
 
 
 def _planned(agreed: list[Split]) -> list[Split]:
-    """Those splits of a plan that a source has planned."""
+    """The splits of a plan without those that are labelled again."""
     return [split for split in agreed if again_of(split) is None]
 
 
 def values_schema(spec: JobSpec) -> dict[str, Any]:
-    """The Avro schema of the values that a job writes, whatever its sink's mode. Touches neither input nor output."""
+    """The Avro schema of the values that a job writes, whatever the sink's mode. Changes neither input nor output."""
     from tagstream.transforms.io.kafka.avro_rows import avro_schema
 
     with JobContext(spec.name) as context:

@@ -1,6 +1,6 @@
-"""What a job would do: splits, rows done and left, columns, expected speed. Loads no weights, changes nothing.
+"""Tells what a job would do: splits, rows done and left, columns, expected speed. Loads no model and changes nothing.
 
-With `backend: auto` the weights are hashed, and a certificate that does not hold is refused as `run` would refuse it.
+With `backend: auto` the weights are read to hash them, and an invalid certificate is an error here as it is in `run`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ BYTES_A_TOKEN = 4.0
 EFFICIENCY = 0.5
 """Share of a plain matrix product's speed that a transformer reaches on the same processor; measured 0.4 to 0.6."""
 
-MEASURED = "the engine alone, as `tagstream optimize` measured it here with its sample"
-PRETENDED = "as the constant backend's ms_per_row says"
+MEASURED = "the engine alone, as `tagstream optimize` measured it on this machine with its sample"
+PRETENDED = "the constant backend's ms_per_row"
 
 
 @dataclass
 class Plan:
-    """See the module. `rows_per_s` is None where nothing is known; `speed_from` says how it is known."""
+    """See the module. `rows_per_s`: None if nothing is known. `speed_from`: where that number comes from."""
 
     job: str
     splits: int
@@ -56,10 +56,12 @@ class Plan:
 
 
 def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
-    """Look at input, output and model config. Raises TagstreamError."""
+    """Make the plan from input, output and model config. Raises TagstreamError."""
     job = Job.open(spec, limit)
     if job.live:
-        raise SpecError("plan is for input that ends; --set source.until=latest plans what is in the topic now")
+        raise SpecError(
+            "plan needs an input that ends: for the messages that are in a topic now, give --set source.until=latest"
+        )
     progress = job.sink.progress()
     left = job.left(progress)
     rows_per_s, speed_from = _measured(progress)
@@ -81,7 +83,7 @@ def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
 
 
 def print_plan(console: Console, plan: Plan) -> None:
-    """As a table."""
+    """Print the plan as a table."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
@@ -90,7 +92,7 @@ def print_plan(console: Console, plan: Plan) -> None:
     table.add_row("rows done", f"{plan.rows_done:,}")
     table.add_row("rows left", f"{plan.rows_left:,}")
     if plan.foreign_splits:
-        table.add_row("", f"the output also holds {plan.foreign_splits} splits of input that is not there any more")
+        table.add_row("", f"the output also holds {plan.foreign_splits} splits whose input is gone or has changed")
     if plan.rows_left:
         speed = f"{plan.rows_per_s:,.0f} rows/s" if plan.rows_per_s else "unknown"
         table.add_row("expected speed", f"{speed} ({plan.speed_from})")
@@ -106,16 +108,16 @@ def print_plan(console: Console, plan: Plan) -> None:
 
 
 def _advice(spec: JobSpec, left: int) -> list[str]:
-    """For a cluster: what would leave slots idle, or hold a model in memory more often than needed."""
+    """Advice for a cluster: how to use all slots, and how to hold each model in memory only once."""
     if not isinstance(spec.runner, FlinkRunner):
         return []
     found = []
     if 0 < left < spec.runner.parallelism:
-        found.append(f"{left} splits for {spec.runner.parallelism} slots: some stay idle; lower source.split_rows")
+        found.append(f"{left} splits leave some of the {spec.runner.parallelism} slots idle: lower source.split_rows")
     if any(c.backend.needs_model for c in spec.infer):
         found.append(
-            "a task manager's slots share one worker process and one model; two task managers on one GPU would hold "
-            "it twice and pack smaller micro-batches: run one a GPU"
+            "the slots of a task manager share one worker process and one model. Two task managers on one GPU would "
+            "hold the model twice, with smaller micro-batches: run one task manager for each GPU"
         )
     return found
 
@@ -123,12 +125,14 @@ def _advice(spec: JobSpec, left: int) -> list[str]:
 def _measured(progress: dict[str, Progress]) -> tuple[float | None, str]:
     rows = sum(p.rows for p in progress.values())
     seconds = sum(p.seconds for p in progress.values())
-    return (rows / seconds, "measured by this output's commits") if rows and seconds else (None, "")
+    return (rows / seconds, "measured by the commits of this output") if rows and seconds else (None, "")
 
 
 def _estimated(job: Job) -> tuple[float | None, str]:
-    """The entries' seconds a row, which add up. What a certificate does not say comes from the size of the model,
-    the length of the first rows and the speed of a matrix product on this CPU.
+    """Rows per second, from the sum of all entries' seconds per row.
+
+    For an entry without a certificate, the speed is estimated from the size of the model, the length of the first rows
+    and the speed of a matrix product on this CPU.
     """
     seconds, known_from, unknown = 0.0, PRETENDED, []
     for entry in job.spec.infer:
@@ -140,18 +144,21 @@ def _estimated(job: Job) -> tuple[float | None, str]:
         else:
             unknown.append(entry)
     if not unknown:
-        return (1 / seconds, known_from) if seconds else (None, "no model: as fast as input can be read")
+        return (1 / seconds, known_from) if seconds else (None, "no model: as fast as the input can be read")
     block = next((b for split in job.splits[:1] for b in job.source.read(split, split.start)), None)
     if block is None or not block.batch.num_rows:
         return None, "the first block has no rows"
     size = np.nan_to_num(pc.binary_length(block.batch.column(TEXT)).to_numpy(zero_copy_only=False).astype(float))
     work = sum(_flops_a_row(entry, size) for entry in unknown)
     seconds += work / (EFFICIENCY * _matmul_flops())
-    return 1 / seconds, "a rough estimate from model size and this CPU; a GPU is faster"
+    return 1 / seconds, "a rough estimate from the model's size and this CPU; a GPU is faster"
 
 
 def _flops_a_row(entry: InferEntry, size: Any) -> float:
-    """2 FLOP a weight and token: 4 h² of attention and 2 h i of feed-forward a layer; embeddings are look-ups."""
+    """FLOP for a row: 2 for each weight and token. A layer has 4 h² weights of attention and 2 h i of feed-forward.
+
+    Embeddings are look-ups and cost nothing. `size`: bytes of the first rows' texts.
+    """
     config = files_of(entry).config
     hidden = config.get("hidden_size") or config.get("dim") or config.get("n_embd") or 768
     layers = config.get("num_hidden_layers") or config.get("n_layers") or config.get("n_layer") or 12
@@ -162,7 +169,7 @@ def _flops_a_row(entry: InferEntry, size: Any) -> float:
 
 
 def _matmul_flops() -> float:
-    """FLOP/s of a float32 matrix product, best of three."""
+    """FLOP/s of a float32 matrix product on this CPU, the best of three."""
     n = 1024
     a = np.ones((n, n), np.float32)
     best = 0.0

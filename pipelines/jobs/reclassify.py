@@ -1,7 +1,8 @@
-"""Another model for an output that has labels: `--reclassify`. What is labelled again becomes splits of their own.
+"""Labels the rows of an output again because the model has changed: `--reclassify`.
 
-Asked again, by a rerun after a kill or by tomorrow's cron, it does nothing: the output is that model's by then, and the
-splits that are not done yet are found in the plan.
+The rows to label again become new splits in the plan of the output, and the output gets the new model's fingerprint.
+A second `--reclassify` with the same model changes nothing, for example after a kill or in tomorrow's cron job. The
+run then finds the splits that are not done in the plan.
 """
 
 from __future__ import annotations
@@ -19,22 +20,29 @@ from tagstream.transforms.io.contracts import Again, ReclassifyingSink, again_of
 
 @dataclass(frozen=True)
 class Choice:
-    """Which labelled rows: all, or those whose score is below `below` and whose label is in `labels`, where given."""
+    """Which labelled rows to label again.
+
+    `below`: only rows with a smaller score. `labels`: only rows with one of these labels. Without both, all rows. With
+    both, only rows for which both are true.
+    """
 
     below: float | None = None
     labels: tuple[str, ...] = ()
 
 
 def reclassify(job: Job, fingerprint: Fingerprint, choice: Choice, console: Console) -> None:
-    """Hand the output over to another fingerprint, before `prepare`. Raises SpecError if the sink can't."""
+    """Hand the output over to the job with `fingerprint`. Must come before `prepare`.
+
+    Raises SpecError if the sink can't replace labels.
+    """
     sink = job.sink
     if not isinstance(sink, ReclassifyingSink):
         raise SpecError(
-            f"--reclassify replaces labels by key, in a sql or duckdb sink with mode: update or upsert; a "
-            f"{job.spec.sink.type} sink can't. --overwrite replaces the output; another one can be written beside it"
+            "--reclassify needs a sink that finds rows by key: a sql or duckdb sink with mode: update or upsert. A "
+            f"{job.spec.sink.type} sink can't do that. Replace the whole output with --overwrite, or choose another one"
         )
     if job.live:
-        raise SpecError("--reclassify is for input that ends; bound a topic with --set source.until=latest")
+        raise SpecError("--reclassify needs an input that ends: for a topic, give --set source.until=latest")
     for _ in range(3):
         held = sink.made_by()
         if held is None or held.hash == fingerprint.hash:
@@ -43,13 +51,13 @@ def reclassify(job: Job, fingerprint: Fingerprint, choice: Choice, console: Cons
         more = _again(job, plan, choice)
         if sink.reclassify(fingerprint, len(plan), more):
             rows = sum(split.rows for split in more)
-            console.print(f"another model: looking at {rows:,} labelled rows again", highlight=False)
+            console.print(f"the model has changed: looking at {rows:,} labelled rows again", highlight=False)
             return
-    raise LedgerError("other processes change the output's plan all the time; end them first")
+    raise LedgerError("other processes keep changing the plan of the output. End them, and start the job again")
 
 
 def _again(job: Job, plan: list[Split], choice: Choice) -> list[Split]:
-    """For each split of the input the part that is done, in the next round."""
+    """One new split for each split of the input. It covers the rows that are done."""
     progress = job.sink.progress()
     number = 1 + max((again.number for again in map(again_of, plan) if again), default=0)
     splits = []

@@ -1,4 +1,4 @@
-"""Running a job's dead letters again: what succeeds now is appended to the output, the rest is dead-lettered anew."""
+"""Runs the dead letters of a job again. Rows that succeed now join the output; the others become dead letters anew."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 
 def replay_job(spec: JobSpec, console: Console) -> Report:
-    """Replay all dead letters of the job. A replay that is killed goes on where it stopped. Raises TagstreamError."""
+    """Replay all dead letters of the job. After a kill, the next replay continues. Raises TagstreamError."""
     spec = spec.model_copy(update={"max_dead": 1.0})
     context = JobContext(spec.name)
     sink = open_sink(spec, context)

@@ -1,7 +1,8 @@
-"""Running a job on this machine: passes of the pipeline until nothing is left, progress, signals, report.
+"""Runs a job on this machine, and owns its progress line, signals and report.
 
-Order of things: input and model files are checked, the output is claimed, models are loaded, then rows move. A
-pass may leave splits that another process took over; the ledger tells, and the next pass looks at them again.
+First the input and the model files are checked. Then the job claims the output, loads the models, and runs the pipeline
+over all splits that are left. Such a pass may leave a split undone, because another process has taken it over. The job
+then asks the ledger which splits are left, and runs another pass, until none is left.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ def run_job(
 ) -> Report:
     """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError.
 
-    `again`: the model has changed, and these rows are to be labelled again. `context`: what others look at while the
-    job runs, such as metrics; it is closed at the end.
+    `again`: rows to label again because the model has changed. `context`: given by callers that look at the job while
+    it runs, for example at its metrics. The context is closed at the end.
     """
     if again is not None and overwrite:
-        raise SpecError("--reclassify keeps the output and --overwrite replaces it: give one of them")
+        raise SpecError("--reclassify keeps the output and --overwrite replaces it: give only one of them")
     if again is not None and limit is not None:
-        raise SpecError("--reclassify is for all rows that are labelled: leave out --limit")
+        raise SpecError("--reclassify looks at all labelled rows: leave out --limit")
     if spec.live and limit is not None:
-        raise SpecError("--limit is for input that ends; bound a topic with --set source.until=latest")
+        raise SpecError("--limit needs an input that ends: for a topic, give --set source.until=latest")
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite, context=context)
     with job:
@@ -62,7 +63,7 @@ def run_job(
 
 
 def run_opened(job: Job, console: Console, *, overwrite: bool = False, max_seconds: float | None = None) -> Report:
-    """Run a job that is open; see `run_job`."""
+    """Run an opened job, see `run_job`."""
     with _signals(job.context.stop, console), _time_limit(job.context.stop, max_seconds):
         return (run_live if job.live else _run)(job, console, overwrite=overwrite)
 
@@ -75,8 +76,8 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
     before = job.rows_done(progress)
     if foreign := job.foreign(progress):
         console.print(
-            f"[yellow]the output holds {foreign} splits of input that is not there any more (or was changed)[/]; "
-            "their rows stay. --overwrite starts anew"
+            f"[yellow]the output holds {foreign} splits whose input is gone or has changed[/]; their rows stay. "
+            "--overwrite removes them and does all rows again"
         )
     stop, metrics = job.context.stop, job.context.metrics
     started = time.monotonic()
@@ -114,22 +115,24 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
 
 
 def _still_left(job: Job, before: list[tuple[Split, int]]) -> list[tuple[Split, int]]:
-    """What a pass has left undone. Raises LedgerError if it has done nothing at all."""
+    """The splits that a pass has left undone. Raises LedgerError if the pass has committed nothing at all."""
     left = job.left(job.sink.progress())
     if left == before and not job.context.stop.is_set():
-        raise LedgerError(f"{len(left)} splits make no progress, the first is {left[0][0].id}; see --debug")
+        raise LedgerError(
+            f"{len(left)} splits make no progress; the first one is {left[0][0].id}. --debug shows the full logs"
+        )
     return left
 
 
 def _run_pass(job: Job, left: list[tuple[Split, int]], line: ProgressLine) -> None:
-    """One pipeline over what is left."""
-    at = random.randrange(len(left))  # noqa: S311  processes that share an output start at different places
+    """Run one pipeline over the splits that are left."""
+    at = random.randrange(len(left))  # noqa: S311  processes that share an output begin with different splits
     execute(job.context, lambda pipeline: build(pipeline, job, left[at:] + left[:at]), line)
 
 
 @contextmanager
 def _time_limit(stop: Stop, seconds: float | None) -> Iterator[None]:
-    """Asks the job to stop after `seconds`, as SIGTERM would."""
+    """Ask the job to stop after `seconds`, as SIGTERM would."""
     timer = threading.Timer(seconds, stop.request) if seconds is not None else None
     if timer:
         timer.daemon = True
@@ -143,7 +146,7 @@ def _time_limit(stop: Stop, seconds: float | None) -> Iterator[None]:
 
 @contextmanager
 def _signals(stop: Stop, console: Console) -> Iterator[None]:
-    """SIGTERM and Ctrl-C: finish what is in flight, commit, exit 0; the second time exit at once."""
+    """On SIGTERM and Ctrl-C, finish the blocks in flight, commit them and exit 0. The second time, exit at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -152,7 +155,7 @@ def _signals(stop: Stop, console: Console) -> Iterator[None]:
         if stop.is_set():
             os._exit(128 + number)
         stop.request()
-        console.print("stopping: finishing what is in flight (again: exit at once)")
+        console.print("stopping: finishing the rows in flight (once more: exit at once)")
 
     before: list[tuple[int, Callable[[int, FrameType | None], None] | int | None]] = [
         (number, signal.signal(number, handle)) for number in (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""Running a job whose source has no end on this machine: one seat, and a line that says how far behind it is."""
+"""Runs a job without an end on this machine, with one seat and a line that shows how far behind the job is."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from tagstream.transforms.stages.read_live import FeedPool
 
 RETRY_SECONDS = 1.0
 WORRY_SECONDS = 5.0
-"""Without an answer, or without a partition, for longer than this is said."""
+"""The line tells the user if there is no answer, or no partition, for longer than this."""
 
 
 def run_live(job: Job, console: Console, *, overwrite: bool) -> Report:
-    """Run until it is asked to stop. What is in flight then is committed."""
+    """Run the job until it is asked to stop. The blocks that are in flight then are committed."""
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
@@ -68,7 +68,7 @@ def _report(job: Job, fingerprint: str, started: float, load_seconds: float, eng
 
 
 class LiveLine(StatusLine):
-    """Of a job without an end: speed and lag."""
+    """The line of a job without an end: speed and lag."""
 
     def __init__(self, console: Console, context: JobContext) -> None:
         super().__init__(console)
@@ -77,7 +77,7 @@ class LiveLine(StatusLine):
         self._speed = 0.0
 
     def line(self) -> str:
-        """Messages, speed, lag by partition, latency, dead letters, last commit, and what is wrong."""
+        """Problems first, then messages, speed, lag by partition, latency, dead letters and last commit."""
         now, at = self._metrics.snapshot(), time.monotonic()
         if at - self._before[0] >= 1:
             self._speed = (now.rows_in - self._before[1]) / (at - self._before[0])
@@ -91,7 +91,7 @@ class LiveLine(StatusLine):
             elif not status.splits and status.age > WORRY_SECONDS:
                 worries.append("no partition is assigned to this process")
             if status.strangers:
-                worries.append(f"another program is in the group and takes messages: {', '.join(status.strangers)}")
+                worries.append(f"another program in the group takes messages: {', '.join(status.strangers)}")
         parts = [f"{now.rows_in:,} messages committed", f"{self._speed:,.0f}/s", f"lag {sum(lag.values()):,}"]
         if any(lag.values()):
             worst = sorted(lag.items(), key=lambda item: -item[1])[:3]

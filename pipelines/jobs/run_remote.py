@@ -1,7 +1,6 @@
-"""A job on a cluster: the same transforms, the same ledger; only who runs them differs.
+"""Runs a job on a cluster, with the same steps and the same ledger as on this machine.
 
-The models are loaded by the workers. So this process knows of progress what the sink's ledger says, and of speed what
-follows from it.
+The workers load the models and do the work. This process learns about progress and speed only from the sink's ledger.
 """
 
 from __future__ import annotations
@@ -22,32 +21,32 @@ from tagstream.schemas.runner_spec import FlinkRunner, OptionsRunner
 from tagstream.schemas.spec import JobSpec
 
 LEDGER_SECONDS = 5.0
-"""How often the ledger is asked: listing a large output takes a while."""
+"""Seconds between two looks at the ledger, because listing a large output takes a while."""
 
 
 def run_pass_remote(job: Job, left: list[tuple[Split, int]], console: Console) -> None:
-    """One pass over what is left, on the cluster; counts what the ledger gained. Raises RunnerError."""
+    """Run one pass over the splits that are left, and count the rows that it has committed. Raises RunnerError."""
     _run(job, console, _filler(job, left))
 
 
 def run_live_remote(job: Job, console: Console) -> None:
-    """A job without an end, until it is asked to stop, here or there. Raises RunnerError."""
+    """Run a job without an end until it is asked to stop, here or on the cluster. Raises RunnerError."""
     if _run(job, console, _filler(job, [])) == GONE:
         raise RunnerError(
-            "Flink does not know the job any more: its JobManager has started anew, without high availability. "
-            "Run it again: it goes on where it stopped"
+            "Flink has forgotten the job: its JobManager was started again, and has no high availability. Run the job "
+            "again: it continues where it stopped"
         )
 
 
 def detach_job(
     spec: JobSpec, console: Console, *, limit: int | None = None, overwrite: bool = False
 ) -> FlinkJob | None:
-    """Submit the job, wait until it runs, and leave it to the cluster. None if there is nothing to do.
+    """Submit the job, wait until it runs, and leave it to the cluster. Returns None if no rows are left to do.
 
     Raises TagstreamError.
     """
     if not isinstance(spec.runner, FlinkRunner):
-        raise SpecError(f"--detach needs a cluster that goes on alone: runner.type flink, not {spec.runner.type}")
+        raise SpecError(f"--detach leaves the job to a cluster: it needs runner.type flink, not {spec.runner.type}")
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite)
     with job:
@@ -71,7 +70,7 @@ def _filler(job: Job, left: list[tuple[Split, int]]) -> Build:
 
 
 def _run(job: Job, console: Console, fill: Build) -> str:
-    """Returns the state in which it ended."""
+    """Run one pipeline on the cluster. Returns the state in which it ended."""
     state = "DONE"
     runner = job.spec.runner
     before = job.rows_done(job.sink.progress())

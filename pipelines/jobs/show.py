@@ -1,4 +1,4 @@
-"""A few committed rows, text beside labels, for the eye."""
+"""Reads a few committed rows for `--show`, with the text beside the labels."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from tagstream.transforms.io.registry import open_sink
 from tagstream.transforms.runtime.job_context import JobContext
 
 _LOOK_THROUGH = 100_000
-"""Rows of the input among which the texts of committed rows are looked for."""
+"""How many rows of the input are searched for the texts of the committed rows."""
 
 
 def readable_sink(spec: JobSpec) -> ReadableSink:
-    """The sink, if its labels can be looked at; else SpecError."""
+    """The sink of the job. Raises SpecError if its labels can't be shown."""
     sink = open_sink(spec, JobContext(spec.name))
     if not isinstance(sink, ReadableSink):
         raise SpecError(f"--show can't read the labels of this {spec.sink.type} sink; run without it")
@@ -27,7 +27,7 @@ def readable_sink(spec: JobSpec) -> ReadableSink:
 
 
 def sample_rows(spec: JobSpec, count: int) -> pa.Table:
-    """Some `count` committed rows; with the text in front if it was kept, or the id finds it in the input."""
+    """At most `count` committed rows. The text is added if the job did not keep it and the id is found in the input."""
     rows = readable_sink(spec).sample(4 * count)
     column = spec.source.id
     if rows.num_rows and not spec.live and isinstance(column, str) and spec.source.text not in rows.column_names:
@@ -39,11 +39,11 @@ def sample_rows(spec: JobSpec, count: int) -> pa.Table:
             text = pa.array([texts[ids[number]] for number in found], pa.large_binary()).view(pa.large_string())
             rows = pa.Table.from_batches([batch]).append_column(spec.source.text, text)
             rows = rows.select([column, spec.source.text, *(n for n in rows.column_names[:-1] if n != column)])
-    return rows.slice(0, count) if rows.num_columns else rows  # a slice of no columns has rows in Arrow
+    return rows.slice(0, count) if rows.num_columns else rows  # Arrow's slice of a table without columns has rows
 
 
 def _texts(spec: JobSpec, column: str, ids: pa.ChunkedArray, count: int) -> dict[Any, bytes]:
-    """Texts of at least `count` of the ids, if they are near the begin of the input; rows may be no UTF-8."""
+    """Texts by id, as bytes because a text may not be UTF-8. Stops after `count` texts or `_LOOK_THROUGH` rows."""
     seen = 0
     texts: dict[Any, bytes] = {}
     wanted = set(ids.to_pylist())

@@ -1,4 +1,4 @@
-"""Looking after jobs that run on Flink: what became of them, and stopping them. Knows nothing of Beam."""
+"""Shows the state of jobs that run on Flink, and stops them. Knows nothing of Beam."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STOP_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Target:
-    """Jobs on a cluster by name or id; `spec`: what they were submitted with, if it is at hand."""
+    """The jobs of one name or id on a cluster. `spec`: their specification, if the user gave it."""
 
     flink: Flink
     name: str
@@ -28,19 +28,22 @@ class Target:
 
     @classmethod
     def of(cls, spec: JobSpec) -> Target:
-        """The submissions of a specification. Raises SpecError."""
+        """The jobs that were submitted with a specification. Raises SpecError."""
         if not isinstance(spec.runner, FlinkRunner):
-            raise SpecError(f"runner.type is {spec.runner.type}: only jobs on flink go on without this command")
+            raise SpecError(f"runner.type is {spec.runner.type}: only jobs on flink run on without their command")
         return cls(Flink(spec.runner.rest), spec.name, spec)
 
     def jobs(self) -> list[FlinkJob]:
-        """The latest first. Raises RunnerError if there are none."""
+        """The jobs, the latest first. Raises RunnerError if there are none."""
         if not (found := self.flink.jobs_of(self.name)):
             raise RunnerError(f"Flink at {self.flink.rest} knows no job {self.name}")
         return found
 
     def status(self) -> list[dict[str, Any]]:
-        """One entry a job: id, name, state, seconds, url, latest failure; and what the ledger has, of all of them."""
+        """One entry for each job: id, name, state, seconds, url, latest failure.
+
+        With a specification, each entry also has the rows that all of the jobs together have committed.
+        """
         ledger: dict[str, int] = {}
         if self.spec is not None:
             with Job.open(self.spec) as job:
@@ -59,7 +62,10 @@ class Target:
         ]
 
     def stop(self, console: Console) -> list[FlinkJob]:
-        """Ends what runs and waits; workers commit what they have read. Raises RunnerError if it does not end."""
+        """Stop the running jobs and wait for their end. The workers commit the rows that they have read.
+
+        Raises RunnerError if a job does not end.
+        """
         running = [job for job in self.jobs() if job.state not in ENDED]
         for job in running:
             self.flink.cancel(job)
@@ -73,7 +79,7 @@ class Target:
 
 
 def print_status(console: Console, found: list[dict[str, Any]]) -> None:
-    """The latest job, line by line; earlier ones by state."""
+    """Print the latest job in detail, and one line for each earlier job."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")

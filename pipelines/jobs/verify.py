@@ -1,4 +1,4 @@
-"""Bulk and live must agree: one range of a topic through both paths, and every label compared."""
+"""Checks that bulk and live give the same labels: reads one range of a topic both ways and compares every label."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ EXAMPLES = 5
 
 @dataclass
 class Verdict:
-    """What was compared. `examples`: split, position and both rows of the first that differ."""
+    """The result of a comparison.
+
+    `rows`, `dead`: how many labels and dead letters were compared. `different`: how many of them differ. `examples`:
+    split, position and both rows of the first differences.
+    """
 
     rows: int
     dead: int
@@ -37,14 +41,15 @@ class Verdict:
 
 
 def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
-    """Label what is in the source's topics now, from `source.start` on, live and in bulk; touches no output.
+    """Label the messages that are in the source's topics now, live and in bulk, from `source.start`. Writes no output.
 
-    Raises SpecError for another source, SourceError if the live path does not get there within `seconds`.
+    Raises SpecError if the source can't be read both ways. Raises SourceError if the live path takes longer than
+    `seconds`.
     """
     tag = uuid.uuid4().hex[:8]
     sources = spec.source.both_ways(f"{spec.name}-verify-{tag}")
     if sources is None:
-        raise SpecError(f"verify compares the live and the bulk path of a Kafka source; this one is {spec.source.type}")
+        raise SpecError(f"verify needs a source that can be read live and in bulk, not a {spec.source.type} source")
     labels = {"bulk": Memory(), "live": Memory()}
     bulk, live = (
         spec.model_copy(
@@ -77,7 +82,10 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
     run_job(live, console, context=context)
     watcher.join(1)
     if not arrived.is_set():
-        raise SourceError(f"the live path did not read {len(ends)} partitions to their ends within {seconds:g} s")
+        raise SourceError(
+            f"the live path did not reach the ends of {len(ends)} partitions within {seconds:g} s. Give it more time "
+            "with --seconds, or a smaller range with --set source.start=…"
+        )
     return _compare(labels["bulk"], labels["live"], ends)
 
 
@@ -99,7 +107,7 @@ def _compare(bulk: Memory, live: Memory, ends: dict[str, int]) -> Verdict:
 
 
 def _rows(side: Memory, split: str, end: int, part: int) -> dict[int, dict[str, Any]]:
-    """Rows by position below `end`; part 0: labels, 1: dead letters."""
+    """Rows below position `end`, by position. `part`: 0 for labels, 1 for dead letters."""
     batches = [b for key in sorted(side.commits) if key[0] == split for b in side.commits[key][part]]
     rows = pa.Table.from_batches(batches).to_pylist() if batches else []
     name = "position" if part else POSITION
@@ -107,7 +115,7 @@ def _rows(side: Memory, split: str, end: int, part: int) -> dict[int, dict[str, 
 
 
 def _alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Equal, scores up to the rounding of another micro-batch."""
+    """Whether two rows are equal. Scores may differ by rounding, because the rows ran in different micro-batches."""
     return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
 
 

@@ -1,4 +1,4 @@
-"""What libraries may log, and where."""
+"""Decides what libraries may log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import logging
 
 
 def set_logs(*, debug: bool) -> None:
-    """Beam and its friends log what we say better ourselves; `debug` lets them. Before they are imported."""
+    """Silence Beam and other libraries unless `debug`, because tagstream reports the same things more clearly.
+
+    Call this before the libraries are imported.
+    """
     logging.basicConfig(level=logging.INFO if debug else logging.CRITICAL)
     if not debug:
         for name in ("apache_beam", "transformers", "huggingface_hub"):
@@ -16,7 +19,10 @@ def set_logs(*, debug: bool) -> None:
 
 
 def quiet(logger: logging.Logger) -> None:
-    """Shows nothing of it, but lets `Cluster.explained` see why a connection failed: the client only logs that."""
+    """Hide a logger's messages from the user, but keep its warnings for handlers.
+
+    The Kafka client only logs why a connection failed, and `Cluster.explained` reads that.
+    """
     logger.setLevel(logging.WARNING)
     logger.propagate = False
     logger.addHandler(logging.NullHandler())

@@ -1,4 +1,4 @@
-"""The one line of a running job, and the tables at its end. Plain lines every 10 s where there is no terminal."""
+"""Shows a running job as one line, and its result as tables. Without a terminal, prints a plain line every 10 s."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tagstream.transforms.runtime.metrics import JobMetrics
 
 PLAIN_EVERY = 10.0
 SHORT = 20
-"""Characters up to which a column of sample rows is shown whole."""
+"""A column of sample rows is never shortened if its cells have at most this many characters."""
 
 
 class StatusLine(ABC):
-    """Context manager that shows `line()` while a job runs, after `note`."""
+    """Context manager that shows `note` and `line()` while a job runs."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -34,7 +34,7 @@ class StatusLine(ABC):
 
     @abstractmethod
     def line(self) -> str:
-        """How the job stands now."""
+        """The state of the job now."""
 
     def __enter__(self) -> Self:
         if self._live:
@@ -60,7 +60,7 @@ class StatusLine(ABC):
 
 
 class ProgressLine(StatusLine):
-    """Of a job that ends. `rows`: of the whole input, `done`: before this run."""
+    """The line of a job that ends. `rows`: rows of the whole input. `done`: rows that were done before this run."""
 
     def __init__(self, console: Console, metrics: JobMetrics, rows: int, done: int, engines: int = 1) -> None:
         super().__init__(console)
@@ -89,13 +89,13 @@ class ProgressLine(StatusLine):
 
 
 def print_notes(console: Console, metrics: JobMetrics) -> None:
-    """What the models' loading has to say, such as that there is no certificate."""
+    """Print the notes that came up while the models were loaded. Example: there is no certificate for this machine."""
     for note in metrics.snapshot().notes:
         console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
 
 
 def print_report(console: Console, report: Report) -> None:
-    """The table at the end of a job."""
+    """Print the table at the end of a job."""
     counts = report.counts
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
@@ -108,7 +108,7 @@ def print_report(console: Console, report: Report) -> None:
     for code, count, reason in dead_lines(counts.dead):
         table.add_row(f"  {code}", f"{count:,}  {reason}")
     if report.rows_left:
-        table.add_row("rows left", f"{report.rows_left:,}: run the same command again to go on")
+        table.add_row("rows left", f"{report.rows_left:,}: run the same command again to continue")
     for column in dict.fromkeys(column for column, _ in counts.labels):
         shares = [
             f"{label} {count:,} ({count / max(1, counts.rows_out):.1%})"
@@ -117,10 +117,10 @@ def print_report(console: Console, report: Report) -> None:
         ]
         table.add_row(column, ", ".join(shares[:8]) + (", …" if len(shares) > 8 else ""))
     if counts.truncated:
-        table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes")
+        table.add_row("truncated", f"{counts.truncated:,} texts were longer than the model takes, and were cut")
     if saved := counts.duplicates + counts.remembered:
         share = saved / max(1, counts.rows_in * report.engines)
-        table.add_row("equal texts", f"{saved:,} ({share:.1%}) were answered without a model")
+        table.add_row("equal texts", f"{saved:,} ({share:.1%}) were answered without running a model")
     speed = f"{report.rows_per_s:,.0f} rows/s over {_duration(report.seconds)}"
     if not report.remote:
         speed += (
@@ -135,7 +135,10 @@ def print_report(console: Console, report: Report) -> None:
 
 
 def print_rows(console: Console, rows: pa.Table, title: str) -> None:
-    """A few rows as a table: label and score in one cell, long text cut, columns that only say `false` left out."""
+    """Print a few rows as a table.
+
+    A label and its score share a cell, long texts are cut, and columns in which every value is false are left out.
+    """
     records = [_beside_scores(record) for record in rows.to_pylist()]
     rows = rows.select([name for name in rows.column_names if not records or name in records[0]])
     names = [name for name in rows.column_names if any(record[name] is not False for record in records)]
@@ -152,7 +155,7 @@ def print_rows(console: Console, rows: pa.Table, title: str) -> None:
 
 
 def _beside_scores(record: dict[str, Any]) -> dict[str, Any]:
-    """`spam: ham, spam_score: 0.99` as `spam: ham 0.99`."""
+    """Join a label and its score: `spam: ham, spam_score: 0.99` becomes `spam: ham 0.99`."""
     scores = {
         name: f"{name}_score"
         for name, value in record.items()

@@ -1,4 +1,4 @@
-"""The counters of jobs in this process, or of all workers of a pool, as Prometheus metrics on a port."""
+"""Serves the counters of this process's jobs, or of all workers of a pool, as Prometheus metrics on a port."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SCRAPE_SECONDS = 2.0
 
 
 class JobCollector(Collector):
-    """What jobs have done in this process, added up."""
+    """The counters of all jobs of this process, added up."""
 
     def __init__(self, contexts: Callable[[], list[JobContext]]) -> None:
-        """`contexts`: those of the jobs, asked at each scrape."""
+        """`contexts`: returns the contexts of the jobs. Called at each scrape."""
         self.contexts = contexts
 
     def collect(self) -> Iterable[Metric]:
@@ -40,8 +40,8 @@ class JobCollector(Collector):
             "tagstream_padded_tokens": ("Tokens inferred, padding included", now.padded_tokens),
             "tagstream_micro_batches": ("Micro-batches inferred", now.micro_batches),
             "tagstream_truncated": ("Texts that were cut", now.truncated),
-            "tagstream_duplicates": ("Texts answered by an equal one in the same block", now.duplicates),
-            "tagstream_remembered": ("Texts answered by an equal one in an earlier block", now.remembered),
+            "tagstream_duplicates": ("Texts equal to another text of the same block", now.duplicates),
+            "tagstream_remembered": ("Texts equal to a text of an earlier block", now.remembered),
             "tagstream_commits": ("Commits of the sink", now.commits),
         }
         for name, (text, value) in plain.items():
@@ -54,16 +54,16 @@ class JobCollector(Collector):
         for stage in STAGES:
             busy.add_metric([stage], now.busy[stage])
         yield busy
-        labels, text = ["stage", "advice"], "1: the stage that was busy longest; what to change if it is too slow"
+        labels, text = ["stage", "advice"], "1 for the stage that was busy longest; advice says what to change"
         bound = GaugeMetricFamily("tagstream_bottleneck", text, labels=labels)
         longest = bottleneck(now)
         for stage in STAGES:
             bound.add_metric([stage, ADVICE[stage]], float(stage == longest))
         yield bound
-        yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that is padding", now.padding)
+        yield GaugeMetricFamily("tagstream_padding_ratio", "Share of inferred tokens that are padding", now.padding)
         text = "From a message's own timestamp to the commit of its label"
         yield _histogram("tagstream_latency_seconds", text, now.latency)
-        yield _histogram("tagstream_commit_seconds", "What the sink took for each commit", now.commit_time)
+        yield _histogram("tagstream_commit_seconds", "Time that the sink took for each commit", now.commit_time)
         share = max((context.metrics.dead_share for context in contexts), default=0.0)
         text = "Share of dead letters among the last 1,000 rows; a job stops above its max_dead"
         yield GaugeMetricFamily("tagstream_dead_letter_share", text, share)
@@ -71,7 +71,7 @@ class JobCollector(Collector):
 
 
 def _live(contexts: list[JobContext]) -> Iterable[Metric]:
-    """Of jobs without an end: how far behind, how long without an answer."""
+    """Metrics of jobs without an end: lag, and the time without an answer or a commit."""
     feeds = [feed.status() for context in contexts for feed in context.resource(FeedPool).all()]
     lag = GaugeMetricFamily("tagstream_lag_messages", "Messages not read yet", labels=["split"])
     for split, behind in (item for feed in feeds for item in feed.lag.items()):
@@ -81,7 +81,7 @@ def _live(contexts: list[JobContext]) -> Iterable[Metric]:
     yield GaugeMetricFamily("tagstream_source_silence_seconds", "Since the source last answered", silence)
     commits = [at for context in contexts if (at := context.metrics.last_commit) is not None]
     if commits or feeds:
-        ages = [feed.age for feed in feeds]  # before the first commit: since reading began
+        ages = [feed.age for feed in feeds]  # before the first commit, the time since reading began counts
         since = time.monotonic() - max(commits) if commits else max(ages)
         yield GaugeMetricFamily("tagstream_last_commit_seconds", "Since the last commit", since)
 
@@ -94,14 +94,14 @@ def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
 
 
 class PoolCollector(Collector):
-    """The metrics of all workers, each with a label `worker`; and how many workers there are."""
+    """The metrics of all workers, with a label `worker`, and the number of workers."""
 
     def __init__(self, ports: Callable[[], dict[str, int]]) -> None:
-        """`ports`: where each worker serves its own, by name."""
+        """`ports`: returns the ports on which the workers serve their metrics, by the worker's name."""
         self.ports = ports
 
     def collect(self) -> Iterable[Metric]:
-        """Asks every worker; one that does not answer is left out."""
+        """Ask every worker for its metrics. A worker that does not answer is left out."""
         families: dict[str, Metric] = {}
         ports = self.ports()
         for worker, port in ports.items():
@@ -109,7 +109,7 @@ class PoolCollector(Collector):
                 merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
                 for sample in family.samples:
                     merged.add_sample(sample.name, {**sample.labels, "worker": worker}, sample.value)
-        alive = Metric("tagstream_workers", "Python workers of this pool that run", "gauge")
+        alive = Metric("tagstream_workers", "Running Python workers of this pool", "gauge")
         alive.add_sample("tagstream_workers", {}, len(ports))
         return [*families.values(), alive]
 
@@ -125,7 +125,7 @@ def _scrape(port: int) -> Iterator[Metric]:
 
 
 def serve_metrics(port: int, collector: Collector, address: str = "0.0.0.0") -> int:  # noqa: S104
-    """Serve http://address:port/metrics from a daemon thread; 0 takes any free port. Returns the port.
+    """Serve http://address:port/metrics from a daemon thread. With port 0, takes any free port. Returns the port.
 
     Raises SpecError if the port is taken.
     """

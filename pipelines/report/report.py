@@ -1,4 +1,4 @@
-"""What a job did, in numbers: for the table at the end, the JSON report, and the verdict on what bounds it."""
+"""The result of a job in numbers: for the table at its end, the JSON report, and the advice for more speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ ADVICE = {
 
 @dataclass
 class Report:
-    """One run of a job. `rows_total`: of the input; `rows_before`: done by earlier runs; seconds: wall time."""
+    """The result of one run.
+
+    `rows_total`: rows of the input. `rows_before`: rows that earlier runs have done. `rows_left`: rows that are still
+    to do. `seconds`, `load_seconds`: wall time of the run, and of loading the models.
+    """
 
     job: str
     state: str
@@ -34,16 +38,16 @@ class Report:
     counts: Snapshot
     output: str
     remote: bool = False
-    """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
+    """Whether workers on other machines did the work. This process then knows only the numbers of the ledger."""
     engines: int = 1
-    """How many models each row went through."""
+    """How many models have inferred each row."""
 
     @property
     def rows_per_s(self) -> float:
         return self.counts.rows_in / self.seconds if self.seconds else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for `--report`."""
+        """The report as plain values, for `--report`."""
         counts = self.counts
         labels: dict[str, dict[str, int]] = {}
         for (column, label), count in counts.labels.most_common():
@@ -100,7 +104,7 @@ class Report:
 
 
 def write_json(path: str, data: dict[str, Any]) -> None:
-    """What `--report` asks for. Raises SinkError."""
+    """Write the file that `--report` asks for. Raises SinkError."""
     try:
         Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
@@ -108,7 +112,7 @@ def write_json(path: str, data: dict[str, Any]) -> None:
 
 
 def bottleneck(counts: Snapshot) -> str | None:
-    """The stage that was busy longest; None before anything was."""
+    """The stage that was busy longest. None before any stage was busy."""
     if not counts.busy:
         return None
     stage, _ = Counter(counts.busy).most_common(1)[0]
@@ -116,11 +120,11 @@ def bottleneck(counts: Snapshot) -> str | None:
 
 
 def verdict(counts: Snapshot) -> str | None:
-    """What bounds the job, and what to change; None before anything was done."""
+    """The stage that bounds the job's speed, and what to change. None before any stage was busy."""
     stage = bottleneck(counts)
     return None if stage is None else ADVICE[stage]
 
 
 def dead_lines(dead: Counter[str]) -> list[tuple[str, int, str]]:
-    """Code, count and sentence of each kind of dead letter."""
+    """Code, count and reason for each kind of dead letter."""
     return [(code, count, REASONS[DeadCode(code)]) for code, count in dead.most_common()]

@@ -1,6 +1,6 @@
-"""A Flink cluster through its REST interface: slots, jobs, what made one fail. Knows nothing of Beam.
+"""Talks to a Flink cluster through its REST interface: slots, jobs, failures. Knows nothing of Beam.
 
-Paths are those of https://nightlies.apache.org/flink/flink-docs-stable/docs/ops/rest_api/.
+The paths are documented at https://nightlies.apache.org/flink/flink-docs-stable/docs/ops/rest_api/.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ENDED = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
 
 @dataclass(frozen=True)
 class FlinkJob:
-    """One job as the cluster sees it; `started`, `ended`: milliseconds since 1970, the latter 0 while it goes on."""
+    """One job on the cluster. `started`, `ended`: milliseconds since 1970; `ended` is 0 while the job runs."""
 
     id: str
     name: str
@@ -32,7 +32,7 @@ class FlinkJob:
 
 @dataclass(frozen=True)
 class Stage:
-    """A step of a job on the cluster; `written`: records that it has handed on, counted at the end of bundles."""
+    """One stage of a job on the cluster. `written`: records that it has passed on, counted at the end of bundles."""
 
     name: str
     state: str
@@ -40,15 +40,15 @@ class Stage:
 
 
 class Flink:
-    """Raises RunnerError when the cluster does not answer."""
+    """A Flink cluster. Every method raises RunnerError if the cluster does not answer."""
 
     def __init__(self, rest: str, patience: float = 0.0) -> None:
-        """`patience`: seconds for which a cluster that was there may be silent, as while a JobManager restarts."""
+        """`rest`: the cluster's REST address. `patience`: seconds to wait for an answer while a JobManager restarts."""
         self.rest = rest.rstrip("/")
         self.patience = patience
 
     def slots(self) -> tuple[int, int]:
-        """Task slots: all, and free ones."""
+        """How many task slots the cluster has, and how many of them are free."""
         overview = self._call("/overview")
         return overview["slots-total"], overview["slots-available"]
 
@@ -61,25 +61,25 @@ class Flink:
         return sorted(found, key=lambda job: -job.started)
 
     def job(self, name_or_id: str) -> FlinkJob | None:
-        """The latest job of that name or id."""
+        """The latest job with this name or id."""
         return next((job for job in self.jobs() if name_or_id in {job.name, job.id}), None)
 
     def jobs_of(self, name: str) -> list[FlinkJob]:
-        """Jobs of that name or id, and the submissions of a specification of that name; the latest first."""
+        """Jobs with this name or id, and submissions of the specification with this name. The latest comes first."""
         submissions = re.compile(re.escape(name) + "-[0-9a-f]{8}")
         return [job for job in self.jobs() if name in {job.name, job.id} or submissions.fullmatch(job.name)]
 
     def stages(self, job: FlinkJob) -> list[Stage]:
-        """In the order of the graph, the source first."""
+        """The stages of a job, in the order of the data."""
         vertices = self._call(f"/jobs/{job.id}")["vertices"]
         return [Stage(v["name"], v["status"], v["metrics"]["write-records"]) for v in vertices]
 
     def cancel(self, job: FlinkJob) -> None:
-        """Ends a job. Nothing is lost: workers commit what they can, the rest is read again by the next run."""
+        """End a job. No row is lost: workers commit the rows that they can, and the next run reads the others again."""
         self._call(f"/jobs/{job.id}?mode=cancel", "PATCH")
 
     def failures(self, job: FlinkJob) -> list[str]:
-        """Stack traces of what went wrong, the latest first."""
+        """Stack traces of the job's failures, the latest first."""
         exceptions = self._call(f"/jobs/{job.id}/exceptions")
         entries = exceptions.get("exceptionHistory", {}).get("entries", [])
         texts = [entry.get("stacktrace", "") for entry in entries]

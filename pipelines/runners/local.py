@@ -1,4 +1,4 @@
-"""A pipeline on this machine, in a thread of its own, so that the main one hears signals."""
+"""Runs a pipeline on this machine, in a thread of its own, so that the main thread can handle signals."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ _OPTIONS = ["--direct_num_workers=1", "--direct_running_mode=in_memory", "--no_s
 
 
 class Line(Protocol):
-    """What shows how it goes on."""
+    """Shows the user how the job is going. `note` comes before the rest of the line."""
 
     note: str
 
 
 def execute(context: JobContext, build: Callable[[beam.Pipeline], None], line: Line) -> None:
-    """Run the pipeline that `build` fills to its end. Raises what made a stage fail, not the runner's text of it."""
+    """Run the pipeline that `build` fills to its end.
+
+    If a stage fails, raises the stage's own exception. The runner's exception only has its text.
+    """
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -33,7 +36,7 @@ def execute(context: JobContext, build: Callable[[beam.Pipeline], None], line: L
             pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(_OPTIONS))
             build(pipeline)
             pipeline.run().wait_until_finish()
-        except BaseException as error:  # noqa: BLE001  re-raised below, in the thread that can act on it
+        except BaseException as error:  # noqa: BLE001  raised again below, in the calling thread
             raised.append(error)
 
     thread = threading.Thread(target=run, name="pipeline", daemon=True)

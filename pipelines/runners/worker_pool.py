@@ -1,7 +1,7 @@
 """The worker pool of `environment: EXTERNAL`: starts a Python worker for each task manager that asks for one.
 
-In place of Beam's own: its workers run this very interpreter (Beam's run whatever `python` is on the PATH), end with
-what they have read committed, and their metrics are served together on one port.
+It replaces Beam's own pool for three reasons. Its workers run the interpreter of the pool, not the first `python` on
+the PATH. Its workers commit the rows that they have read before they end. All workers' metrics are on one port.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from tagstream.schemas.errors import RunnerError
 
 log = logging.getLogger(__name__)
 STOP_SECONDS = 10.0
-"""From SIGTERM to SIGKILL."""
+"""Seconds from SIGTERM to SIGKILL."""
 _OPTIONS = [("grpc.http2.max_pings_without_data", 0), ("grpc.http2.max_ping_strikes", 0), ("grpc.so_reuseport", 0)]
 
 
 class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type: ignore[misc]
-    """Beam's service of that name."""
+    """Implements Beam's service `BeamFnExternalWorkerPool`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
         self._workers: list[tuple[tuple[str, str], subprocess.Popen[bytes]]] = []
-        """By the connection that asked for it and its id: task managers, and the jobs of one, number theirs alike."""
+        """Workers, each with the connection that asked for it and its id. Two task managers may use the same ids."""
 
     def StartWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Starts a worker that connects to `request.control_endpoint`."""
+        """Start a worker that connects to `request.control_endpoint`."""
         arguments = [request.control_endpoint.url, request.worker_id, str(self.folder)]
         try:
             process = subprocess.Popen([sys.executable, "-m", "tagstream.pipelines.runners.worker_process", *arguments])  # noqa: S603
@@ -53,20 +53,20 @@ class WorkerPool(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):  # type
         return beam_fn_api_pb2.StartWorkerResponse()
 
     def StopWorker(self, request: Any, context: Any) -> Any:  # noqa: N802
-        """Ends the worker of that id that the same connection asked for, once it has committed what it has read.
+        """End the worker with this id that the same connection asked for, after it has committed the rows it has read.
 
-        Any other worker ends by itself when its runner closes the connection to it.
+        A worker that is not named here ends by itself when its runner closes the connection.
         """
         wanted = (context.peer(), request.worker_id)
         _end([process for key, process in self._running() if key == wanted])
         return beam_fn_api_pb2.StopWorkerResponse()
 
     def close(self) -> None:
-        """Ends every worker."""
+        """End every worker."""
         _end([process for _, process in self._running()])
 
     def ports(self) -> dict[str, int]:
-        """Where running workers serve their metrics, by process id."""
+        """The ports on which the running workers serve their metrics, by process id."""
         found = {}
         for _, process in self._running():
             file = self.folder / f"{process.pid}{PORT_SUFFIX}"
@@ -94,7 +94,10 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
 
 
 def serve_pool(port: int, metrics_port: int | None) -> None:
-    """Until SIGTERM or Ctrl-C; then the workers commit and end. Raises RunnerError if the port is taken."""
+    """Run the pool until SIGTERM or Ctrl-C, then let the workers commit and end.
+
+    Raises RunnerError if the port is taken.
+    """
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -1,7 +1,7 @@
-"""One Python worker of a pool: Beam's harness, and a clean end.
+"""One Python worker of a pool: runs Beam's harness, and ends cleanly.
 
-A worker that is told to end, or whose runner has gone, commits what it has read and leaves its consumer group, so that
-another worker takes over at once. It must not know who started it.
+When the worker is told to end, or its runner has gone, it commits the rows that it has read and leaves its consumer
+group. Another worker can then take over at once. The worker must not know which program started it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ PORT_SUFFIX = ".port"
 
 
 def main(control: str, worker_id: str, ports: str) -> None:
-    """`control`: the runner's address; `ports`: folder for a file, named by this process, with its metrics' port."""
+    """Run the worker. `control`: the runner's address. `ports`: folder in which to write the port of the metrics.
+
+    The file is named after this process.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(levelname)s %(message)s")
     quiet(logging.getLogger("kafka"))
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=_leave, name="leave").start())
@@ -36,13 +39,13 @@ def main(control: str, worker_id: str, ports: str) -> None:
     Path(ports, f"{os.getpid()}{PORT_SUFFIX}").write_text(str(port))
     try:
         SdkHarness(control, worker_id=worker_id, state_cache_size=0, data_buffer_time_limit_ms=0).run()
-    except Exception as error:  # noqa: BLE001  the connection ended, and with it the job
+    except Exception as error:  # noqa: BLE001  the connection has ended, and the job with it
         log.info("the runner is gone: %s", str(error).partition("\n")[0])
     _leave()
 
 
 def _leave() -> None:
-    """Ends this process; what is in flight is committed first."""
+    """Commit the rows in flight, then end this process."""
     feeds = [context.resource(FeedPool) for context in open_contexts()]
     for context in open_contexts():
         context.stop.request()
@@ -52,7 +55,7 @@ def _leave() -> None:
     for pool in feeds:
         with contextlib.suppress(Exception):
             pool.close()
-    os._exit(0)  # threads of libraries may hang
+    os._exit(0)  # without waiting for threads of libraries, which may hang
 
 
 if __name__ == "__main__":

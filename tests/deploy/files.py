@@ -1,4 +1,4 @@
-"""What the tests of `deploy/` share: its files, and what must hold of every command and job specification in them."""
+"""Shared by the tests of `deploy/`: its files, and the checks of every command and job specification in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.services.java import ROOT
 
 DEPLOY = ROOT / "deploy"
 ENVIRONMENT = ("KAFKA", "KAFKA_PASSWORD", "JOB_SERVER", "FLINK", "PROJECT", "REGION", "BUCKET")
-"""Variables that job specifications take from their surroundings."""
+"""Environment variables that the job specifications use."""
 
 
 def documents(path: str) -> list[dict]:
@@ -22,14 +22,14 @@ def documents(path: str) -> list[dict]:
 
 
 def check_command(arguments: list[str]) -> str:
-    """`tagstream` takes these arguments; raises click's UsageError if not. Returns the name of the subcommand."""
+    """Check that `tagstream` takes these arguments; else raises click's UsageError. Returns the subcommand's name."""
     command = get_command(app).commands[arguments[0]]
     command.make_context(arguments[0], list(arguments[1:]), resilient_parsing=False)
     return arguments[0]
 
 
 def check_spec(text: str, folder: Path, monkeypatch) -> JobSpec:
-    """Loads a job specification, with something in every variable that it takes from its surroundings."""
+    """Load a job specification, with a value for every environment variable that it uses."""
     for name in ENVIRONMENT:
         monkeypatch.setenv(name, {"JOB_SERVER": "jobserver:8099", "FLINK": "http://flink:8081"}.get(name, name.lower()))
     path = folder / "job.yaml"

@@ -1,4 +1,4 @@
-"""`compose.yaml` is what the Compose specification allows, and its parts fit together."""
+"""`compose.yaml` follows the Compose specification, and its parts fit together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def services() -> dict[str, dict]:
 
 
 def test_specification() -> None:
-    """Parsed by the rules of the specification: unknown keys, wrong ports, durations or paths are errors."""
+    """The file is valid by the rules of the specification for keys, ports, durations and paths."""
     merged = yaml.safe_dump(yaml.safe_load((DEPLOY / "compose.yaml").read_text()))  # the parser knows no merge keys
     parsed = PyCompose.from_yaml(merged)
     assert {"kafka", "jobmanager", "jobserver", "workers-1", "workers-2", "prometheus", "grafana"} <= set(
@@ -28,7 +28,7 @@ def test_specification() -> None:
 
 
 def test_services_fit_together(services: dict[str, dict]) -> None:
-    """Whoever is waited for, and whatever is mounted or built, is there."""
+    """Every service that another one waits for exists, and so does every folder that is mounted or built."""
     volumes = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["volumes"]
     for service in services.values():
         assert set(service.get("depends_on", ())) <= set(services)
@@ -42,7 +42,7 @@ def test_services_fit_together(services: dict[str, dict]) -> None:
 
 
 def test_every_task_manager_has_its_workers(services: dict[str, dict]) -> None:
-    """A worker pool in the network of each, at the port that the job asks for; neither's death takes the network."""
+    """Each has a worker pool in its network, at the job's port. The network outlives the death of either."""
     managers = [service for name, service in services.items() if name.startswith("taskmanager")]
     pools = [service for name, service in services.items() if name.startswith("workers")]
     networks = [pool["network_mode"] for pool in pools]
@@ -53,7 +53,7 @@ def test_every_task_manager_has_its_workers(services: dict[str, dict]) -> None:
 
 
 def test_commands_and_job(services: dict[str, dict], tmp_path: Path, monkeypatch) -> None:
-    """Every command of our image exists with these options, and the job is a valid one with topics that are created."""
+    """Every command of our image exists with its options, and the job is valid and uses topics that are created."""
     ours = [service["command"] for service in services.values() if service["image"].startswith("tagstream:")]
     assert [check_command(command) for command in ours] == ["workers", "workers", "run"]
     spec = check_spec((DEPLOY / "jobs/stream.yaml").read_text(), tmp_path, monkeypatch)
@@ -62,7 +62,7 @@ def test_commands_and_job(services: dict[str, dict], tmp_path: Path, monkeypatch
 
 
 def test_prometheus_asks_every_process(services: dict[str, dict]) -> None:
-    """Targets are services, or in their network, at the ports that they serve metrics on."""
+    """Prometheus' targets are the services and their networks, at the ports on which they serve metrics."""
     (config,) = documents("prometheus/prometheus.yml")
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]}
     managers = sorted(

@@ -1,4 +1,4 @@
-"""The template for Dataflow: a valid job whose options Beam knows. It has never run there."""
+"""The template for Dataflow is a valid job whose options Beam knows. It has never run on Dataflow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.deploy.files import DEPLOY, check_spec
 
 
 def test_options(tmp_path: Path, monkeypatch) -> None:
-    """None is misspelt: Beam would only warn. Said to be untested wherever a reader may begin."""
+    """No option is misspelt, because Beam would only warn. Every file of the template says that it is untested."""
     spec = check_spec((DEPLOY / "dataflow/job.yaml").read_text(), tmp_path, monkeypatch)
     assert spec.live
     assert spec.runner.arguments[0] == "--runner=DataflowRunner"

@@ -1,4 +1,4 @@
-"""The Dockerfiles: linted, and their build steps run without a container engine, in a clean folder and environment."""
+"""The Dockerfiles pass a linter, and their build steps work in a clean folder without a container engine."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INSTRUCTION = re.compile(r"^(FROM|RUN|COPY|ENV|ARG|USER|ENTRYPOINT|CMD|WORKDIR|S
 
 
 def instructions(file: Path) -> dict[str, list[tuple[str, str]]]:
-    """By stage, in order; continuation lines joined."""
+    """The instructions of each stage, in order, with continuation lines joined."""
     stages: dict[str, list[tuple[str, str]]] = {"": []}
     name = ""
     for line in re.sub(r"\\\n\s*", "", file.read_text()).splitlines():
@@ -45,7 +45,7 @@ def test_lint(file: Path) -> None:
 
 
 def test_image_runs_without_root_what_the_command_line_has() -> None:
-    """The last stage of each kind: its user, its path, its command."""
+    """Each image has the right user, path and command."""
     stages = instructions(DOCKERFILE)
     assert {"cpu", "gpu"} <= stages.keys()
     base = stages["base"]
@@ -59,7 +59,7 @@ def test_image_runs_without_root_what_the_command_line_has() -> None:
 
 
 def context(folder: Path) -> Path:
-    """What the COPY lines of the build stage bring, less what the ignore file keeps out."""
+    """Put the files of the build stage's COPY lines into `folder`, without those that the ignore file excludes."""
     ignored = DOCKERFILE.with_name("Dockerfile.dockerignore").read_text().split()
     sent, kept_out = {line[1:] for line in ignored if line.startswith("!")}, ignored[-2:]
     for kind, value in instructions(DOCKERFILE)["build"]:
@@ -79,13 +79,13 @@ def context(folder: Path) -> Path:
 
 
 def run_steps(stage: str, folder: Path, *, change=lambda command: command) -> None:
-    """The RUN lines of a stage, with the image's folders under `folder`."""
+    """Run the RUN lines of a stage, with the image's folders under `folder`."""
     path = f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}"
     environment = {**os.environ, "UV_LINK_MODE": "hardlink", "PATH": path}
     environment.pop("VIRTUAL_ENV", None)
     for kind, command in instructions(DOCKERFILE)[stage]:
         if kind != "RUN" or command.startswith("pip install --no-cache-dir uv=="):
-            continue  # uv is in this environment
+            continue  # uv is already in this environment
         command = change(command.replace("/opt/tagstream", f"{folder}/opt").replace("/dist", f"{folder}/dist"))
         done = subprocess.run(
             ["bash", "-o", "pipefail", "-c", command],
@@ -95,9 +95,9 @@ def run_steps(stage: str, folder: Path, *, change=lambda command: command) -> No
 
 
 def test_build_steps(tmp_path: Path, request) -> None:
-    """The wheel is built of what is sent to the builder alone, and the environment that it is installed into works.
+    """The wheel can be built from the files that are sent to the builder, and works where it is installed.
 
-    Its dependencies, gigabytes, are those of this environment; `--crash-long` installs them as the image does.
+    Its dependencies take gigabytes, so those of this environment are used. `--crash-long` installs them like the image.
     """
     (tmp_path / "src").mkdir()
     context(tmp_path / "src")

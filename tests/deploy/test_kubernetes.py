@@ -1,4 +1,4 @@
-"""Every Kubernetes resource is valid by the schema of its kind, and does what this program can do."""
+"""Every Kubernetes resource is valid by the schema of its kind, and uses commands and jobs that exist."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RESOURCES = [
 
 @pytest.fixture(scope="module")
 def flink_deployment() -> dict:
-    """The schema of the operator's own resource, from its API's jar, with unknown fields refused."""
+    """The schema of the operator's own resource, from the operator's jar. It refuses unknown fields."""
     (jar,) = jars("flink-operator").glob("*.jar")
     with zipfile.ZipFile(jar) as opened:
         text = opened.read("META-INF/fabric8/flinkdeployments.flink.apache.org-v1.yml")
@@ -36,7 +36,7 @@ def flink_deployment() -> dict:
 
 
 def strict(schema: object) -> object:
-    """As the API server with strict field validation: what a schema does not name is an error."""
+    """The schema with every unnamed field refused, as by the API server with strict field validation."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -51,7 +51,7 @@ def strict(schema: object) -> object:
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_schema(resource: dict, request) -> None:
-    """No unknown field, no wrong type, no missing one; for Flink's resource with a mistake refused as proof."""
+    """No field is unknown, missing or of a wrong type. For Flink's resource, a mistake is refused as a proof."""
     if resource["kind"] != "FlinkDeployment":
         kubernetes_validate.validate(resource, VERSION, strict=True)
         return
@@ -64,7 +64,7 @@ def test_schema(resource: dict, request) -> None:
 
 
 def containers(resource: dict) -> list[dict]:
-    """Of whatever has pods, the operator's task managers included."""
+    """The containers of a resource with pods, the operator's task managers included."""
     spec = resource.get("spec", {})
     spec = spec.get("jobTemplate", {}).get("spec", spec)
     pod = spec.get("taskManager", {}).get("podTemplate") or spec.get("template") or {"spec": {"containers": []}}
@@ -73,7 +73,7 @@ def containers(resource: dict) -> list[dict]:
 
 @pytest.mark.parametrize("resource", RESOURCES)
 def test_containers(resource: dict) -> None:
-    """Our commands exist with these options; our containers run without root and with bounded memory."""
+    """Our commands exist with their options. Our containers run without root, and with a limit for memory."""
     for container in containers(resource):
         if not container.get("image", "").startswith("tagstream:"):
             continue
@@ -86,16 +86,16 @@ def test_containers(resource: dict) -> None:
 
 @pytest.mark.parametrize("resource", [r for r in RESOURCES if r.values[0]["kind"] == "ConfigMap"])
 def test_job_specifications(resource: dict, tmp_path: Path, monkeypatch) -> None:
-    """Each is a valid job."""
+    """Every job specification in a resource is valid."""
     assert check_spec(resource["data"]["job.yaml"], tmp_path, monkeypatch).name == resource["metadata"]["name"]
 
 
 def test_flink_addresses(tmp_path: Path, monkeypatch) -> None:
-    """The job asks the services that the cluster has, for as many slots as there are, and the pool beside each slot."""
+    """The job uses the services of the cluster, all of its slots, and the pool beside each slot."""
     found = {(d["kind"], d["metadata"]["name"]): d for d in documents("kubernetes/flink.yaml")}
     cluster, service = found["FlinkDeployment", "tagstream"], found["Service", "flink-job-server"]
     runner = check_spec(found["ConfigMap", "messages-live"]["data"]["job.yaml"], tmp_path, monkeypatch).runner
-    assert runner.rest == "http://tagstream-rest:8081"  # the operator names it so
+    assert runner.rest == "http://tagstream-rest:8081"  # the operator's name for this service
     assert runner.job_server == f"{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
     slots = int(cluster["spec"]["flinkConfiguration"]["taskmanager.numberOfTaskSlots"])
     assert cluster["spec"]["mode"] == "standalone", "slots are counted before the job asks for them"

@@ -1,4 +1,4 @@
-"""Dashboard and alerts: every expression is valid PromQL over metrics that this program, or Flink, really exports."""
+"""Every expression of dashboard and alerts is valid PromQL over metrics that tagstream or Flink really exports."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ FLINK = {
     "flink_jobmanager_taskSlotsAvailable",
     "flink_taskmanager_Status_JVM_Memory_Heap_Used",
 }
-"""What Flink exports itself; a test on a real cluster looks for each."""
+"""Metrics that Flink exports itself. A test on a real cluster looks for each."""
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Where it stands, and the expression."""
+    """Pairs of an alert's or panel's name, and its expression."""
     for group in documents("prometheus/rules.yml")[0]["groups"]:
         for rule in group["rules"]:
             yield rule["alert"], rule["expr"]
@@ -40,7 +40,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def metrics_of(expression: str) -> set[str]:
-    """Names of the metrics that it reads. Raises ValueError for what is no PromQL."""
+    """Names of the metrics that an expression reads. Raises ValueError if the expression is not PromQL."""
     found: set[str] = set()
 
     def look(node: object) -> None:
@@ -63,7 +63,7 @@ class Feed:
 
 @pytest.fixture
 def context(monkeypatch) -> JobContext:
-    """Of a job whose feed has read something."""
+    """The context of a job whose feed has read something."""
     context = JobContext()
     monkeypatch.setattr(context.resource(FeedPool), "all", lambda: [Feed()])
     return context
@@ -71,7 +71,7 @@ def context(monkeypatch) -> JobContext:
 
 @pytest.fixture
 def exported(context) -> dict[str, set[str]]:
-    """Names by who serves them: a process that runs a live job, and a pool with that process as its worker."""
+    """Names of the metrics that a process with a live job serves, and those of a pool with that process as worker."""
     context.metrics.committed(3, 2, Counter(null_text=1))
     context.metrics.waited([0.1])
     port = serve_metrics(0, JobCollector(lambda: [context]), address="127.0.0.1")
@@ -83,7 +83,7 @@ def exported(context) -> dict[str, set[str]]:
 
 
 def test_a_worker_that_never_commits_is_seen(context) -> None:
-    """Before the first commit the time since it counts from when reading began, so that the alert can fire."""
+    """Before the first commit, the time since the last commit counts from the beginning, so that the alert can fire."""
     samples = [sample for family in JobCollector(lambda: [context]).collect() for sample in family.samples]
     assert [s.value for s in samples if s.name == "tagstream_last_commit_seconds"] == [60.0]
 
@@ -100,14 +100,14 @@ def test_the_bottleneck_is_the_stage_that_was_busy_longest(context) -> None:
 
 @pytest.mark.parametrize(("where", "expression"), list(expressions()))
 def test_metrics_exist(where: str, expression: str, exported: dict[str, set[str]]) -> None:
-    """A local run and a Flink worker pool both serve what is asked for; `up` is Prometheus' own."""
+    """A local run and a Flink worker pool both serve the metrics of the expression. `up` is Prometheus' own."""
     asked = metrics_of(expression) - {"up"} - FLINK
     assert asked <= exported["pool"], where
     assert asked - {"tagstream_workers"} <= exported["process"], where
 
 
 def test_parser_refuses() -> None:
-    """What the tests above rest on."""
+    """The parser refuses wrong expressions and finds all metrics. The other tests rely on this."""
     with pytest.raises(ValueError, match="paren"):
         promql.parse("sum(rate(tagstream_rows_in_total[5m])")
     assert metrics_of("sum(rate(a[5m])) / on (x) b > 2 and -max_over_time(c[5m:1m] offset 1m)") == {"a", "b", "c"}
@@ -124,7 +124,7 @@ def test_rules_say_what_to_do() -> None:
 
 
 def test_dashboard() -> None:
-    """Panels have ids of their own, do not overlap, and take the data source that the variable names."""
+    """Panels have ids of their own, do not overlap, and use the data source of the variable."""
     board = json.loads((DEPLOY / "grafana/dashboards/tagstream.json").read_text())
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
@@ -141,7 +141,7 @@ def test_dashboard() -> None:
 
 
 def test_rules_on_series() -> None:
-    """Prometheus' own unit tests of the alerts, where its tool is installed."""
+    """The alerts pass Prometheus' own unit tests, where Prometheus' tool is installed."""
     if (promtool := shutil.which("promtool")) is None:
         pytest.skip("promtool is not installed (Debian: the package prometheus)")
     for command in (["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]):

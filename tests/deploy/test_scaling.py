@@ -1,4 +1,4 @@
-"""The scaling page says what its script computes, and the model behaves as its words say."""
+"""The scaling page shows the numbers that its script computes, and the model behaves as the page says."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from tests.deploy.files import DEPLOY
 
 
 def test_page_has_the_computed_table() -> None:
-    """After a change of a figure: put the output of `python -m benchmarks.scaling` into the page."""
+    """The page has the computed table. After a change, put the output of `python -m benchmarks.scaling` into it."""
     assert "\n".join(table(plans(Figures()))) in (DEPLOY / "SCALING.md").read_text()
 
 
 @pytest.mark.parametrize("worker", ["cpu", "gpu"])
 @pytest.mark.parametrize("source", ["topic", "files"])
 def test_plan_is_enough_and_not_more(worker: str, source: str) -> None:
-    """Its workers do the target in a day, one fewer would not; a topic has a partition for each."""
+    """The planned workers do the target in a day, and one fewer would not. A topic has a partition for each worker."""
     f = Figures()
     for rows in TARGETS:
         found = plan(f, rows, worker, source)
@@ -30,7 +30,7 @@ def test_plan_is_enough_and_not_more(worker: str, source: str) -> None:
 
 
 def test_slowest_stage_bounds() -> None:
-    """A faster GPU moves the bound to the client of the topic, and without it to the tokenizer."""
+    """With a faster GPU, the Kafka client becomes the bound; with files as the source, the tokenizer does."""
     fast = replace(Figures(), gpu_flops=1e15)
     assert plan(fast, 10**10, "gpu", "topic").bound == "kafka"
     assert plan(fast, 10**10, "gpu", "files").bound == "tokenise"

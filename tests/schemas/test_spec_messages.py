@@ -119,7 +119,7 @@ WRONG = [
     ("source", "{type: kafka, servers: 'h:1', topics: 7}", "source.topics", "must be a name, or a list of names"),
     ("source", KAFKA % "start: [1]", "source.start", "must be a word, a time (ISO 8601), or milliseconds since 1970"),
     ("source", KAFKA % "start: soon", "source.start", "'soon' is none of earliest, latest, committed"),
-    ("source", KAFKA % "keep: '*'", "source.keep", "list what to keep, for example keep: [topic, offset]"),
+    ("source", KAFKA % "keep: '*'", "source.keep", "list the fields to keep, for example keep: [topic, offset]"),
     ("source", KAFKA % "client: [a]", "source.client", "must be a mapping of fields"),
     ("source", KAFKA % "registry: 'http://r'", "source.registry", "must be a mapping of fields"),
     ("source", "{type: sql, uri: 5, table: t, id: id}", "source.uri", "must be text; put quotes around the value; for"),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """Issues PEM files with key, certificate and chain; `certificate` is what clients have to trust."""
+    """Issues PEM files with key, certificate and chain. Clients must trust `certificate`."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -38,20 +38,20 @@ MEMORY = {
 
 
 class FlinkCluster:
-    """`processes` by name: jobmanager, taskmanager1 …, jobserver, workers. `lasting`: see `java`."""
+    """A running cluster. `processes` by name: jobmanager, taskmanager1 …, jobserver, workers. `lasting`: see `java`."""
 
     def __init__(self, folder: Path, task_managers: int = 2, slots: int = 1, *, lasting: bool = False) -> None:
         self.lasting = lasting
         self.folder, self.libs, self.task_managers, self.slots = folder, jars("flink"), task_managers, slots
         self.rest_port, self.rpc_port, self.worker_port, self.metrics_port, *self.job_ports = free_ports(7)
         self.exporters: dict[str, int] = {}
-        """Port of Flink's own metrics by process."""
+        """The port of Flink's own metrics, by process."""
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.flink = Flink(f"http://127.0.0.1:{self.rest_port}")
 
     @property
     def runner(self) -> dict[str, object]:
-        """`runner:` of a specification."""
+        """The `runner` part of a specification for this cluster."""
         return {
             "type": "flink",
             "job_server": f"127.0.0.1:{self.job_ports[0]}",
@@ -79,7 +79,7 @@ class FlinkCluster:
         )  # fmt: skip
 
     def kill(self, name: str) -> None:
-        """SIGKILL, its children too."""
+        """Kill a process and its children with SIGKILL."""
         process = self.processes.pop(name)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -91,7 +91,7 @@ class FlinkCluster:
         return [int(pid) for pid in found.split()]
 
     def samples(self, name: str, *labels: str) -> dict[tuple[str, ...], float]:
-        """Values of a metric that the worker pool serves, by all labels, or summed by those named."""
+        """Values of a metric of the worker pool, by all of its labels, or summed by the named labels."""
         found: dict[tuple[str, ...], float] = defaultdict(float)
         for family in text_string_to_metric_families(_get(self.metrics_port)):
             for sample in family.samples:
@@ -106,7 +106,7 @@ class FlinkCluster:
 
     @contextlib.contextmanager
     def foreign_pool(self, path: Path) -> Iterator[str]:
-        """Beam's own worker pool, which starts the `python` that it finds in the folder `path`; its address."""
+        """Run Beam's own worker pool, which starts the `python` in the folder `path`. Gives the pool's address."""
         (port,) = free_ports(1)
         module = "apache_beam.runners.worker.worker_pool_main"
         with (self.folder / "foreign.log").open("ab") as log:
@@ -208,7 +208,7 @@ def _open(port: int) -> bool:
 
 @pytest.fixture(scope="session")
 def flink(tmp_path_factory: pytest.TempPathFactory) -> FlinkCluster:
-    """Two task managers with a slot each."""
+    """A cluster of two task managers, each with one slot."""
     cluster = FlinkCluster(tmp_path_factory.mktemp("flink"))
     cluster.start()
     yield cluster

@@ -1,4 +1,4 @@
-"""What kills parts of a Flink cluster under a live load, and how long the labels take to come again."""
+"""Kills parts of a Flink cluster under a live load, and measures how long the labels take to come again."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.services.kafka_faults import Load, count
 
 FAULTS = ("worker", "task manager", "worker pool", "job server", "broker")
 BEHIND_SECONDS = 0.5
-"""Labels keep up while fewer messages are without one than came in this time."""
+"""Seconds. Labels keep up as long as fewer messages are unlabelled than arrive in this time."""
 PATIENCE = 180.0
 
 
 def inflict(fault: str, cluster: FlinkCluster, broker: KafkaBroker) -> None:
-    """kill -9 of one part; what a supervisor would start again is started again."""
+    """Kill one part with SIGKILL, and start again what a supervisor would start again."""
     if fault == "worker":
         os.kill(random.choice(cluster.workers()), signal.SIGKILL)
     elif fault == "task manager":
@@ -38,23 +38,26 @@ def inflict(fault: str, cluster: FlinkCluster, broker: KafkaBroker) -> None:
 
 
 class Flow:
-    """A load on one topic and the labels that come out of another."""
+    """A load on one topic, and the labels that arrive in another topic."""
 
     def __init__(self, broker: KafkaBroker, source: str, target: str, rate: float, partitions: int = 4) -> None:
         self.rate = rate
         self.topics = (broker.servers, source, target)
         self.before = count(broker.servers, target)
-        """Labels that are there already."""
+        """How many labels were there before."""
         self.watcher = Watcher(broker.servers, target)
         self.load = Load(broker.servers, source, partitions, rate)
 
     @property
     def behind(self) -> int:
-        """Messages without a label."""
+        """How many messages have no label yet."""
         return self.load.sent + self.before - len(self.watcher.seen)
 
     def recovers(self, seconds: float, alive) -> float:
-        """Waits until labels keep up for `seconds`; how long after the call that began. `alive` says why they can't."""
+        """Wait until labels keep up for `seconds`. Returns the seconds from the call until they began to keep up.
+
+        `alive`: returns the reason if the labels can't come any more.
+        """
         began = caught_up = time.monotonic()
         while time.monotonic() - caught_up < seconds:
             alive()
@@ -65,7 +68,7 @@ class Flow:
         return caught_up - began
 
     def stuck(self) -> str:
-        """Who does not go on: the load, the job, or the watcher."""
+        """Which part is stuck: the load, the job, or the watcher."""
         servers, source, target = self.topics
         return (
             f"{self.behind} messages without a label: {self.load.sent} sent, {count(servers, source)} in {source}, "
@@ -73,7 +76,7 @@ class Flow:
         )
 
     def finish(self) -> int:
-        """Ends the load and waits for the last label; how many messages were sent."""
+        """End the load and wait for the last label. Returns how many messages were sent."""
         sent = self.load.stop()
         wait_until(lambda: self.behind <= 0, PATIENCE, "every message has its label", 0.1)
         return sent

@@ -1,4 +1,4 @@
-"""What every service that runs from Java jars needs: the jars, free ports, and a way to wait for a condition."""
+"""Shared by all services that run from Java jars: the jars, free ports, and a way to wait for a condition."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = ROOT / ".cache" / "services"
 RANDOM = random.SystemRandom()
-"""Hypothesis seeds the other one."""
+"""Hypothesis seeds the global random generator, so ports come from another one."""
 WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 32
 PORTS = itertools.cycle(RANDOM.sample(range(10_000 + 700 * WORKER, 10_700 + 700 * WORKER), 700))
-"""Each worker's own, in turn. Those that systems give to outgoing connections could be taken while a service that had
-one is killed and started again.
-"""
+"""Each test worker has ports of its own, given in turn. Ports of the system's range for outgoing connections are left
+out: another program could take one while the service with that port is killed and started again."""
 FETCHES = 3
-"""Attempts: a repository far away may refuse once."""
+"""How often Maven is tried, because a remote repository may refuse once."""
 
 
 def java(*arguments: str, lasting: bool = False) -> list[str]:
-    """A command line. A JVM that does not last, as in tests, compiles quickly and never well."""
+    """A Java command line. With `lasting` false, as in tests, the JVM compiles quickly and never thoroughly."""
     short = [] if lasting else ["-XX:TieredStopAtLevel=1"]
     return ["java", "-XX:+UseSerialGC", *short, *arguments]
 
 
 def jars(name: str) -> Path:
-    """Folder of the jars that `tests/services/<name>/pom.xml` lists, fetched by Maven once for all workers.
+    """The folder of the jars in `tests/services/<name>/pom.xml`, which Maven fetches once for all workers.
 
     Skips the test when Java or Maven is missing, and fails instead when CI=true.
     """
@@ -65,14 +64,14 @@ def jars(name: str) -> Path:
 
 
 def unavailable(reason: str) -> None:
-    """A service that can't start is a failure in CI and a skipped test on a laptop."""
+    """Fail the test in CI, and skip it on a laptop, because a service can't start."""
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, none of those that the last calls gave: these may not be bound yet."""
+    """Ports that were free a moment ago. Ports of the last calls are left out, because they may not be in use yet."""
     found: list[int] = []
     while len(found) < count:
         port = next(PORTS)
@@ -83,7 +82,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition, deadline: float, what: str, pause: float = 0.02):
-    """The first true value of `condition()`; AssertionError naming `what` after `deadline` seconds."""
+    """The first true value of `condition()`. After `deadline` seconds raises AssertionError with `what`."""
     end = time.monotonic() + deadline
     while True:
         value = condition()

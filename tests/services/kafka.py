@@ -36,7 +36,7 @@ appender.out.layout.pattern = %d %p %c{1} %m%n
 
 
 class KafkaBroker:
-    """One broker with its own data folder and ports; both survive `restart`. `lasting`: see `java`."""
+    """One broker with its own data folder and ports. Both survive `restart`. `lasting`: see `java`."""
 
     def __init__(self, folder: Path | None = None, *, secure: bool = False, lasting: bool = False) -> None:
         self.libs, self.lasting = jars("kafka"), lasting
@@ -54,13 +54,15 @@ class KafkaBroker:
         self.process: subprocess.Popen | None = None
 
     def start(self, deadline: float = 90.0) -> KafkaBroker:
-        """Returns once the broker answers; AssertionError with the end of its log if it doesn't in time."""
+        """Return once the broker answers. If it does not in time, raise AssertionError with the end of its log."""
         properties = self.folder / "server.properties"
         if not properties.exists():
             properties.write_text("\n".join(f"{k}={v}" for k, v in self._properties().items()))
             (self.folder / "log4j2.properties").write_text(LOG4J)
             scram = [f"SCRAM-SHA-256=[name={user},password={word}]" for user, word in USERS.items()]
-            identity = b"k" + uuid.uuid4().bytes[1:]  # in Base64 it does not begin with a dash, as an option would
+            identity = (
+                b"k" + uuid.uuid4().bytes[1:]
+            )  # begins with k, so its Base64 does not begin with a dash like an option
             cluster = base64.urlsafe_b64encode(identity).decode().rstrip("=")
             command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", str(properties)]
             self.tool(*command, *(x for s in scram if self.secure for x in ("--add-scram", s)))
@@ -98,20 +100,20 @@ class KafkaBroker:
         self.start()
 
     def freeze(self) -> None:
-        """Send SIGSTOP: connections stay open, but nothing answers."""
+        """Send SIGSTOP. Connections stay open, but the broker does not answer."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         os.kill(self.process.pid, signal.SIGCONT)
 
     def admin(self):
-        """A context manager: kafka-python's admin client for this broker."""
+        """A context manager that gives kafka-python's admin client for this broker."""
         from kafka.admin import KafkaAdminClient
 
         return contextlib.closing(KafkaAdminClient(bootstrap_servers=self.servers))
 
     def create_topic(self, name: str, partitions: int = 1, **config: str) -> str:
-        """Creates the topic, waits until it has leaders, and returns its name."""
+        """Create the topic, wait until it has leaders, and return its name."""
         from kafka.admin import NewTopic
 
         with self.admin() as admin:
@@ -125,7 +127,7 @@ class KafkaBroker:
         return name
 
     def tool(self, *arguments: str, **kwargs) -> str:
-        """Runs one of the command-line classes in the jars; its standard output."""
+        """Run one of the command-line classes in the jars. Returns its standard output."""
         done = subprocess.run(
             self._java("-Xmx256m", *arguments), capture_output=True, text=True, check=False, timeout=120, **kwargs
         )
@@ -232,16 +234,16 @@ class KafkaBroker:
 
 
 def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:
-    """The partitions of a topic, once a client of kafka-python's knows them."""
+    """The partitions of a topic, once a client of kafka-python knows them."""
     wait_until(lambda: consumer.partitions_for_topic(topic), deadline, f"the client knows topic {topic}")
     return sorted(consumer.partitions_for_topic(topic))
 
 
 def join(consumer, deadline: float = 60.0) -> None:
-    """Lets a subscribed consumer of kafka-python's join its group; returns once it has partitions.
+    """Let a subscribed consumer of kafka-python join its group. Returns once it has partitions.
 
-    A consumer that joins before it knows a new topic's metadata is given no partitions until the next rebalance, which
-    may never come. So is one whose poll ends in the middle of a join, as on a busy machine; see `finish_joining`.
+    A consumer that joins before it knows a new topic's metadata gets no partitions until the next rebalance, which
+    may never come. The same happens if a poll ends in the middle of a join, as on a busy machine. See `finish_joining`.
     """
     for topic in consumer.subscription():
         partitions_of(consumer, topic, deadline)
@@ -275,7 +277,7 @@ def secure_kafka():
 
 @pytest.fixture
 def mortal_kafka(tmp_path):
-    """A broker of one test alone, which may kill it; its log stays in the test's folder."""
+    """A broker for one test alone, which may kill it. The broker's log stays in the test's folder."""
     broker = KafkaBroker(tmp_path / "kafka")
     broker.folder.mkdir()
     try:
@@ -286,7 +288,7 @@ def mortal_kafka(tmp_path):
 
 
 def main() -> None:
-    """`python -m tests.services.kafka`: a broker on port 9092 with some messages to try a job on, until Ctrl-C."""
+    """Run a broker on port 9092 with some messages to try a job on, until Ctrl-C: `python -m tests.services.kafka`."""
     import pyarrow.parquet as pq
     from kafka import KafkaProducer
 

@@ -1,4 +1,4 @@
-"""A stream job without a model, as a process: copies every message of a topic to the same partition of another.
+"""A stream job without a model, as a process. It copies each message of a topic to the same partition of another.
 
 Blocks of several partitions go into one transaction, as in a job.
 
@@ -19,7 +19,7 @@ from tagstream.transforms.io.kafka.client.contracts import Record
 from tagstream.transforms.io.kafka.client.member import Member
 
 READY = "copying"
-"""What a process logs once a SIGTERM ends it politely."""
+"""A process logs this once it can handle SIGTERM."""
 
 
 class Chains:

@@ -1,4 +1,4 @@
-"""What the crash tests share: a load, workers as processes, and the comparison of whole topics."""
+"""Shared by the crash tests: a load, workers as processes, and the comparison of whole topics."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.services.kafka import partitions_of
 
 
 class Load:
-    """Sends numbered messages at a rate to all partitions in turn, through broker failures, until `stop`."""
+    """Sends numbered messages at a fixed rate to all partitions in turn until `stop`, even if the broker fails."""
 
     def __init__(self, servers: str, topic: str, partitions: int, rate: float, text="message {}") -> None:
         self.sent = 0
@@ -29,7 +29,7 @@ class Load:
         self._thread.start()
 
     def stop(self) -> int:
-        """Waits until everything sent has been acknowledged; how many were sent."""
+        """Wait until all messages have been acknowledged. Returns how many were sent."""
         self._stopping.set()
         self._thread.join(120)
         assert not self._thread.is_alive(), "the load generator hangs"
@@ -53,7 +53,7 @@ class Load:
 
 
 class Worker:
-    """A Python process that is started again whenever it ends, as a runner would; `kill` is SIGKILL."""
+    """A Python process that is started again whenever it ends, as a runner would do. `kill` sends SIGKILL."""
 
     def __init__(self, *arguments: str, log) -> None:
         self.arguments = arguments
@@ -74,7 +74,7 @@ class Worker:
             self.process.wait()
 
     def said(self) -> bytes:
-        """Its log since its last start."""
+        """The process's log since its last start."""
         return self.log.read_bytes()[self._size :]
 
     def kill(self) -> None:
@@ -88,7 +88,7 @@ class Worker:
         os.kill(self.process.pid, signal.SIGCONT)
 
     def stop(self, timeout: float = 20) -> int:
-        """SIGTERM, no new start; the exit status."""
+        """Send SIGTERM and do not start the process again. Returns the exit status."""
         self._stopping = True
         self.process.terminate()
         try:
@@ -99,7 +99,7 @@ class Worker:
 
 
 def read_all(servers: str, topic: str, deadline: float = 60, **client) -> dict[int, list]:
-    """Every committed message of a topic by partition, as the client's record objects, in order."""
+    """Every committed message of a topic, by partition and in order, as the client's record objects."""
     end = time.monotonic() + deadline
     with _reader(servers, topic, end, **client) as (consumer, partitions):
         consumer.assign(partitions)
@@ -114,14 +114,17 @@ def read_all(servers: str, topic: str, deadline: float = 60, **client) -> dict[i
 
 
 def committed_ends(servers: str, topic: str, deadline: float = 60) -> int:
-    """Where committed messages end, summed over the partitions: grows with each, and by one a transaction; cheap."""
+    """The ends of the committed messages, summed over the partitions.
+
+    The sum grows by one for each message and each transaction. Cheaper than reading the messages.
+    """
     with _reader(servers, topic, time.monotonic() + deadline) as (consumer, partitions):
         return sum(consumer.end_offsets(partitions).values())
 
 
 @contextlib.contextmanager
 def _reader(servers: str, topic: str, end: float, **client):
-    """A read_committed consumer, and the topic's partitions; waits for the broker until `end`."""
+    """A read_committed consumer and the topic's partitions. Waits for the broker until `end`."""
     while True:
         with contextlib.suppress(KafkaError):
             consumer = KafkaConsumer(
@@ -138,7 +141,7 @@ def count(servers: str, topic: str) -> int:
 
 
 def differences(servers: str, source: str, target: str, value=lambda record: record.value) -> dict[str, int]:
-    """Compares whole topics, partition by partition: messages lost, doubled, foreign, out of order."""
+    """Compare whole topics, partition by partition: how many messages are lost, doubled, foreign or out of order."""
     left, right = read_all(servers, source), read_all(servers, target)
     found = {"in": 0, "out": 0, "lost": 0, "doubled": 0, "foreign": 0, "disordered": 0}
     for number in left.keys() | right.keys():

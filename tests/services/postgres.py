@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for tests and benchmarks: a data folder of its own, run by an unprivileged user."""
+"""A real PostgreSQL server for tests and benchmarks, with its own data folder and run by an unprivileged user."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _APT = ["apt-get", "install", "-y", "-q", "--no-install-recommends", "postgresql
 
 
 class Postgres:
-    """One server. Data folder and port survive `restart`. Every database in it is reached by `uri(name)`."""
+    """One server. Its data folder and port survive `restart`. `uri(name)` gives the address of a database."""
 
     def __init__(self) -> None:
         self.tools = _tools()
@@ -29,7 +29,7 @@ class Postgres:
         self.log = self.folder / "server.log"
 
     def start(self) -> Postgres:
-        """Returns once the server answers; AssertionError with the end of its log if it doesn't."""
+        """Return once the server answers. If it does not answer, raise AssertionError with the end of its log."""
         if not (self.folder / "data").exists():
             self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth-local=trust", "-E", "UTF8",
                       "--auth-host=scram-sha-256", "--no-sync", f"--pwfile={self._password_file()}")  # fmt: skip
@@ -38,12 +38,12 @@ class Postgres:
         return self
 
     def stop(self, mode: str = "fast") -> None:
-        """`immediate` is a crash: no checkpoint, the next start recovers from the log."""
+        """Stop the server. The mode `immediate` is like a crash: the next start recovers from the log."""
         if (self.folder / "data/postmaster.pid").exists():
             self._run("pg_ctl", "-D", f"{self.folder}/data", "-m", mode, "-w", "stop")
 
     def restart(self, mode: str = "immediate") -> None:
-        """Stops, by default as in a crash, and starts on the same data and port."""
+        """Stop the server, by default as in a crash, and start it on the same data and port."""
         self.stop(mode)
         self.start()
 
@@ -51,7 +51,7 @@ class Postgres:
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self, name: str) -> str:
-        """URI of a new, empty database."""
+        """Create an empty database. Returns its URI."""
         import adbc_driver_postgresql.dbapi as adbc
 
         with adbc.connect(self.uri(), autocommit=True) as connection, connection.cursor() as cursor:
@@ -79,7 +79,7 @@ class Postgres:
         done = subprocess.run(
             [*self._as, str(self.tools / tool), *arguments],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,  # a pipe would be held open by the server
+            stdout=subprocess.DEVNULL,  # the server would hold a pipe open
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
             check=False,
@@ -89,7 +89,7 @@ class Postgres:
 
 
 def _tools() -> Path:
-    """Folder of the server's programs; installed by apt in CI when they are missing. Skips the test on a laptop."""
+    """The folder of the server's programs. If they are missing, apt installs them in CI. A laptop skips the test."""
     if (found := _find()) is None and os.environ.get("CI") == "true" and os.geteuid() == 0 and shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for command in (["apt-get", "update", "-q"], _APT):
@@ -118,7 +118,7 @@ def postgres():
 
 @pytest.fixture
 def mortal_postgres():
-    """A server of one test alone, which may crash it."""
+    """A server for one test alone, which may crash it."""
     server = Postgres()
     try:
         yield server.start()
@@ -128,6 +128,6 @@ def mortal_postgres():
 
 @pytest.fixture
 def database(postgres, request):
-    """URI of an empty PostgreSQL database of this test alone."""
+    """URI of an empty PostgreSQL database for this test alone."""
     name = f"t{abs(hash(request.node.nodeid)) % 10**12}_{os.getpid()}"
     return postgres.create_database(name)

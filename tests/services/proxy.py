@@ -1,4 +1,4 @@
-"""A TCP proxy that understands Kafka's frames just enough to lose replies of a given kind."""
+"""A TCP proxy that understands just enough of Kafka's frames to lose replies of a given kind."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FaultyProxy:
         self._faults[API[api]] = kind
 
     def cut(self) -> None:
-        """Closes every connection. New ones are accepted."""
+        """Close every connection. New connections are accepted."""
         for s in self._sockets:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A real schema registry: Apicurio, one process that keeps everything in memory, with Confluent's REST interface."""
+"""A real schema registry: Apicurio as one process, with its data in memory and Confluent's REST interface."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.services.java import free_ports, jars, java, tail, wait_until
 
 
 class RegistryServer:
-    """`url` is what clients are given."""
+    """One registry. `url`: its address for clients."""
 
     def __init__(self, folder: Path) -> None:
         self.log = folder / "registry.log"
@@ -45,7 +45,7 @@ class RegistryServer:
             self.process = None
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """Send SIGSTOP. Connections stay open, but the registry does not answer."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -88,7 +88,7 @@ def registry(tmp_path_factory):
 
 @pytest.fixture
 def mortal_registry(tmp_path):
-    """A registry of one test alone, which may freeze it."""
+    """A registry for one test alone, which may freeze it."""
     server = RegistryServer(tmp_path)
     try:
         yield server.start()

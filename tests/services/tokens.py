@@ -1,4 +1,4 @@
-"""Token providers for the OAUTH listener of the test broker, which believes whatever a token says."""
+"""Token providers for the OAUTH listener of the test broker, which believes every token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kafka.net.sasl.oauth import AbstractTokenProvider
 
 
 class Tagger(AbstractTokenProvider):
-    """Tokens of the user `tagger`, each good for an hour."""
+    """Gives tokens of the user `tagger`. Each is valid for an hour."""
 
     seconds = 3600
 
@@ -27,6 +27,6 @@ class Tagger(AbstractTokenProvider):
 
 
 class Late(Tagger):
-    """Tokens that were good until an hour ago."""
+    """Gives tokens that expired an hour ago."""
 
     seconds = -3600

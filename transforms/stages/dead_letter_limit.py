@@ -20,10 +20,10 @@ Array = np.ndarray
 class DeadLetterLimit:
     """Watches the share of dead letters among the last `ROWS` rows, over the whole of a run.
 
-    share: the largest share, 0 to 1; 1 turns the limit off. rows: how many rows the whole job has, if no earlier run has
-    done any of them. A job of fewer than `ROWS` rows is stopped only if all of them are dead letters. holds: blocks are
-    given back only when no bad stretch can reach back to them any more. A live job doesn't hold blocks: its dead letters
-    are committed as they come, and the job stops when the share is too large.
+    share: the largest share, 0 to 1; 1 turns the limit off. rows: how many rows the whole job has, if no earlier run
+    has done any of them. A job of fewer than `ROWS` rows is stopped only if all of them are dead letters. holds: blocks
+    are given back only when no bad stretch can reach back to them any more. A live job doesn't hold blocks: its dead
+    letters are committed as they come, and the job stops when the share is too large.
     """
 
     ROWS = 1000

@@ -63,7 +63,7 @@ def test_fused(job: Job) -> None:
 
 @pytest.mark.parametrize("shuffled_after", ["read", "infer"])
 def test_write_in_another_process(job: Job, shuffled_after: str) -> None:
-    """Behind a shuffle another worker writes, whose context has no writer of the split. The error says what to do."""
+    """After a shuffle another worker writes, whose context has no writer for the split. The error says what to do."""
     elsewhere = JobContext("elsewhere")  # a worker process has a context of its own
     read = ReadSplits(job.context, job.source, job.sink)
     if shuffled_after == "read":
@@ -85,7 +85,7 @@ def test_write_in_another_process(job: Job, shuffled_after: str) -> None:
 
 
 def _give_up(block: Block, context: JobContext, given_up: set[str]) -> Block:
-    """As a lost race does: closes the split's writer when its second block has come."""
+    """Close the split's writer when its second block comes, as a lost race does."""
     split = block.span.split
     if split in given_up:
         context.resource(OpenWriters).close_one(split)

@@ -1,4 +1,4 @@
-"""Figures equal those that scikit-learn gives for the labels that plain transformers gives."""
+"""`evaluate` gives the figures that scikit-learn gives for the labels of plain transformers."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_figures_equal_scikit_learn(job: BulkJob, model: Path, without: tuple[st
 
 
 def direct_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Bin by bin, as the formula is written."""
+    """The error computed bin by bin, as the formula is written."""
     total = 0.0
     for low in range(15):
         inside = (confidence >= low / 15) & ((confidence < (low + 1) / 15) | (low == 14))
@@ -104,14 +104,14 @@ def direct_error(confidence: np.ndarray, correct: np.ndarray) -> float:
 
 
 def test_calibration_error() -> None:
-    """Zero for a model that is right as often as it says, one for one that is surely wrong."""
+    """The error is 0 for a model that is right as often as it says, and 1 for a model that is sure and always wrong."""
     assert calibration_error(np.array([0.75] * 4), np.array([1, 1, 1, 0])) == pytest.approx(0)
     assert calibration_error(np.array([1.0, 1.0]), np.array([0, 0])) == 1
     assert calibration_error(np.array([]), np.array([])) == 0
 
 
 def test_constant_model(job: BulkJob) -> None:
-    """One label for all: its recall is one, its precision its share, every other label has nothing."""
+    """If every row gets the same label, its recall is 1, its precision is its share, and other labels have 0."""
     got = evaluate(job, None)["entries"]["tag"]
     truth = [t for t in truth_of(job) if t is not None]
     share = truth.count("b") / len(truth)
@@ -124,18 +124,18 @@ def test_constant_model(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("label", ["truth", "label", "tag"])
 def test_any_column_may_hold_the_truth(job: BulkJob, label: str) -> None:
-    """Also one that is named like a column of the entry."""
+    """The column of true labels may have any name, even the name of a column of the entry."""
     assert evaluate(job, None, label, **{"as": "label"})["rows"] == 294
 
 
 def test_numbers_as_labels(job: BulkJob) -> None:
-    """A model whose labels are called 0 and 1."""
+    """True labels may be numbers, for a model whose labels are called 0 and 1."""
     got = evaluate(job, None, "numbers", backend={"type": "constant", "label": "1"})
     assert got["entries"]["tag"]["accuracy"] == 0.5
 
 
 def test_thresholds_and_abstaining_do_not_count(job: BulkJob, model: Path) -> None:
-    """What is measured is the model's best label."""
+    """Thresholds do not count: the label with the highest score is measured."""
     plain = evaluate(job, model)["entries"]["tag"]
     strict = evaluate(job, model, thresholds={"a": 0.99, "b": 0.99, "c": 0.99}, abstain="?")["entries"]["tag"]
     assert strict["labels"] == plain["labels"]
@@ -144,7 +144,7 @@ def test_thresholds_and_abstaining_do_not_count(job: BulkJob, model: Path) -> No
 
 
 def test_dead_letters_are_counted(job: BulkJob) -> None:
-    """They have no label to compare."""
+    """Rows on which the model fails have no label to compare, and are counted by code."""
     result = evaluate(job, None, backend={"type": "constant", "label": "b", "fail_on": "^free"})
     failing = sum(text.startswith("free") for text in TEXTS)
     assert result["dead_letters"] == {"inference_failed": failing}
@@ -152,13 +152,13 @@ def test_dead_letters_are_counted(job: BulkJob) -> None:
 
 
 def test_label_map_counts(job: BulkJob) -> None:
-    """The user's names are those of the truth."""
+    """The true labels are compared with the names that the specification gives the labels."""
     got = evaluate(job, None, backend={"type": "constant", "label": "z"}, labels={"z": "c"})["entries"]["tag"]
     assert got["labels"]["c"]["recall"] == 1
 
 
 def test_several_labels_a_row(tmp_path: Path) -> None:
-    """Multi-label: truth as a list or between commas, each label for itself."""
+    """With several labels a row, the truth is a list or a string with commas, and each label is measured by itself."""
     folder = make_model(tmp_path / "model", labels=("a", "b", "c"), problem_type="multi_label_classification")
     job = BulkJob(tmp_path)
     sets = [["a", "b", "c"][: i % 4] for i in range(300)]
@@ -175,7 +175,7 @@ def test_several_labels_a_row(tmp_path: Path) -> None:
 
 
 def test_regression_has_no_labels(tmp_path: Path, job: BulkJob) -> None:
-    """Said before anything runs."""
+    """The error comes before anything runs."""
     folder = make_model(tmp_path / "model", labels=("x",), problem_type="regression")
     with pytest.raises(SpecError, match="tag: a regression model has no labels to evaluate"):
         evaluate(job, folder)
@@ -190,14 +190,14 @@ def test_regression_has_no_labels(tmp_path: Path, job: BulkJob) -> None:
     ],
 )
 def test_wrong_questions(job: BulkJob, label: str, without: tuple, error: type[Exception], message: str) -> None:
-    """Name what there is."""
+    """The message names the columns or labels that exist."""
     with pytest.raises(error, match=message):
         evaluate(job, None, label, without)
 
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_nothing_to_compare(tmp_path: Path, rows: int) -> None:
-    """No rows, or no true label in any of them."""
+    """Without rows, or without a true label in any row, there is an error."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x"] * rows, truth=pa.nulls(rows, pa.string()))
     with pytest.raises(SpecError, match="no row has both a true label in 'truth' and a prediction"):
@@ -205,7 +205,7 @@ def test_nothing_to_compare(tmp_path: Path, rows: int) -> None:
 
 
 def test_truth_that_is_no_label(tmp_path: Path) -> None:
-    """A list for a model that gives one label."""
+    """A list of true labels does not fit a model that gives one label."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x"], truth=pa.array([["a"]]))
     with pytest.raises(SpecError, match="the true labels are list"):
@@ -213,7 +213,7 @@ def test_truth_that_is_no_label(tmp_path: Path) -> None:
 
 
 def test_leaves_no_output(job: BulkJob) -> None:
-    """It measures, it writes nothing."""
+    """`evaluate` only measures, and writes nothing."""
     result = evaluate(job, None)
     assert sorted(path.name for path in job.folder.iterdir()) == ["in"]
     print_evaluation(job.console, result)

@@ -1,4 +1,4 @@
-"""`keep: '*'`: every column of the input passes on, and none takes the name of another."""
+"""`keep: '*'` passes every column of the input on, and refuses two columns with one name."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.pipelines.bulk_jobs import CONSTANT, BulkJob
 
 @pytest.fixture
 def job(tmp_path: Path) -> BulkJob:
-    """Three rows with columns around the text, one without a text."""
+    """Three rows with columns around the text. One row has no text."""
     bulk = BulkJob(tmp_path)
     bulk.put("a.parquet", ["x", None, "z"], Z=pa.array([1, 2, 3]), a=pa.array(["p", "q", None]))
     return bulk
 
 
 def test_columns_in_the_order_of_the_input(job: BulkJob) -> None:
-    """All but the text, then the labels; also in dead letters, and after a replay of these."""
+    """All columns but the text come before the labels. Dead letters have them too, and rows after a replay."""
     job.run(source__keep="*", source__id="a", max_dead=1)
     table = pq.read_table(job.folder / "out")
     assert table.column_names == ["id", "Z", "a", "tag", "tag_score", "tag_truncated"]
@@ -36,12 +36,12 @@ def test_columns_in_the_order_of_the_input(job: BulkJob) -> None:
 
 
 def test_one_column_without_a_list(job: BulkJob) -> None:
-    """`keep: label` is `keep: [label]`."""
+    """`keep: label` means `keep: [label]`."""
     assert job.spec(source__keep="Z").source == job.spec(source__keep=["Z"]).source
 
 
 def test_table_sink(job: BulkJob) -> None:
-    """A sink whose columns are made before the first row."""
+    """A sink that creates its columns before the first row knows all of them."""
     path = str(job.folder / "out.duckdb")
     job.run(source__keep="*", sink={"type": "duckdb", "path": path, "table": "labels"}, dead_letters=None, max_dead=1)
     with duckdb.connect(path) as database:
@@ -65,7 +65,7 @@ def test_replay_into_a_table(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("column", ["tag", "tag_score", "split"])
 def test_a_column_with_the_name_of_a_label(job: BulkJob, column: str) -> None:
-    """Names the column, who wants it, and two ways out; before anything is written."""
+    """The message names the column, its other user and two ways out. Nothing is written before."""
     job.put("a.parquet", ["x"], **{column: pa.array([1])})
     with pytest.raises(
         SpecError, match=rf"source\.keep: '\*' .*column '{column}' of .* already taken by .*Rename one, or"
@@ -74,7 +74,7 @@ def test_a_column_with_the_name_of_a_label(job: BulkJob, column: str) -> None:
 
 
 def test_names_of_ours(job: BulkJob) -> None:
-    """pandas writes an index as __index_level_0__."""
+    """A name that begins with __ is refused. pandas writes an index as __index_level_0__."""
     job.put("a.parquet", ["x"], __index_level_0__=pa.array([1]))
     with pytest.raises(
         SpecError, match=r"'__index_level_0__': names that begin with __ can't be kept.*list the columns"
@@ -84,7 +84,7 @@ def test_names_of_ours(job: BulkJob) -> None:
 
 @pytest.mark.parametrize(("columns", "told"), [({}, "there is no column 'Z'"), ({"b": [1]}, "there is a column 'b'")])
 def test_files_with_other_columns(job: BulkJob, columns: dict, told: str) -> None:
-    """All means the same in every file."""
+    """All columns must be the same in every file."""
     job.put("b.parquet", ["x"], a=pa.array(["p"]), **({"Z": pa.array([1])} if columns else {}), **columns)
     with pytest.raises(SourceError, match=rf"b\.parquet: {told}, unlike in .*a\.parquet"):
         plan_job(job.spec(source__keep="*"))

@@ -1,4 +1,4 @@
-"""2,000 rows of the worst that real data has: each ends labelled or dead for a fitting reason, none stops the job."""
+"""2,000 rows of the worst texts of real data. Each is labelled, or dead for the right reason. None stops the job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.models import make_model, random_texts
 from tests.pipelines.bulk_jobs import BulkJob
 
 SURROGATE = b"\xed\xa0\x80"
-"""U+D800 as some systems write it; no valid UTF-8."""
+"""U+D800 as some systems write it, which is not valid UTF-8."""
 
 KINDS: dict[str, list[bytes | None]] = {
     "null": [None],
@@ -34,7 +34,7 @@ KINDS: dict[str, list[bytes | None]] = {
 
 
 def expected(value: bytes | None) -> str | None:
-    """The code of a dead row; None for a row that must get a label."""
+    """The code that a row must die with. None for a row that must get a label."""
     if value is None:
         return "null_text"
     try:
@@ -46,7 +46,7 @@ def expected(value: bytes | None) -> str | None:
 
 @pytest.fixture(scope="module")
 def rows() -> list[bytes | None]:
-    """Each nasty text somewhere among ordinary ones, the small ones often."""
+    """Each nasty text among ordinary texts. The short ones come often."""
     chooser = random.Random(0)
     texts: list[bytes | None] = [value for values in KINDS.values() for value in values]
     small = [value for value in texts if value is None or len(value) < 10_000]
@@ -59,7 +59,7 @@ def rows() -> list[bytes | None]:
 
 @pytest.mark.parametrize("long_text", ["truncate", "dead_letter"])
 def test_every_row_ends_labelled_or_dead(tmp_path: Path, rows: list[bytes | None], long_text: str) -> None:
-    """With the code that Python's own decoder and the model's window call for; texts keep every byte."""
+    """Python's own decoder and the model's window decide which rows die. Texts keep every byte."""
     job = BulkJob(tmp_path)
     (tmp_path / "in").mkdir()
     table = pa.table({"id": pa.array(range(2_000), pa.int64()), "text": pa.array(rows, pa.binary()).view(pa.string())})
@@ -90,7 +90,7 @@ def test_every_row_ends_labelled_or_dead(tmp_path: Path, rows: list[bytes | None
 
 
 def test_same_rows_without_a_model(tmp_path: Path, rows: list[bytes | None]) -> None:
-    """The constant backend agrees on what can't be labelled; binary columns hold text as well as string columns."""
+    """The constant backend labels the same rows as a model, and a binary column may hold the text."""
     job = BulkJob(tmp_path)
     (tmp_path / "in").mkdir()
     table = pa.table({"id": pa.array(range(2_000), pa.int64()), "text": pa.array(rows, pa.binary())})

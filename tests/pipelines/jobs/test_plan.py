@@ -1,4 +1,4 @@
-"""`plan` tells the truth before, in the middle of and after a job, and touches nothing."""
+"""`plan` tells the truth before, in the middle of and after a job, and changes nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def numbers(plan: Plan) -> tuple[int, ...]:
 
 
 def test_before_half_way_and_after(job: BulkJob) -> None:
-    """Splits and rows, dead letters counted as done; a plan with a limit speaks of that part only."""
+    """Dead letters count as done. A plan with a limit tells of that part only."""
     assert numbers(plan_job(job.spec())) == (4, 0, 300, 0, 300)
     assert numbers(plan_job(job.spec(), limit=120)) == (2, 0, 120, 0, 120)
     job.run(limit=120)
@@ -40,7 +40,7 @@ def test_before_half_way_and_after(job: BulkJob) -> None:
 
 
 def test_changes_nothing(job: BulkJob) -> None:
-    """Not even a folder is made; after a run no file is touched."""
+    """No folder is created, and after a run no file is changed."""
     plan_job(job.spec())
     assert sorted(path.name for path in job.folder.iterdir()) == ["in"]
     job.run(limit=120)
@@ -51,7 +51,7 @@ def test_changes_nothing(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("position", [False, True])
 def test_columns_are_those_that_are_written(job: BulkJob, position: bool) -> None:
-    """Names, order and types."""
+    """The plan has the names, order and types of the output's columns."""
     infer = [{"as": "tag", "scores": "all", "provenance": ["model", "tokens"], "backend": {"type": "constant"}}]
     plan = plan_job(job.spec(infer=infer, sink__position=position))
     job.run(infer=infer, sink__position=position)
@@ -60,7 +60,7 @@ def test_columns_are_those_that_are_written(job: BulkJob, position: bool) -> Non
 
 
 def test_rows_of_input_that_is_gone(job: BulkJob) -> None:
-    """The output's other splits are counted apart."""
+    """Splits of the output without input are counted separately."""
     job.run()
     (job.folder / "in/b.parquet").unlink()
     plan = plan_job(job.spec())
@@ -69,17 +69,17 @@ def test_rows_of_input_that_is_gone(job: BulkJob) -> None:
 
 
 def test_speed(job: BulkJob) -> None:
-    """Unknown without a model before the first commit, measured afterwards."""
+    """Without a model the speed is unknown before the first commit, and measured afterwards."""
     assert plan_job(job.spec()).rows_per_s is None
     job.run(limit=120)
     plan = plan_job(job.spec())
     assert plan.rows_per_s is not None
     assert plan.rows_per_s > 0
-    assert plan.speed_from == "measured by this output's commits"
+    assert plan.speed_from == "measured by the commits of this output"
 
 
 def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of this machine; another machine's says nothing of this one. Classifiers' seconds add up."""
+    """The certificate of this machine counts, another machine's does not. The entries' seconds add up."""
     monkeypatch.setattr(auto, "cpu_name", lambda: "this machine")
     model, folder = certified(tmp_path, machine="this machine", rows_per_s=50.0)
     infer = [
@@ -102,7 +102,7 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("backend", ["onnx", "auto"])
 def test_speed_of_a_model_is_no_reading_speed(job: BulkJob, tmp_path: Path, backend: str) -> None:
-    """Without a certificate its size is known."""
+    """Without a certificate the speed is estimated from the model's size."""
     model = make_model(tmp_path / "model")
     plan = plan_job(job.spec(infer=[{"model": str(model), "backend": {"type": backend}}]))
     assert "rough estimate" in plan.speed_from
@@ -110,7 +110,7 @@ def test_speed_of_a_model_is_no_reading_speed(job: BulkJob, tmp_path: Path, back
 
 
 def test_needs_the_config_of_a_model_only(job: BulkJob, tmp_path: Path) -> None:
-    """Weights may be anything: they are not looked at. A speed is estimated from the model's size."""
+    """Damaged weights do not matter, because they are not read. The speed is estimated from the model's size."""
     folder = make_model(tmp_path / "model", labels=("a", "b"))
     (folder / "model.safetensors").write_bytes(b"not loaded")
     plan = plan_job(job.spec(infer=[{"model": str(folder), "as": "tag", "scores": "all"}]))
@@ -122,13 +122,13 @@ def test_needs_the_config_of_a_model_only(job: BulkJob, tmp_path: Path) -> None:
 
 
 def test_wrong_input(job: BulkJob) -> None:
-    """The same errors as `run`."""
+    """`plan` gives the same errors as `run`."""
     with pytest.raises(SourceError, match="no column 'txet'"):
         plan_job(job.spec(source__text="txet"))
 
 
 def test_prints_what_it_knows(job: BulkJob) -> None:
-    """Every number that matters, and that nothing is left when nothing is."""
+    """The table shows every number that matters, and says so if nothing is left to do."""
     job.run(limit=120)
     print_plan(job.console, plan_job(job.spec()))
     for text in ("4 (1 done)", "300", "120", "180", "tag: string", str(job.folder / "out")):
@@ -139,17 +139,17 @@ def test_prints_what_it_knows(job: BulkJob) -> None:
 
 
 def test_as_json(job: BulkJob) -> None:
-    """Everything, with what is left."""
+    """The report has every field, and the rows that are left."""
     assert plan_job(job.spec()).to_dict()["rows_left"] == 300
 
 
 def test_advice_for_a_cluster(job: BulkJob) -> None:
-    """Slots without a split; a model that two processes would hold twice. None for a local run, or when all is well."""
+    """Advice names idle slots, and a model that two processes would load. A local run gets none."""
     model = {"model": str(make_model(job.folder / "model")), "as": "tag"}
     assert plan_job(job.spec()).advice == []
     assert plan_job(job.spec(runner={"type": "flink", "parallelism": 4})).advice == []
     (few,) = plan_job(job.spec(runner={"type": "flink", "parallelism": 9})).advice
-    assert few.startswith("4 splits for 9 slots")
+    assert few.startswith("4 splits leave some of the 9 slots idle")
     plan = plan_job(job.spec(runner={"type": "flink", "parallelism": 2}, infer=[model]))
     print_plan(job.console, plan)
-    assert "run one a GPU" in job.said
+    assert "run one task manager for each GPU" in job.said

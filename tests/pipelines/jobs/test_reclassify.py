@@ -1,4 +1,4 @@
-"""Another model for a table that has labels: which rows, exactly once, killed or not; and who can't."""
+"""A changed model labels the rows of a table again, exactly once, killed or not. Sinks without keys refuse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def messages(rows: int = ROWS, first: int = 0) -> pa.Table:
 
 
 def spec(db: Database, label: str = "ham", mode: str = "update", **more: Any) -> JobSpec:
-    """Labels in table `messages` itself, or in `labels`."""
+    """A job that writes its labels into the table `messages` itself, or into `labels`."""
     backend = {"type": "constant", "label": label, "fail_on": more.pop("fail_on", "poison")}
     return JobSpec.model_validate(
         {
@@ -60,7 +60,7 @@ def dead(db: Database, table: str) -> list[int]:
 
 @pytest.mark.parametrize("mode", ["update", "upsert"])
 def test_another_model_asks_for_it(db: Database, mode: str) -> None:
-    """Without the flag it is refused and the flag is named; with it all rows are labelled again, once."""
+    """Without the flag a changed model is refused, and the message names the flag. With it all rows are done once."""
     db.fill("messages", messages(), key="id")
     table = "messages" if mode == "update" else "labels"
     run(spec(db, mode=mode))
@@ -88,7 +88,7 @@ def test_another_model_asks_for_it(db: Database, mode: str) -> None:
     ],
 )
 def test_only_some_rows(db: Database, mode: str, choice: Choice, expected: Any) -> None:
-    """Those below a score, those with a label, or both at once; what is new is labelled as ever."""
+    """Rows are chosen by score, by label, or by both. New rows are labelled as always."""
     db.fill("messages", messages(), key="id")
     table = "messages" if mode == "update" else "labels"
     run(spec(db, mode=mode))
@@ -108,7 +108,7 @@ def test_only_some_rows(db: Database, mode: str, choice: Choice, expected: Any) 
 
 
 def test_rows_that_die_now_lose_their_label(db: Database) -> None:
-    """A row is labelled or dead, never both; the other way round as well."""
+    """A row is either labelled or dead after the change, whichever it was before."""
     db.fill("messages", messages(), key="id")
     for mode, table in (("update", "messages"), ("upsert", "labels")):
         run(spec(db, mode=mode, name=mode))
@@ -121,7 +121,7 @@ def test_rows_that_die_now_lose_their_label(db: Database) -> None:
 
 @pytest.mark.parametrize("mode", ["update", "upsert"])
 def test_killed_in_the_middle(db: Database, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the take-over or after some commits: a rerun goes on, and each row is asked for once."""
+    """Killed at the take-over or after some commits, a rerun continues, and each row is inferred once."""
     db.fill("messages", messages(), key="id")
     table = "messages" if mode == "update" else "labels"
     run(spec(db, mode=mode))
@@ -153,7 +153,7 @@ def test_killed_in_the_middle(db: Database, mode: str, monkeypatch: pytest.Monke
 
 
 def test_unfinished_rounds_are_replaced(db: Database) -> None:
-    """A third model before the second one was done: rows are labelled once more, not twice."""
+    """If a third model comes before the second one was done, each row is labelled once more and not twice."""
     db.fill("messages", messages(), key="id")
     run(spec(db))
     run(spec(db, "spam", blocks={"rows": 10}), Choice(), max_seconds=0.0)
@@ -162,7 +162,7 @@ def test_unfinished_rounds_are_replaced(db: Database) -> None:
 
 
 def test_from_files_to_a_table(db: Database, tmp_path: Path) -> None:
-    """A source without a plan: its splits are done again as far as they were done; one that is gone is not."""
+    """For a source without a plan, its splits are labelled again as far as they were done, unless a split is gone."""
     for name, first in (("a", 0), ("b", ROWS)):
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(messages(first=first), tmp_path / f"in/{name}.parquet")
@@ -181,7 +181,7 @@ def test_from_files_to_a_table(db: Database, tmp_path: Path) -> None:
 
 
 def test_who_can_not(db: Database, tmp_path: Path) -> None:
-    """Sinks without keys say so, and what to do instead."""
+    """Sinks without keys refuse, and their message says what to do instead."""
     db.fill("messages", messages(), key="id")
     run(spec(db, mode="append"))
     with pytest.raises(SpecError, match=r"this sink only appends\. Set sink\.mode: upsert or update"):
@@ -191,16 +191,17 @@ def test_who_can_not(db: Database, tmp_path: Path) -> None:
     for sink in ({"type": "parquet", "path": f"{tmp_path}/out"}, DeltaLake(tmp_path).settings("out")):
         held = spec(db).model_dump(mode="json", by_alias=True)
         source = {"type": "memory", "rows": rows, "text": "body", "id": "id"}
-        with pytest.raises(SpecError, match=rf"a {sink['type']} sink can't\. --overwrite replaces the output"):
+        refused = rf"A {sink['type']} sink can't do that\. Replace the whole output with --overwrite"
+        with pytest.raises(SpecError, match=refused):
             run(JobSpec.model_validate({**held, "source": source, "sink": sink}), Choice())
-    with pytest.raises(SpecError, match="give one of them"):
+    with pytest.raises(SpecError, match="give only one of them"):
         run(spec(db, "spam"), Choice(), overwrite=True)
     with pytest.raises(SpecError, match="leave out --limit"):
         run(spec(db, "spam"), Choice(), limit=5)
 
 
 def test_on_the_command_line(tmp_path: Path) -> None:
-    """`--reclassify-below` and `--reclassify-label` alone are enough."""
+    """`--reclassify-below` or `--reclassify-label` alone is enough."""
     db = SqliteDatabase(tmp_path)
     db.fill("messages", messages(), key="id")
     run(spec(db))

@@ -1,4 +1,4 @@
-"""Dead letters run again: what succeeds now joins the output, what does not stays dead and keeps its origin."""
+"""A replay adds the rows that succeed now to the output. The other rows stay dead and keep their origin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FAILING = {"infer__0__backend__fail_on": "9", "max_dead": 1}
 
 @pytest.fixture
 def job(tmp_path: Path) -> BulkJob:
-    """250 rows: 45 texts have a nine in them, one is null; the job has run and failed on all of these."""
+    """250 rows. 45 texts contain a nine and one text is null; the job has run, and has failed on all of these."""
     bulk = BulkJob(tmp_path)
     bulk.put("a.parquet", [None if i == 7 else f"text {i}" for i in range(250)])
     bulk.run(**FAILING)
@@ -39,7 +39,7 @@ def replay(job: BulkJob, **overrides: Any) -> Report:
 
 
 def test_what_succeeds_now_joins_the_output(job: BulkJob) -> None:
-    """Each row is there once in the end; the one that can never have a label stays dead, for its old reason."""
+    """In the end each row is there once. The row that can never get a label stays dead, for its old reason."""
     assert job.labels() == OTHERS
     assert job.dead() == sorted([7, *NINES])
     report = replay(job)
@@ -49,7 +49,7 @@ def test_what_succeeds_now_joins_the_output(job: BulkJob) -> None:
 
 
 def test_what_still_fails_keeps_its_origin(job: BulkJob) -> None:
-    """Again and again: split and position where the row was first seen, its id and its text."""
+    """After many replays a dead letter still has its first split and position, its id and its text."""
     what = '"row".id, code, origin_split, origin_position, payload'
     before = job.dead(what)
     for _ in range(3):
@@ -64,7 +64,7 @@ def test_what_still_fails_keeps_its_origin(job: BulkJob) -> None:
 
 
 def test_replayed_files_are_kept_aside(job: BulkJob) -> None:
-    """They move to _replayed: nothing is thrown away, and nothing is replayed twice."""
+    """Replayed dead letters move to _replayed, so that none is lost and none is replayed twice."""
     before = sorted(path.name for path in (job.folder / "dead").glob("*.parquet"))
     replay(job)
     assert sorted(path.name for path in (job.folder / "dead/_replayed").iterdir()) == before
@@ -72,16 +72,16 @@ def test_replayed_files_are_kept_aside(job: BulkJob) -> None:
 
 
 def test_run_and_plan_after_a_replay(job: BulkJob) -> None:
-    """The job itself is done as before; its output holds no foreign input."""
+    """After a replay the job is still done, and its output holds no foreign input."""
     replay(job)
     plan = plan_job(job.spec())
     assert (plan.rows, plan.rows_left, plan.foreign_splits) == (250, 0, 0)
     assert job.run().counts.rows_in == 0
-    assert "not there any more" not in job.said
+    assert "gone or has changed" not in job.said
 
 
 def test_replay_with_other_settings_is_refused(job: BulkJob) -> None:
-    """Labels of two jobs never mix; the dead letters stay for the right one."""
+    """Labels of two jobs never mix. The dead letters stay for the right job."""
     with pytest.raises(LedgerError, match="another job"):
         replay(job, infer__0__backend__label="other")
     assert job.dead() == sorted([7, *NINES])
@@ -90,7 +90,7 @@ def test_replay_with_other_settings_is_refused(job: BulkJob) -> None:
 
 
 def test_positions_are_those_of_the_origin(tmp_path: Path) -> None:
-    """With sink.position every row says where it came from, replayed or not."""
+    """With sink.position every row says where it came from, whether it was replayed or not."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [f"text {i}" for i in range(150)])
     job.run(sink__position=True, **FAILING)
@@ -101,7 +101,7 @@ def test_positions_are_those_of_the_origin(tmp_path: Path) -> None:
 
 
 def test_interrupted_replay_goes_on(job: BulkJob) -> None:
-    """Killed after its rows were committed and before the files moved: the next one finds nothing twice."""
+    """If a replay is killed between its commit and the move of the files, the next one does no row twice."""
     dead = {path: path.read_bytes() for path in (job.folder / "dead").glob("*.parquet")}
     replay(job)
     for path, content in dead.items():
@@ -114,7 +114,7 @@ def test_interrupted_replay_goes_on(job: BulkJob) -> None:
 
 
 def test_nothing_to_replay(tmp_path: Path) -> None:
-    """Said as such."""
+    """A replay without dead letters is an error that says so."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x"])
     job.run()
@@ -123,7 +123,7 @@ def test_nothing_to_replay(tmp_path: Path) -> None:
 
 
 def test_dead_letters_without_text(tmp_path: Path) -> None:
-    """`payload: false` keeps no text: there is nothing to run again, and they stay where they are."""
+    """With `payload: false` a dead letter has no text to run again, so it stays where it is."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x9", "y"])
     job.run(payload=False, **FAILING)
@@ -133,7 +133,7 @@ def test_dead_letters_without_text(tmp_path: Path) -> None:
 
 
 def test_without_id_and_kept_columns(tmp_path: Path) -> None:
-    """Dead letters then have no row; text and position are enough."""
+    """Without id and kept columns a dead letter has no row. Its text and position are enough."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x9", "y", None])
     job.run(source__id=None, **FAILING)
@@ -143,7 +143,7 @@ def test_without_id_and_kept_columns(tmp_path: Path) -> None:
 
 
 def test_kept_columns_of_every_type_come_back(tmp_path: Path) -> None:
-    """A row that was dead is no different from one that never was."""
+    """After a replay, a row that was dead equals a row that never was."""
     columns = columns_of_all_types(40)
     job = BulkJob(tmp_path)
     job.put("a.parquet", [f"text {i}" for i in range(40)], **columns)
@@ -161,7 +161,7 @@ def test_kept_columns_of_every_type_come_back(tmp_path: Path) -> None:
 
 
 def test_rows_of_an_unreadable_file_stay(tmp_path: Path) -> None:
-    """They have no text to run again."""
+    """Rows of an unreadable file have no text to run again, and stay dead."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", ["x", "y9"])
     (tmp_path / "in/b.parquet").write_text("no")
@@ -172,14 +172,14 @@ def test_rows_of_an_unreadable_file_stay(tmp_path: Path) -> None:
 
 
 def test_needs_a_folder(tmp_path: Path) -> None:
-    """Other sinks have no dead letters to read."""
+    """A sink whose dead letters can't be read says so."""
     job = BulkJob(tmp_path)
     with pytest.raises(SpecError, match="replay can't read the dead letters of a memory sink"):
         replay(job, sink={"type": "memory", "rows": Memory()}, dead_letters=None)
 
 
 def test_foreign_file_among_dead_letters(job: BulkJob) -> None:
-    """Named, not guessed over."""
+    """The message names a damaged dead-letter file."""
     import pyarrow.parquet as pq
 
     pq.write_table(pa.table({"a": [1]}), job.folder / "dead/0.parquet")

@@ -1,4 +1,4 @@
-"""Dead letters run again, and labels shown, whatever system holds them: exact, killed at any step or not."""
+"""Replays and `--show` work on every system that holds the output. Replays are exact, whenever they are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OTHERS = [i for i in range(ROWS) if i != 7 and i not in NINES]
 
 
 class Outcome:
-    """A job from a table in the same system, whose texts with a nine fail at first; one text is null."""
+    """A job whose input is a table in the same system. Texts with a nine fail at first, and one text is null."""
 
     def __init__(self, folder: Path, name: str, request: pytest.FixtureRequest, **columns: Any) -> None:
         self.name, self.at = name, system(name, folder / "it", request)
@@ -73,7 +73,7 @@ def outcome(tmp_path: Path, request: pytest.FixtureRequest) -> Outcome:
 
 
 def test_what_succeeds_now_joins_the_labels(outcome: Outcome) -> None:
-    """What does not stays dead and keeps its origin, over many replays; the job itself has nothing to do."""
+    """Over many replays, rows that fail stay dead and keep their origin. The job itself has nothing left to do."""
     before = outcome.dead()
     assert [row[0] for row in before] == sorted([7, *NINES])
     assert outcome.run(replay=True).counts.rows_out == 0
@@ -87,7 +87,7 @@ def test_what_succeeds_now_joins_the_labels(outcome: Outcome) -> None:
 
 
 def test_nothing_to_replay(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Said, before a model is loaded."""
+    """The error comes before a model is loaded."""
     for name in SYSTEMS:
         (tmp_path / name).mkdir()
         made = Outcome(tmp_path / name, name, request)
@@ -96,7 +96,7 @@ def test_nothing_to_replay(tmp_path: Path, request: pytest.FixtureRequest) -> No
 
 
 class Killed(BaseException):
-    """Stands for a process that dies."""
+    """Raised in place of a process that dies."""
 
 
 @pytest.mark.parametrize("step", ["append", "dead.append", "drop"])
@@ -104,7 +104,7 @@ class Killed(BaseException):
 def test_killed_replay_of_a_lake(
     tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, name: str, step: str
 ) -> None:
-    """Labels and dead letters are two tables: dead between their commits, the next replay completes the first one."""
+    """After a death between the commits of labels and dead letters, the next replay completes the first one."""
     import tagstream.transforms.io.lake.delta.table as delta
     import tagstream.transforms.io.lake.iceberg.table as iceberg
 
@@ -132,7 +132,7 @@ def test_killed_replay_of_a_lake(
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_kept_columns_come_back(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
-    """Also where the row of a dead letter is JSON: numbers, times, bytes."""
+    """Values keep their types, even where a dead letter stores its row as JSON: numbers, times, bytes."""
     columns = {
         "number": pa.array([i / 8 for i in range(ROWS)], pa.float64()),
         "word": pa.array([f"ü{i}" for i in range(ROWS)], pa.string()),
@@ -157,7 +157,7 @@ def test_kept_columns_come_back(tmp_path: Path, request: pytest.FixtureRequest, 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_labels_are_shown_with_their_texts(tmp_path: Path, request: pytest.FixtureRequest, name: str) -> None:
-    """Whatever the sink is."""
+    """`--show` shows labels beside their texts, whatever the sink is."""
     made = Outcome(tmp_path, name, request)
     made.run()
     rows = sample_rows(made.spec(), 5)

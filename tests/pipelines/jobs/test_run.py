@@ -1,4 +1,4 @@
-"""A bulk job on this machine: each row once, whatever was done before; what does not fit is refused in time."""
+"""A bulk job on this machine does each row once, whatever was done before, and refuses wrong settings in time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ALL = [i for i in range(250) if i != 7]
 
 
 def test_every_row_once(job: BulkJob) -> None:
-    """Labelled or dead; the report says the same as the output."""
+    """Each row is labelled or dead, and the report agrees with the output."""
     report = job.run()
     assert (report.state, report.rows_total, report.rows_before, report.rows_left) == ("done", 250, 0, 0)
     assert (report.counts.rows_in, report.counts.rows_out, dict(report.counts.dead)) == (250, 249, {"null_text": 1})
@@ -38,7 +38,7 @@ def test_every_row_once(job: BulkJob) -> None:
 
 
 def test_done_twice_does_nothing(job: BulkJob) -> None:
-    """No row, no commit, no file is touched."""
+    """A second run does no row, commits nothing and changes no file."""
     job.run()
     before = job.files()
     report = job.run()
@@ -48,7 +48,7 @@ def test_done_twice_does_nothing(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("limit", [1, 99, 100, 101, 249])
 def test_limit_and_then_all(job: BulkJob, limit: int) -> None:
-    """A first look at the input is part of the job: the full run goes on after it."""
+    """A run with a limit is part of the job, and the full run continues after its rows."""
     report = job.run(limit=limit)
     assert (report.rows_total, report.counts.rows_in, report.rows_left) == (limit, limit, 0)
     assert job.labels() == [i for i in range(limit) if i != 7]
@@ -59,14 +59,14 @@ def test_limit_and_then_all(job: BulkJob, limit: int) -> None:
 
 
 def test_smaller_limit_than_done(job: BulkJob) -> None:
-    """Nothing to do."""
+    """A limit below the rows that are done leaves nothing to do."""
     job.run(limit=120)
     assert job.run(limit=50).counts.rows_in == 0
-    assert "not there any more" not in job.said
+    assert "gone or has changed" not in job.said
 
 
 def test_labels_and_dead_letters_of_any_input_are_kept_apart(tmp_path: Path) -> None:
-    """Their files have the same names, wherever the rows come from."""
+    """Labels and dead letters may not share a folder, because their files have the same names."""
     bulk = BulkJob(tmp_path)
     bulk.put("a.parquet", ["x"])
     for given in ({}, {"source": {"type": "memory", "rows": Memory({"text": ["x"]})}}):
@@ -75,23 +75,23 @@ def test_labels_and_dead_letters_of_any_input_are_kept_apart(tmp_path: Path) -> 
 
 
 def test_new_file_is_added(job: BulkJob) -> None:
-    """Only the new rows are done."""
+    """After a new file, only its rows are done."""
     job.run()
     job.put("c.parquet", ["new"] * 10, first=250)
     report = job.run()
     assert (report.rows_total, report.rows_before, report.counts.rows_in) == (260, 250, 10)
     assert job.labels() == [*ALL, *range(250, 260)]
-    assert "not there any more" not in job.said
+    assert "gone or has changed" not in job.said
 
 
 def test_changed_file_is_told(job: BulkJob) -> None:
-    """A changed file is new input; that the output holds rows of the old one is said, with the way to start anew."""
+    """A changed file is new input. The user is told of the old file's rows in the output, and how to start anew."""
     job.run()
     job.put("b.parquet", ["changed"] * 20, first=1_000)
     report = job.run()
     assert report.counts.rows_in == 20
     assert job.labels() == [*ALL, *range(1_000, 1_020)]
-    assert "the output holds 1 splits of input that is not there any more" in job.said
+    assert "the output holds 1 splits whose input is gone or has changed" in job.said
     assert "--overwrite" in job.said
     job.run(overwrite=True)
     assert job.labels() == [*(i for i in range(150) if i != 7), *range(1_000, 1_020)]
@@ -119,7 +119,7 @@ def test_changed_file_is_told(job: BulkJob) -> None:
     ids=str,
 )  # fmt: skip
 def test_what_changes_the_rows_is_refused(job: BulkJob, change: dict[str, Any], part: str) -> None:
-    """The part that differs is named; nothing is written; --overwrite replaces everything."""
+    """The message names the part that differs, and nothing is written. --overwrite replaces the whole output."""
     for name in ("a", "b"):
         table = pq.read_table(job.folder / f"in/{name}.parquet")
         pq.write_table(table.append_column("other", table["text"]), job.folder / f"in/{name}.parquet")
@@ -134,7 +134,7 @@ def test_what_changes_the_rows_is_refused(job: BulkJob, change: dict[str, Any], 
 
 
 def test_what_does_not_change_the_rows_is_allowed(job: BulkJob) -> None:
-    """Sizes, speed and failures of the test backend, compression, where the input lies."""
+    """Settings that leave the labels alone do not change the job: sizes, compression, where the input lies."""
     job.run(limit=30)
     job.folder.joinpath("in").rename(job.folder / "moved")
     report = job.run(
@@ -150,7 +150,7 @@ def test_what_does_not_change_the_rows_is_allowed(job: BulkJob) -> None:
 
 
 def test_changed_model_is_refused(job: BulkJob, tmp_path: Path) -> None:
-    """Other weights under the same path, and other label names, are another job."""
+    """With other weights under the same path, or other names of labels, it is another job."""
     folder = make_model(tmp_path / "model")
     infer = [{"model": str(folder), "as": "tag"}]
     job.run(limit=5, infer=infer)
@@ -160,7 +160,7 @@ def test_changed_model_is_refused(job: BulkJob, tmp_path: Path) -> None:
 
 
 def test_renamed_labels_of_a_model_are_refused(job: BulkJob, tmp_path: Path) -> None:
-    """Names in the model's config decide what is written."""
+    """The names of labels in the model's config are part of the job."""
     folder = make_model(tmp_path / "model")
     infer = [{"model": str(folder), "as": "tag"}]
     job.run(limit=5, infer=infer)
@@ -183,27 +183,27 @@ def test_renamed_labels_of_a_model_are_refused(job: BulkJob, tmp_path: Path) -> 
     ],
 )
 def test_output_inside_the_input(job: BulkJob, field: str, path: str) -> None:
-    """It would be read as input the next time: refused before anything is made."""
+    """Output inside the input would be read as input the next time, so it is refused before anything is created."""
     with pytest.raises(SpecError, match=rf"{field.replace('__', '.')} .* lies inside source\.path"):
         job.run(**{field: str(job.folder / path)})
     assert sorted(path.name for path in job.folder.iterdir()) == ["in"]
 
 
 def test_output_beside_a_glob_is_fine_and_inside_is_not(job: BulkJob) -> None:
-    """What counts is the part of the path before the first wildcard."""
+    """With a glob, the part of the path before the first wildcard counts as the input."""
     with pytest.raises(SpecError, match="lies inside"):
         job.run(source__path=f"{job.folder}/in/*.parquet", sink__path=f"{job.folder}/in/out")
     assert job.run(source__path=f"{job.folder}/in/*.parquet", sink__path=f"{job.folder}/inn").counts.rows_in == 250
 
 
 def test_labels_and_dead_letters_need_folders_of_their_own(job: BulkJob) -> None:
-    """Their files have the same names: in one folder, one would replace the other."""
+    """In one folder, dead letters would replace labels, because their files have the same names."""
     with pytest.raises(SpecError, match=r"dead_letters\.path .* is sink\.path too"):
         job.run(dead_letters__path=f"{job.folder}/out/")
 
 
 def test_file_without_rows(tmp_path: Path) -> None:
-    """Done at once, and again, and with rows that come later."""
+    """A job without rows is done at once, again and again, and does rows that come later."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [])
     assert (job.run().state, job.run().state) == ("done", "done")
@@ -213,14 +213,14 @@ def test_file_without_rows(tmp_path: Path) -> None:
 
 
 def test_no_id_and_nothing_kept(job: BulkJob) -> None:
-    """Labels alone; dead letters still have position and text."""
+    """Without id and kept columns the output has labels alone. Dead letters still have position and text."""
     job.run(source__id=None, infer__0__backend__fail_on="text 9$", max_dead=1)
     assert len(job.labels("tag")) == 248
     assert job.dead("position, code, payload") == [(7, "null_text", None), (9, "inference_failed", b"text 9")]
 
 
 def test_several_classifiers(job: BulkJob) -> None:
-    """Each has its columns; a row that one of them fails on is dead, and the message says which."""
+    """Each entry has its columns. A row is dead if one entry fails on it, and the message names that entry."""
     two = {"as": "two", "scores": "all", "backend": {"type": "constant", "label": "x", "fail_on": "text 8$"}}
     report = job.run(infer=[CONSTANT, two])
     assert report.counts.rows_out == 248
@@ -229,7 +229,7 @@ def test_several_classifiers(job: BulkJob) -> None:
 
 
 def test_too_many_dead_letters_stop_the_job(tmp_path: Path) -> None:
-    """More than one in twenty of the first thousand rows: said with the codes, and nothing was written."""
+    """If over 5 % of the first thousand rows are dead letters, the error gives the codes and nothing is written."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [None if i % 10 == 0 else "x" for i in range(3_000)])
     with pytest.raises(DeadLetterLimitError, match=r"of 1,000 rows in a row are dead letters \(.* null_text\); none of these rows was written"):  # fmt: skip  # noqa: E501
@@ -241,7 +241,7 @@ def test_too_many_dead_letters_stop_the_job(tmp_path: Path) -> None:
 
 
 def test_only_dead_letters_stop_the_job(tmp_path: Path) -> None:
-    """However few rows there are."""
+    """If all rows are dead, the job fails however few rows there are."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [None, None])
     with pytest.raises(DeadLetterLimitError, match="2 of 2 rows in a row are dead letters"):
@@ -279,7 +279,7 @@ def test_dead_letters_at_the_end_do_not_stop_a_job_that_goes_on(tmp_path: Path) 
 
 
 def test_bad_file_goes_to_the_dead_letters(job: BulkJob) -> None:
-    """The rest of the input is done; the file is named in its dead letter."""
+    """The rest of the input is done, and the dead letters name the unreadable file."""
     (job.folder / "in/c.parquet").write_bytes(b"PAR1 not really PAR1")
     with pytest.raises(SourceError, match=r"c\.parquet"):
         job.run()
@@ -290,14 +290,14 @@ def test_bad_file_goes_to_the_dead_letters(job: BulkJob) -> None:
 
 
 def test_wrong_input_leaves_no_output(job: BulkJob) -> None:
-    """What can be known before the work is said before the output is made."""
+    """A missing column is an error before the output is created."""
     with pytest.raises(SourceError):
         job.run(source__text="txet")
     assert not (job.folder / "out").exists()
 
 
 def test_memory_to_memory(tmp_path: Path) -> None:
-    """The same job without any file."""
+    """A job also runs with its source and sink in memory, without any file."""
     rows, labels = Memory({"id": range(500), "text": random_texts(500)}), Memory()
     job = BulkJob(tmp_path)
     memory = {"source": {"type": "memory", "rows": rows, "id": "id"}, "sink": {"type": "memory", "rows": labels}}
@@ -307,7 +307,7 @@ def test_memory_to_memory(tmp_path: Path) -> None:
 
 
 def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: Path) -> None:
-    """End to end, with splits, blocks and duplicates in between."""
+    """Labels of a whole job, with splits, blocks and duplicates, equal those of plain transformers."""
     from transformers import pipeline
 
     folder = make_model(tmp_path / "model", labels=("a", "b", "c"))
@@ -323,7 +323,7 @@ def test_labels_of_a_model_equal_those_of_transformers(job: BulkJob, tmp_path: P
 
 
 def test_remembered_answers_change_nothing_but_the_work(tmp_path: Path) -> None:
-    """With and without `memory_bytes`: the same rows and fingerprint, fewer sequences, and the report says so."""
+    """With `memory_bytes` rows and fingerprint stay the same, fewer sequences run, and the report says so."""
     rows = Memory({"id": range(400), "text": random_texts(100, seed=2) * 4})
     model = str(make_model(tmp_path / "model"))
     job = BulkJob(tmp_path)

@@ -1,4 +1,4 @@
-"""A few committed rows for the eye: text beside its labels, whatever the columns are."""
+"""`--show` prints a few committed rows with each text beside its labels, whatever the columns are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def shown(job: BulkJob, count: int = 5, **overrides: Any) -> pa.Table:
 
 
 def test_text_is_found_by_id(job: BulkJob) -> None:
-    """Beside the labels of its own row; dead rows are left out."""
+    """Each text stands beside the labels of its own row. Dead rows are left out."""
     rows = shown(job)
     assert rows.column_names == ["id", "text", "tag", "tag_score", "tag_truncated"]
     assert rows["text"].to_pylist() == [f"text {i}" for i in rows["id"].to_pylist()]
@@ -40,7 +40,7 @@ def test_text_is_found_by_id(job: BulkJob) -> None:
 
 
 def test_nested_columns(job: BulkJob) -> None:
-    """All scores are a struct, kept columns may be anything: they are shown as well."""
+    """Columns of other types are shown too: all scores are a struct, and kept columns have any type."""
     keep = [name for name in columns_of_all_types(1) if name != "null"]
     rows = shown(job, source__keep=keep, infer__0__scores="all")
     assert rows["text"].to_pylist() == [f"text {i}" for i in rows["id"].to_pylist()]
@@ -50,24 +50,24 @@ def test_nested_columns(job: BulkJob) -> None:
 
 @pytest.mark.parametrize("column", ["category", "string", "uint64", "instant", "view"])
 def test_ids_of_other_types(job: BulkJob, column: str) -> None:
-    """Ids may be dictionaries, strings, numbers, times."""
+    """Ids may be dictionary-encoded, strings, numbers or times."""
     rows = shown(job, source__id=column)
     assert rows.num_rows == 5
     assert rows["text"].null_count < 5
 
 
 def test_kept_text_and_no_id(job: BulkJob) -> None:
-    """A text that is in the output already is shown from there; without an id there are labels only."""
+    """A text that the output has is shown from there. Without an id only labels are shown."""
     assert shown(job, source__keep=["text"])["text"].to_pylist() == ["text 1", "text 2", "text 4", "text 5", "text 7"]
 
 
 def test_without_id(job: BulkJob) -> None:
-    """Nothing tells which text a row belongs to."""
+    """Without an id nothing tells which text a row belongs to."""
     assert shown(job, source__id=None).column_names == ["tag", "tag_score", "tag_truncated"]
 
 
 def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
-    """They have no label, and do not keep the others from being shown."""
+    """Dead rows are left out, and the others are shown."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", [])
     text = pa.array([b"a", b"\xff", b"c"]).view(pa.string())
@@ -77,7 +77,7 @@ def test_texts_that_are_no_utf8(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("texts", [[], [None]])
 def test_nothing_to_show(tmp_path: Path, texts: list) -> None:
-    """No rows are no error."""
+    """An output without rows is shown without an error."""
     job = BulkJob(tmp_path)
     job.put("a.parquet", texts)
     assert shown(job).num_rows == 0
@@ -85,7 +85,7 @@ def test_nothing_to_show(tmp_path: Path, texts: list) -> None:
 
 @pytest.mark.parametrize("rows", [0, 3])
 def test_memory(tmp_path: Path, rows: int) -> None:
-    """The sink in memory too."""
+    """Labels in memory can be shown too."""
     table = pa.table({"id": pa.array(range(rows)), "text": pa.array(["x"] * rows, pa.string())})
     job = BulkJob(tmp_path)
     memory = {"source": {"type": "memory", "rows": Memory(table), "id": "id"}, "dead_letters": None}

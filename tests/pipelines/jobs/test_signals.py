@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: stop reading, commit what is in flight, exit 0 within seconds; nothing lost, nothing twice."""
+"""After SIGTERM or Ctrl-C a job commits the rows in flight and exits 0 within seconds. No row is lost or done twice."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def stop(job: Job, number: int, report: Path, *options: str) -> tuple[int, dict]
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stops_and_goes_on(tmp_path: Path, number: int) -> None:
-    """Exit 0, the report says what is left and agrees with the ledger; the next run does exactly that."""
+    """The job exits 0, its report agrees with the ledger on the rows left, and the next run does just these rows."""
     job = Job(tmp_path, rows=24_000, ms_per_row=0.4)
     code, report = stop(job, number, tmp_path / "report.json")
     assert code == 0
@@ -51,7 +51,7 @@ def test_stops_and_goes_on(tmp_path: Path, number: int) -> None:
 
 
 def test_slow_block_is_given_up(tmp_path: Path, unused_tcp_port: int) -> None:
-    """A block that would take minutes is not waited for: the process ends, nothing of it is written."""
+    """The job does not wait for a block that would take minutes. The process ends and writes no row of the block."""
     job = Job(tmp_path, rows=2_000, ms_per_row=600)
     process = subprocess.Popen(
         [sys.executable, "-m", "tagstream", "run", str(job.file), "--metrics-port", str(unused_tcp_port),
@@ -70,7 +70,7 @@ def test_slow_block_is_given_up(tmp_path: Path, unused_tcp_port: int) -> None:
 
 
 def wait_for_metric(port: int, name: str, process: subprocess.Popen[bytes]) -> None:
-    """Until the process's Prometheus endpoint shows a value above zero."""
+    """Wait until the process's Prometheus endpoint shows a value above zero."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read().decode()

@@ -1,4 +1,4 @@
-"""What tests of whole Kafka jobs share: topics, a specification, and a job that runs while a test looks on."""
+"""Shared by tests of whole Kafka jobs: topics, a specification, and a job that runs while the test looks at it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ numbers = itertools.count()
 
 
 class Topics:
-    """Input, output and dead-letter topic of one test, and the job that goes with them."""
+    """Input, output and dead-letter topic of one test, and the specification of its job."""
 
     def __init__(self, broker, partitions=2, servers=None, client=None):
         self.broker = broker
@@ -62,7 +62,7 @@ class Topics:
 
 @contextlib.contextmanager
 def running(spec, console=None, **kwargs):
-    """The job runs while the body does; then it is asked to stop. Gives a dictionary: the job's context, its report."""
+    """Run the job during the body, then ask it to stop. Gives a dictionary with the job's context and its report."""
     result = {"context": JobContext(spec.name)}
 
     def run():
@@ -86,7 +86,7 @@ def running(spec, console=None, **kwargs):
 
 
 def feeds_of(job):
-    """The feeds of a job that `running` gives."""
+    """The feeds of a job that `running` runs."""
     return job["context"].resource(FeedPool).all()
 
 

@@ -1,4 +1,4 @@
-"""Whole live jobs when anything dies: `tagstream run` processes, a broker that is killed, whole topics compared."""
+"""Whole live jobs label every message once, whatever is killed: `tagstream run` processes or the broker."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ blocks: {{rows: 500}}
 
 @pytest.fixture
 def job(mortal_kafka, tmp_path):
-    """Starts `tagstream run` of a sink, as a process that is started again when it ends."""
+    """Starts `tagstream run` for a sink, as processes that are started again when they end."""
     broker = mortal_kafka
     for topic in ("in", "out", "out-dead"):
         broker.create_topic(topic, 4)
@@ -41,14 +41,14 @@ def job(mortal_kafka, tmp_path):
 
 
 def end(*workers):
-    """Ends those that read, and so know what SIGTERM is; one that was just killed first starts again."""
+    """End the processes with SIGTERM, once they read and so can handle it. A killed process first starts again."""
     for worker in workers:
         wait_until(lambda w=worker: b"reading in/" in w.said(), 120, "it has joined", 0.3)
     assert [worker.stop() for worker in workers] == [0] * len(workers)
 
 
 def test_topic_to_topic(job, long):
-    """kill -9 of job and broker, processes that join and leave, zombies, both client libraries: exact, in order."""
+    """Every message comes once and in order, in spite of kill -9 of job and broker, rebalances and zombies."""
     broker, start = job
     chance = random.Random(3)
     sink = "{type: kafka, topic: out, mode: headers}"
@@ -104,7 +104,7 @@ def test_topic_to_topic(job, long):
 
 
 def test_topic_to_parquet(job, tmp_path, long):
-    """The same with files that are committed by time: each message in one file, once."""
+    """With files that are committed by time, each message is in one file, once."""
     broker, start = job
     out = tmp_path / "files"
     sink = f"{{type: parquet, path: {out}, commit_every: 0.5}}"

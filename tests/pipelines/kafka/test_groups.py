@@ -1,4 +1,4 @@
-"""Who is in the job's consumer group: members that come back, foreigners; and outputs that do not fit the input."""
+"""The job's consumer group has members that come back and foreign members. Also outputs that do not fit the input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def topics(kafka):
 
 
 def generation(topics):
-    """How often the group has shared out its partitions, and who has which."""
+    """How often the group has assigned its partitions, and which member has which."""
     with topics.broker.admin() as admin:
         found = admin.describe_groups([topics.name])[topics.name]
     members = found["members"] if isinstance(found, dict) else found.members
@@ -43,7 +43,7 @@ def generation(topics):
 
 
 def test_a_rolling_restart_of_static_members_moves_no_partition(topics, tmp_path):
-    """One process ends and comes back under its name; the other reads on without a rebalance, nothing is lost."""
+    """If a process comes back under its name, the other one reads on without a rebalance. No message is lost."""
     topics.client = {"session_timeout_ms": 30_000}
     workers = []
     for name, library in zip(("a", "b"), LIBRARIES, strict=True):
@@ -77,18 +77,18 @@ def test_a_rolling_restart_of_static_members_moves_no_partition(topics, tmp_path
 
 
 class Strange(RoundRobinPartitionAssignor):
-    """A way to share partitions that nobody else knows."""
+    """A way to assign partitions that no other program knows."""
 
     name = "strange"
 
 
 def test_a_group_that_a_foreign_consumer_is_in(topics):
-    """Another program under the job's group name, sharing partitions its own way: said within seconds."""
+    """If another program uses the job's group with its own assignment, the user is told within seconds."""
     foreign = KafkaConsumer(
         topics.source,
         bootstrap_servers=topics.servers,
         group_id=topics.name,
-        enable_auto_commit=False,  # else the job may find its positions before it joins
+        enable_auto_commit=False,  # or the job may find this program's positions before it joins
         partition_assignment_strategy=[Strange],
     )
     with contextlib.closing(foreign):
@@ -111,7 +111,7 @@ def test_a_group_that_a_foreign_consumer_is_in(topics):
 
 
 def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
-    """It is given partitions, whose messages get no label: the status line says who it is, until it has left."""
+    """Messages of a foreign consumer's partitions get no label. The status line names that consumer until it leaves."""
     quiet = Console(file=io.StringIO())
     with running(topics.spec()) as job:
         topics.send([b"one"])
@@ -134,7 +134,7 @@ def test_a_foreign_consumer_that_shares_partitions_as_we_do_is_named(topics):
 
 
 def test_offsets_that_another_program_has_committed(topics):
-    """Not believed, neither when the job starts nor later; `start: committed` goes on from them."""
+    """Foreign offsets are refused when the job starts and later. `start: committed` continues from them."""
     topics.send([b"one", b"two", b"three", b"four"], partition=0)
     foreign = KafkaConsumer(bootstrap_servers=topics.servers, group_id=topics.name)
     with contextlib.closing(foreign):
@@ -152,7 +152,7 @@ def test_offsets_that_another_program_has_committed(topics):
 
 
 def test_fewer_output_partitions_end_a_live_job(kafka):
-    """At the first message that has no place, with what to do; nothing is committed for it."""
+    """The job ends at the first message without an output partition, does not commit it, and says what to do."""
     topics = Topics(kafka, 3)
     small = kafka.create_topic(f"{topics.name}-small", 2)
     kafka.create_topic(f"{small}-dead")
@@ -165,7 +165,7 @@ def test_fewer_output_partitions_end_a_live_job(kafka):
 
 
 def test_a_message_of_5_mb(topics):
-    """Labelled like any other where the topics take it."""
+    """A message of 5 MB is labelled like any other if the topics take it."""
     from kafka.admin import ConfigResource, ConfigResourceType
 
     with topics.broker.admin() as admin:
@@ -180,7 +180,7 @@ def test_a_message_of_5_mb(topics):
 
 
 def test_tombstones(topics):
-    """A null value is a dead letter and stays null, with or without a key; its neighbours are labelled."""
+    """A null value is a dead letter and stays null, with or without a key. The messages around it are labelled."""
     topics.send([None, b"text"], key=b"k", partition=0)
     with running(topics.spec({"id": "key"})) as result:
         wait_until(lambda: topics.labelled() == 1 and count(topics.servers, topics.dead) == 1, 60, "label and letter")

@@ -48,7 +48,7 @@ def topics(kafka):
 
 
 def test_json_in_json_out(topics):
-    """Key, timestamp and partition stay; id, kept fields and labels are in the value."""
+    """Key, timestamp and partition stay. The value has id, kept fields and labels."""
     topics.send([b'{"user": {"name": "ann"}, "body": "hello"}'], key=b"k1", partition=1, timestamp_ms=1234)
     spec = topics.spec({"payload": "json", "text": "body", "id": "key", "keep": ["user.name", "offset"]})
     with running(spec) as result:
@@ -68,7 +68,7 @@ def test_json_in_json_out(topics):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_labels_in_headers_leave_the_message_as_it_was(topics, library):
-    """Value, key, timestamp and headers byte for byte."""
+    """Value, key, timestamp and headers stay the same, byte for byte."""
     value = b'{"body":   "hello", "b": "\\u00e4"}'
     topics.send([value], key=b"\x00\xff", headers=[("trace", b"\x01")], timestamp_ms=99, partition=0)
     with running(
@@ -83,7 +83,7 @@ def test_labels_in_headers_leave_the_message_as_it_was(topics, library):
 
 @pytest.mark.parametrize("mode", ["json", "headers"])
 def test_the_newest_labels_are_shown(topics, mode):
-    """Of all partitions, the newest first by their timestamps; what is no label is left out."""
+    """The newest labels of all partitions are shown, by timestamp. Messages without labels are left out."""
     producer = KafkaProducer(bootstrap_servers=topics.broker.servers)
     for number in range(20):
         value = json.dumps({"body": f"text {number}"}).encode()
@@ -105,7 +105,7 @@ def test_the_newest_labels_are_shown(topics, mode):
 
 
 def test_labels_of_other_jobs_are_shown_as_they_are(topics):
-    """Of other types, in the same topic: as JSON, or as the text that a header holds."""
+    """Labels of other types in the same topic are shown as JSON, or as the text of a header."""
     producer = KafkaProducer(bootstrap_servers=topics.broker.servers)
     for row in ({"tag": "a", "tag_score": 0.5}, {"tag": ["b"], "tag_score": None}):
         producer.send(topics.target, json.dumps(row).encode(), partition=0, timestamp_ms=1000)
@@ -120,7 +120,7 @@ def test_labels_of_other_jobs_are_shown_as_they_are(topics):
 
 
 def test_a_bounded_run_beside_a_live_one_is_refused(topics, tmp_path):
-    """The live one commits several partitions by the transactions of one, which do not fence the other run's."""
+    """The live run commits several partitions in one transaction, which fences only one producer of the other run."""
     settings = {"sink": {"mode": "headers"}, "backend": {"ms_per_row": 20}, "blocks": {"rows": 50}}
     bounded = tmp_path / "bounded.yaml"
     bounded.write_text(topics.spec({"until": "latest"}, **settings).model_dump_json())
@@ -139,7 +139,7 @@ def test_a_bounded_run_beside_a_live_one_is_refused(topics, tmp_path):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, library):
-    """With headers even a message that just fits the input may not fit the output."""
+    """With labels as headers, a message that just fits the input may not fit the output."""
     topics = Topics(kafka)
     with kafka.admin() as admin:
         admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topics.source, {"max.message.bytes": "6000000"})])
@@ -153,7 +153,7 @@ def test_a_message_larger_than_the_output_takes_is_a_dead_letter(kafka, library)
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_partitions_share_transactions(kafka, library, monkeypatch):
-    """Little of each of four; a message that the output does not take is dead alone, and the others go on sharing."""
+    """Four partitions with few messages share transactions. Only a message that is too large dies alone."""
     topics = Topics(kafka, partitions=4)
     with kafka.admin() as admin:
         small = ConfigResource(ConfigResourceType.TOPIC, topics.target, {"max.message.bytes": "10000"})
@@ -180,7 +180,7 @@ def test_partitions_share_transactions(kafka, library, monkeypatch):
             wait_until(lambda: len(topics.all(topics.dead)) == sum(dead), 60, "the dead letter")
 
         def until(condition: Callable[[], bool], large: int = -1) -> None:
-            """A machine that is slow at the moment may read a partition's messages alone."""
+            """Try again: a slow machine may read one partition's messages alone, and then nothing is shared."""
             for _ in range(10):
                 shared.clear()
                 send(400, large)
@@ -202,7 +202,7 @@ def test_partitions_share_transactions(kafka, library, monkeypatch):
 
 
 def test_bounded_replay_to_parquet(topics, tmp_path):
-    """`until: latest` reads what is there and ends; a second run finds only what is new."""
+    """`until: latest` reads the messages that are there and ends. A second run reads only new messages."""
     topics.send([b"text %d" % i for i in range(500)])
     spec = topics.spec(
         {"until": "latest", "keep": ["partition", "offset"]}, {"type": "parquet", "path": f"{tmp_path}/out"}
@@ -216,7 +216,7 @@ def test_bounded_replay_to_parquet(topics, tmp_path):
 
 
 def test_start_and_until_at_a_time(topics):
-    """Messages from one time to another, of each partition."""
+    """With two times, the messages between them are read from each partition."""
     for at in (1_000, 2_000, 3_000, 4_000):
         for partition in (0, 1):
             topics.send([b"at %d" % at], partition=partition, timestamp_ms=at)
@@ -227,7 +227,7 @@ def test_start_and_until_at_a_time(topics):
 
 @pytest.mark.parametrize("kind", ["kafka", "parquet"])
 def test_latest_is_settled_at_the_first_start(topics, tmp_path, kind):
-    """What comes while the job is away is not skipped, also if it has not written anything yet."""
+    """Messages that come while the job is away are not skipped, even if the job has not written anything yet."""
     topics.send([b"old"] * 10)
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3} if kind == "parquet" else None
     spec = topics.spec({"start": "latest"}, sink)
@@ -240,7 +240,7 @@ def test_latest_is_settled_at_the_first_start(topics, tmp_path, kind):
 
 
 def test_a_partition_added_later_is_read_from_its_beginning(topics, tmp_path):
-    """Also with `latest`: what is sent before the job sees the partition is new."""
+    """Also with `latest`, messages that are sent before the job sees the new partition are read."""
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3}
     topics.send([b"old"] * 10)
     with running(topics.spec({"start": "latest", "client": {"metadata_max_age_ms": 2000}}, sink)) as job:
@@ -252,7 +252,7 @@ def test_a_partition_added_later_is_read_from_its_beginning(topics, tmp_path):
 
 
 def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
-    """Positions that could not be deleted are not taken for deleted."""
+    """If positions can't be deleted because the group is in use, the job says so and does not start."""
     monkeypatch.setattr("tagstream.transforms.io.kafka.sink.RETRY_SECONDS", 1.0)
     topics.send([b"x"] * 3)
     spec = topics.spec()
@@ -263,7 +263,7 @@ def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
 
 
 def test_input_and_output_topics_are_of_one_cluster(topics, secure_kafka):
-    """Labels and positions are one transaction, which no two clusters share; two addresses of one cluster are fine."""
+    """Two clusters are refused, because they share no transaction. Two addresses of one cluster are fine."""
     there = {"servers": secure_kafka.secure_servers, "client": secure_kafka.secure_client()}
     for until in (None, "latest"):
         with pytest.raises(SpecError, match=r"is another cluster than source\.servers"):
@@ -275,7 +275,7 @@ def test_input_and_output_topics_are_of_one_cluster(topics, secure_kafka):
 
 
 def test_stream_to_parquet_goes_on_where_the_chain_ends(topics, tmp_path):
-    """Files appear by time; after a restart no message is missing and none is there twice."""
+    """Files appear after a time. After a restart no message is missing and none is there twice."""
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.3}
     spec = topics.spec({"keep": ["partition", "offset"]}, sink)
     for part in range(2):
@@ -292,7 +292,7 @@ def _rows(folder):
 
 
 def test_parquet_to_kafka_is_written_once(topics, tmp_path):
-    """Run twice: the second time there is nothing to do."""
+    """A second run has nothing to do."""
     pq.write_table(pa.table({"id": range(1000), "text": [f"t{i}" for i in range(1000)]}), tmp_path / "in.parquet")
     source = {"type": "parquet", "path": f"{tmp_path}/in.parquet", "id": "id", "split_rows": 300}
     spec = JobSpec.model_validate(
@@ -313,7 +313,7 @@ def test_parquet_to_kafka_is_written_once(topics, tmp_path):
 
 
 def test_stops_within_seconds_and_commits_what_is_in_flight(topics):
-    """Nothing is read again after a stop under load."""
+    """After a stop under load, no message is read again."""
     topics.send([b"m %d" % i for i in range(3000)])
     spec = topics.spec(sink={"mode": "headers"})
     with running(spec) as job:
@@ -329,7 +329,7 @@ def test_stops_within_seconds_and_commits_what_is_in_flight(topics):
 
 
 def test_by_key_and_fewer_partitions(kafka):
-    """Fewer output partitions are an error by default and fine by key."""
+    """Fewer output partitions are an error by default, and allowed with by-key."""
     topics = Topics(kafka, 3)
     small = kafka.create_topic(f"{topics.name}-small", 2)
     kafka.create_topic(f"{small}-dead")
@@ -357,7 +357,7 @@ def test_limit_is_for_input_that_ends(topics):
 
 
 def test_another_model_on_the_same_group_is_refused(topics):
-    """The group's positions belong to the first job."""
+    """Another model is refused, because the group's positions belong to the first job."""
     topics.send([b"one"])
     quiet = Console(file=io.StringIO())
     run_job(topics.spec({"until": "latest"}), quiet)
@@ -366,7 +366,7 @@ def test_another_model_on_the_same_group_is_refused(topics):
 
 
 def test_over_tls_with_scram(secure_kafka):
-    """Source, sink and ledger through one login."""
+    """Source, sink and ledger use one login."""
     topics = Topics(secure_kafka, servers=secure_kafka.secure_servers, client=secure_kafka.secure_client())
     topics.send([b"hello"])
     with running(topics.spec()):
@@ -374,7 +374,7 @@ def test_over_tls_with_scram(secure_kafka):
 
 
 def test_a_foreign_client_reads_the_output(topics):
-    """Kafka's own console consumer, committed messages only."""
+    """Kafka's own console consumer reads the output, committed messages only."""
     topics.send([b"hello %d" % i for i in range(20)])
     run_job(topics.spec({"until": "latest"}), Console(file=io.StringIO()))
     arguments = ["--bootstrap-server", topics.servers, "--topic", topics.target, "--from-beginning"]
@@ -384,9 +384,9 @@ def test_a_foreign_client_reads_the_output(topics):
 
 
 def test_verify_compares_live_and_bulk(topics):
-    """Every label and dead letter of the range, and no output is touched."""
+    """Every label and dead letter of the range is compared, and no output is written."""
     topics.send([b"text %d" % i for i in range(300)])
-    spec = topics.spec(backend={"fail_on": "7$"}, runner={"type": "flink"})  # it compares here all the same
+    spec = topics.spec(backend={"fail_on": "7$"}, runner={"type": "flink"})  # verify runs on this machine all the same
     verdict = verify_job(spec, Console(file=io.StringIO()), 60)
     assert (verdict.rows, verdict.dead, verdict.different) == (270, 30, 0)
     assert not topics.labelled()
@@ -395,7 +395,7 @@ def test_verify_compares_live_and_bulk(topics):
 
 
 def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
-    """The group's offsets follow the chains."""
+    """With a sink of files, the group's offsets follow the chains."""
     topics.send([b"x"] * 50, partition=0)
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 0.2}
     with running(topics.spec(sink=sink)), topics.broker.admin() as admin:
@@ -411,7 +411,7 @@ def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
 
 
 def test_goes_on_after_the_quantum(topics, monkeypatch):
-    """A seat asks to be called again, and the same member reads on."""
+    """After its quantum a seat asks to be called again, and the same member reads on."""
     monkeypatch.setattr("tagstream.transforms.stages.read_live.QUANTUM", 0.3)
     with running(topics.spec()) as job:
         for part in range(4):
@@ -422,7 +422,7 @@ def test_goes_on_after_the_quantum(topics, monkeypatch):
 
 
 def test_survives_a_broker_that_is_away(mortal_kafka):
-    """Longer than any client waits for a connection: the job says so and goes on when the broker is back."""
+    """If the broker is away for longer than clients wait, the job says so, and continues when the broker is back."""
     topics = Topics(mortal_kafka, client={"bootstrap_timeout_ms": 1000, "request_timeout_ms": 2000})
     topics.send([b"before"])
     console = Console(file=io.StringIO())

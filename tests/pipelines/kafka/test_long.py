@@ -1,4 +1,4 @@
-"""What takes long at full size: malformed payloads by the thousand, a model that thinks for minutes."""
+"""Tests that take long at full size: thousands of malformed payloads, and a model that takes minutes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def topics(kafka):
 
 
 def malformed(chance):
-    """A value that is no JSON object with a text in `body`, or whose text is none."""
+    """A value that is no JSON object with a valid text in `body`."""
     whole = json.dumps({"body": "text", "n": chance.random()}).encode()
     kinds = [
         lambda: chance.randbytes(chance.randint(1, 60)),
@@ -44,7 +44,7 @@ def malformed(chance):
 
 
 def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics, long):
-    """Fuzzed payloads between good ones: bytes unchanged, a reason each, in one transaction with the labels."""
+    """Fuzzed payloads become dead letters with their bytes and a reason, in one transaction with the good messages."""
     chance, size = random.Random(11), 10_000 if long else 1000
     messages = [(json.dumps({"body": f"text {i}"}).encode(), True) for i in range(size)]
     messages += [(malformed(chance), False) for _ in range(size)]
@@ -69,7 +69,7 @@ def test_every_message_is_labelled_or_a_dead_letter_with_its_bytes(topics, long)
 
 
 def test_a_slow_model_costs_no_membership(topics, long):
-    """A batch that takes longer than session, poll interval and transaction: no rebalance, each message once.
+    """A batch may take longer than session, poll interval and transaction, without a rebalance or a second label.
 
     Three minutes in the long form.
     """
@@ -89,14 +89,14 @@ def test_a_slow_model_costs_no_membership(topics, long):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_who_joins_while_the_model_thinks_waits_and_repeats_nothing(topics, library, long):
-    """A rebalance waits for the batch in flight; the one who joins gets its partition afterwards."""
+    """A rebalance waits for the batch in flight. The new member gets its partition afterwards."""
     rows, ms = (4, 46_000) if long else (8, 1100)
     topics.send([b"slow %d" % i for i in range(rows)], partition=0)
     with running(topics.spec({"consumer": library}, backend={"ms_per_row": ms})) as result:
         wait_until(lambda: feeds_of(result) and feeds_of(result)[0].status().splits == 2, 60, "partitions")
         (feed,) = feeds_of(result)
         wait_until(lambda: any(map(feed.member.in_flight, feed.member.assignment)), 60, "a batch in flight")
-        source, sink = copy.copy(feed.source), copy.copy(feed.sink)  # as in another process: nothing is shared
+        source, sink = copy.copy(feed.source), copy.copy(feed.sink)  # copies share nothing, like another process
         source.context = sink.context = JobContext()
         other = source.feed(sink)
         try:

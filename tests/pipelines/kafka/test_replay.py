@@ -1,4 +1,4 @@
-"""Dead letters of a topic run again: what succeeds joins the output once, what does not keeps its origin and bytes."""
+"""A replay of a topic adds the messages that succeed to the output, once. The others keep their origin and bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def topics(kafka):
 
 
 def test_what_succeeds_now_is_as_if_it_had_at_once(topics):
-    """Value, key, timestamp, headers, partition and every kept column of the message that died."""
+    """A replayed message keeps the value, key, timestamp, headers, partition and columns of the message that died."""
     topics.send([b'{"body": "good", "n": 1}'], key=b"g", partition=2, timestamp_ms=77)
     topics.send([b'{"body": "poison", "n": 2}'], key=b"\xff", partition=2, timestamp_ms=88, headers=[("h", b"\x01")])
     source = {"payload": "json", "text": "body", "keep": ["n", "topic", "partition", "offset", "timestamp", "headers"]}
@@ -58,7 +58,7 @@ def test_what_succeeds_now_is_as_if_it_had_at_once(topics):
 
 
 def test_the_message_itself_with_labels_in_headers(topics):
-    """`mode: headers` after a replay too; headers of the dead letter are gone."""
+    """With `mode: headers`, a replayed message gets its labels as headers, and loses the dead letter's headers."""
     topics.send([b"poison \xc3\xa4"], key=b"k", headers=[("h", b"1")])
     headers = {"mode": "headers"}
     run_job(topics.spec(BULK, headers, backend=POISON, max_dead=1), quiet())
@@ -69,7 +69,7 @@ def test_the_message_itself_with_labels_in_headers(topics):
 
 
 def test_what_fails_again_keeps_origin_bytes_and_reason(topics):
-    """However often: malformed ones, tombstones, a message without key and value, one too large for the output."""
+    """After many replays, messages that fail again are unchanged: malformed, tombstones, without key, too large."""
     with topics.broker.admin() as admin:
         from kafka.admin import ConfigResource, ConfigResourceType
 
@@ -95,7 +95,7 @@ def test_what_fails_again_keeps_origin_bytes_and_reason(topics):
 
 
 def letters(topics, seen):
-    """The dead letters that are not in `seen` yet: everything but where they are now."""
+    """The dead letters that are not in `seen` yet, with all their fields but their place in the topic."""
     found = []
     for record in topics.all(topics.dead):
         if (record.partition, record.offset) in seen:
@@ -108,7 +108,7 @@ def letters(topics, seen):
 
 
 def test_a_killed_replay_goes_on_where_it_was(topics, tmp_path):
-    """kill -9 again and again: every letter is replayed once."""
+    """After kill -9 again and again, every dead letter is replayed once."""
     topics.send([b"poison %d" % i for i in range(3000)])
     spec = topics.spec(BULK, backend=POISON, max_dead=1)
     run_job(spec, quiet())
@@ -132,7 +132,7 @@ def test_a_killed_replay_goes_on_where_it_was(topics, tmp_path):
 
 
 def test_while_the_job_runs(topics, tmp_path):
-    """Replay has a group and positions of its own; the job's are not touched."""
+    """A replay has a group and positions of its own, and leaves those of the job alone."""
     with running(topics.spec(backend=POISON)):
         topics.send([b"poison", b"good"])
         wait_until(lambda: topics.labelled() == 1 and count(topics.servers, topics.dead) == 1, 60, "label and letter")
@@ -149,7 +149,7 @@ def test_while_the_job_runs(topics, tmp_path):
 
 
 def test_letters_without_their_bytes_stay_dead(topics):
-    """`payload: false`: there is nothing to run again."""
+    """With `payload: false` there is no text to run again."""
     topics.send([b"poison"], key=b"k")
     spec = topics.spec(BULK, backend=POISON, max_dead=1, payload=False)
     run_job(spec, quiet())
@@ -159,7 +159,7 @@ def test_letters_without_their_bytes_stay_dead(topics):
 
 
 def test_what_can_not_be_replayed(topics):
-    """Other messages in the topic, another model, another kind of source, no letters at all."""
+    """Errors: foreign messages in the topic, another model, another kind of source, no dead letters."""
     with pytest.raises(SourceError, match="no dead letters to replay"):
         replay(topics.spec())
     topics.send([b"poison"])

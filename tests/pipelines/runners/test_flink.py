@@ -1,4 +1,4 @@
-"""The same specification on a real Flink cluster: same rows, same labels, exactly once, clear errors."""
+"""A specification on a real Flink cluster gives the same labels as a local run, exactly once, with clear errors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def check_complete(folder: Path, rows: int) -> None:
 
 
 def test_bulk_equals_the_local_run(flink: FlinkCluster, tmp_path: Path) -> None:
-    """Rows, labels and dead letters are those of a local run of the same specification; a rerun has nothing to do."""
+    """Labels and dead letters equal those of a local run of the same specification. A rerun has nothing to do."""
     spec = write_job(tmp_path, 20_000, flink.runner)
     output = finish(start(spec, "--report", str(tmp_path / "report.json")))
     assert f"{flink.flink.rest}/#/job/" in output
@@ -72,7 +72,7 @@ def test_bulk_equals_the_local_run(flink: FlinkCluster, tmp_path: Path) -> None:
 
 
 def assert_equals_local(spec: Path, folder: Path) -> None:
-    """What the job wrote to `out` is what a local run of it writes."""
+    """Assert that the job wrote to `out` what a local run of it writes."""
     finish(start(spec, "--set", f"sink.path={folder}/local", "--runner", "local"))
     both = [query(f"select * from read_parquet('{folder}/{name}/*.parquet') order by id") for name in ("out", "local")]
     assert both[0]
@@ -81,7 +81,7 @@ def assert_equals_local(spec: Path, folder: Path) -> None:
 
 @pytest.mark.crash
 def test_demo_equals_the_local_run(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
-    """The bundled models in the workers; with --crash-long only, as it adds a minute to what the others show."""
+    """The bundled models run in the workers. Only with --crash-long, because it takes a minute more than the others."""
     if not long:
         pytest.skip("only with --crash-long")
     spec = tmp_path / "demo.yaml"
@@ -94,7 +94,7 @@ def test_demo_equals_the_local_run(flink: FlinkCluster, tmp_path: Path, long: bo
 
 
 def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
-    """kill -9 of a Python worker, then of a task manager, in the middle: every row exactly once."""
+    """After kill -9 of a Python worker and of a task manager in the middle, every row is there exactly once."""
     rows, ms_per_row = (200_000, 0.25) if long else (24_000, 1.0)
     spec = write_job(tmp_path, rows, flink.runner, ms_per_row=ms_per_row)
     process = start(spec)
@@ -119,7 +119,7 @@ def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, l
 
 @pytest.mark.crash
 def test_slots_of_a_task_manager_share_a_worker(tmp_path: Path, long: bool) -> None:
-    """Two slots, one Python process; with --crash-long only, as it takes a cluster of its own."""
+    """Two slots share one Python process. Only with --crash-long, because it needs a cluster of its own."""
     if not long:
         pytest.skip("only with --crash-long")
     cluster = FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2)
@@ -137,7 +137,7 @@ def test_slots_of_a_task_manager_share_a_worker(tmp_path: Path, long: bool) -> N
 
 @pytest.mark.crash
 def test_any_runner_of_beam(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
-    """By Beam's own options, here those of the same cluster: stopped by SIGTERM, then finished."""
+    """With Beam's own options for a runner, here the same cluster, a job is stopped by SIGTERM and then finished."""
     if not long:
         pytest.skip("only with --crash-long")
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
@@ -156,7 +156,7 @@ def test_any_runner_of_beam(flink: FlinkCluster, tmp_path: Path, long: bool) -> 
 
 
 def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
-    """SIGTERM cancels the job on the cluster and exits 0, 7 if it must finish; the next run does the rest."""
+    """SIGTERM cancels the job on the cluster. It exits 0, or 7 with --must-finish. The next run does the rest."""
     spec = write_job(tmp_path, 16_000, flink.runner, ms_per_row=1.0)
     process = start(spec, "--report", str(tmp_path / "report.json"), "--must-finish")
     wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
@@ -178,14 +178,14 @@ def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Pa
         ({"rest": "http://127.0.0.1:{closed}"}, "does not answer"),
         ({"parallelism": 50}, "2 task slots, 2 free; runner.parallelism asks for 50"),
         ({"environment": {"config": "127.0.0.1:{closed}"}}, "start `tagstream workers`"),
-        (  # a pool beside task managers that are elsewhere can't be looked at from here
+        (  # a pool beside task managers on other machines can't be checked from here
             {"rest": "http://0.0.0.0:{rest}", "environment": {"config": "127.0.0.1:{closed}"}},
             "a task manager can't reach a Python worker",
         ),
     ],
 )
 def test_submission_errors_are_clear(flink: FlinkCluster, tmp_path: Path, change: dict, message: str) -> None:
-    """Exit 6, and the message names the field and what to do."""
+    """The job exits 6, and the message names the field and says what to do."""
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
     (closed,) = free_ports(1)
     runner = json.loads(
@@ -201,7 +201,7 @@ def test_submission_errors_are_clear(flink: FlinkCluster, tmp_path: Path, change
 
 
 def test_error_of_a_worker_ends_the_job(flink: FlinkCluster, tmp_path: Path) -> None:
-    """A file that goes away after planning: the worker's message, not a restart loop, and exit 3."""
+    """If a file is removed after the planning, the job ends with the worker's message and exit 3, not in restarts."""
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
     spec = write_job(tmp_path, 8_000, flink.runner, ms_per_row=2.0)
     process = start(spec)

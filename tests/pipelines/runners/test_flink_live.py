@@ -1,4 +1,4 @@
-"""Live jobs on a real Flink cluster: every message once whatever dies, operations, errors that end a job."""
+"""Live jobs on a real Flink cluster: each message once whatever dies, their operation, and errors that end them."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def broker(mortal_kafka, flink: FlinkCluster):
 
 
 def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, long: bool) -> None:
-    """kill -9 of whatever takes part, under load; cancelled and submitted again without any checkpoint."""
+    """Each message is labelled once, although every process is killed under load and the job is submitted again."""
     faults = ["worker", "task manager", "resubmit"]
     if long:
         faults = [*FAULTS, "resubmit"] * 3
@@ -95,7 +95,7 @@ def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, long: b
 
 
 def test_detached_job_is_watched_and_stopped(flink: FlinkCluster, broker, tmp_path: Path) -> None:
-    """`status` shows it, workers serve its metrics, and `stop` commits what they had read but not yet written."""
+    """`status` shows the job, workers serve its metrics, and `stop` commits the messages that were read."""
     sink = {"type": "parquet", "path": f"{tmp_path}/out", "commit_every": 3600.0}
     spec = write_live(tmp_path, broker.servers, flink.runner, sink)
     said = tagstream("run", "--detach", str(spec))
@@ -124,7 +124,7 @@ def test_detached_job_is_watched_and_stopped(flink: FlinkCluster, broker, tmp_pa
 
 
 def test_worker_of_another_version_ends_the_job(flink: FlinkCluster, tmp_path: Path, monkeypatch) -> None:
-    """The worker's message, not a restart loop; the job does not stay on the cluster."""
+    """The job ends with the worker's message. It does not restart, and does not stay on the cluster."""
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
     real = Job.expectations
     monkeypatch.setattr(Job, "expectations", lambda job: [{**entry, "tagstream": "0.0.1"} for entry in real(job)])
@@ -134,7 +134,7 @@ def test_worker_of_another_version_ends_the_job(flink: FlinkCluster, tmp_path: P
 
 
 def test_pool_whose_workers_do_not_come(flink: FlinkCluster, tmp_path: Path, monkeypatch) -> None:
-    """A pool that starts a `python` which can't run Beam: the job is ended with what to look at."""
+    """If the pool starts a `python` that can't run Beam, the job ends with a message that says where to look."""
     wait_until(lambda: flink.flink.slots()[1] == 2, 60, "slots are free")
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin/python"

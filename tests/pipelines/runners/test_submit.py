@@ -1,4 +1,4 @@
-"""What the submitting side makes of a worker's traceback."""
+"""The submitting side finds a worker's error in the traceback that Flink reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 
 def trace_of(error: TagstreamError) -> str:
-    """As Flink reports it: a worker's traceback, the step's name appended by Beam, Java's own trace below."""
+    """A traceback as Flink reports it: the worker's, with the step's name from Beam, and Java's own below."""
     try:
         with JobContext().failing():
             raise error
@@ -28,14 +28,14 @@ def trace_of(error: TagstreamError) -> str:
 
 @pytest.mark.parametrize("kind", [SourceError, LedgerError])
 def test_final_error_ends_the_job(kind: type[TagstreamError]) -> None:
-    """Its kind, and its message without Beam's words."""
+    """The error has its kind, and its message without Beam's words."""
     found = known_error(trace_of(kind("topic 'x' does not exist; create it first")))
     assert type(found) is kind
     assert str(found) == "topic 'x' does not exist; create it first"
 
 
 def test_job_server_that_is_none() -> None:
-    """Something listens there that never answers: said after a while."""
+    """If the program at the job server's address never answers, the user is told after a while."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         options = ["--runner=PortableRunner", f"--job_endpoint=127.0.0.1:{server.getsockname()[1]}"]
         options += ["--environment_type=EXTERNAL", "--environment_config=x", "--job_server_timeout=1"]
@@ -44,7 +44,7 @@ def test_job_server_that_is_none() -> None:
 
 
 def test_transient_error_does_not() -> None:
-    """A broker that is away: Flink starts the job again until it is back."""
+    """If a broker is away, Flink restarts the job until the broker is back."""
     error = SourceError("no broker answers")
     error.transient = True
     assert known_error(trace_of(error)) is None

@@ -1,4 +1,4 @@
-"""The worker pool as a process: it answers for its workers, refuses a port that is taken, ends when asked."""
+"""The worker pool as a process serves its workers' metrics, refuses a taken port, and ends when asked."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def children(process: subprocess.Popen[str]) -> list[int]:
 
 
 def test_pool() -> None:
-    """A worker is stopped by who asked for it and by nobody else, though others have a worker of the same name."""
+    """Only the connection that asked for a worker can stop it, even if another connection has a worker of that name."""
     port, metrics_port, control = free_ports(3)
     pool = start(port, metrics_port)
     try:

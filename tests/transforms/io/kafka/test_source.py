@@ -73,7 +73,7 @@ class TestKafkaSource(SourceContract):
 
     def test_all_columns(self, tmp_path):
         """Refused: what fields messages have is not known before they are read."""
-        with pytest.raises(ValidationError, match=r"list what to keep, for example keep: \[topic, offset\]"):
+        with pytest.raises(ValidationError, match=r"list the fields to keep, for example keep: \[topic, offset\]"):
             self.source(tmp_path, id=None, keep="*")
 
     def test_kept_columns_pass_unchanged(self, tmp_path):
