@@ -1,4 +1,4 @@
-"""Whether two outputs say the same: rows matched by id, labels compared, and scores.
+"""Compares two outputs: matches rows by id, and compares labels and scores.
 
 python -m benchmarks.agreement FILE… [-- FILE…]
 """

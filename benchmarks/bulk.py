@@ -1,24 +1,27 @@
-"""tagstream against its peers: same rows, same model, one run.
+"""Compares tagstream with its peers on the same rows and the same model, in one run.
 
-All read the same Parquet file and write Parquet with id, label and score, on the CPU with the same version of torch;
-all but `certified` compute in fp32. In each round every contestant runs once, after the other, as its own process:
+All contestants read the same Parquet file and write Parquet with id, label and score, on the CPU with the same version
+of torch. All but `certified` compute in fp32. In each round, every contestant runs once as a process of its own, one
+after the other:
 
 - tagstream: `tagstream run`, precision fp32
-- engine: tagstream's engine, fed with the same blocks without a pipeline; right after it, as machines drift
+- engine: tagstream's engine, fed with the same blocks without a pipeline. It runs right after tagstream, because a
+  machine's speed drifts
 - certified, engine_certified: the same with `backend: auto` and the certificate that `tagstream optimize` wrote before
   the first round, with rows of the input as its sample
 - beam, beam_32: Beam's RunInference(HuggingFacePipelineModelHandler), as the documentation shows it, in an environment
   with transformers 4.57; once as shown, once with batch_size 32. The faster of the two counts.
 - transformers: `transformers.pipeline("text-classification")` over all rows as they arrive, one at a time;
   transformers_32 with batch_size 32; transformers_sorted with batch_size 32 and the rows sorted by length
-- sorted_batches: sorted batches of 32, as sentence-transformers goes about it
+- sorted_batches: batches of 32 from sorted texts, as sentence-transformers does it
 - ray: Ray Data's `map_batches`; daft: a class UDF of Daft; each as its guide shows it, in an environment of its own
 
-rows/s leave out imports and the loading of the model on all sides; the whole process is printed beside. Speed-ups are
-ratios within a round, medians over the rounds. label_agreement: the smallest share of rows with the same label as any
-fp32 peer; a model with random weights could have logits so close that rounding decides, so its head is scaled to
-logits of deviation 1, and the largest difference of a score is printed too. padding: share of the tokens computed that
-are padding. end_to_end_share, certified_end_to_end_share: rows/s of tagstream over those of its engine alone.
+rows/s do not count imports and loading the model, for any contestant; the figure for the whole process is printed too.
+A speed-up is the median, over the rounds, of the ratio within a round. label_agreement: the smallest share of rows with
+the same label as any fp32 peer. A model with random weights could have logits so close that rounding decides the label,
+so its head is scaled to logits of deviation 1; the largest difference of a score is printed too. padding: share of
+padding in the computed tokens. end_to_end_share, certified_end_to_end_share: rows/s of tagstream divided by rows/s of
+its engine alone.
 
     python -m benchmarks.bulk [--json FILE] [--data FOLDER] [--rows N] [--model FOLDER] [--rounds N] [--record]
                               [--only NAME …]
@@ -77,7 +80,7 @@ AS_FOLDER = ("beam", "beam_32", "ray", "daft")
 
 
 class Race:
-    """One input, one model; each contestant returns its seconds, and its child process."""
+    """One input and one model. Each contestant is a method that returns its seconds and its child process."""
 
     def __init__(self, folder: Path, model: Path, names: list[str]) -> None:
         self.folder, self.model, self.input = folder, str(model), str(folder / "in.parquet")
@@ -136,13 +139,13 @@ def measure(race: Race, rows: int, rounds: int) -> dict[str, Any]:
     peers = [name for name in race.names if name not in OURS]
 
     def speedup(names: list[str], ours: str = "tagstream") -> float | None:
-        """Of `ours` against the fastest of these."""
+        """How many times as fast `ours` is as the fastest of `names`."""
         if ours not in race.names or not names:
             return None
         return round(median(min(s[name] for name in names) / s[ours] for s in seconds), 3)
 
     def share(engine: str) -> float:
-        """Of the engine's speed, what the pipeline around it reaches."""
+        """The pipeline's speed as a share of its engine's."""
         return round(median(s[engine] / s[ENGINES[engine]] for s in seconds), 4)
 
     def agreement(ours: str, names: list[str]) -> list[dict[str, Any]]:
@@ -238,13 +241,13 @@ def main() -> None:
 
 
 def _fresh(model: Path) -> bool:
-    """Made by the code that is there now."""
+    """Whether the model was made by the present version of `generated.py`."""
     weights = model / "model.safetensors"
     return weights.is_file() and weights.stat().st_mtime > Path(__file__).with_name("generated.py").stat().st_mtime
 
 
 def race_rows(folder: Path) -> int:
-    """Rows of the input: fewer than asked for if the data hold fewer."""
+    """How many rows the input has. It may have fewer than asked for."""
     return run([PYTHON, "-m", "benchmarks.agreement", str(folder / "in.parquet")]).said["rows"]
 
 

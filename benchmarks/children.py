@@ -1,7 +1,7 @@
-"""Child processes, timed as wholes: wall seconds and peak memory by the operating system's account.
+"""Runs child processes and measures each as a whole: seconds and peak memory, as the operating system reports them.
 
-Linux hands a parent's peak memory down to what it spawns, so whoever measures must stay small itself: the benchmarks
-import neither pyarrow nor torch, and whatever needs them happens in a child.
+On Linux a child starts with its parent's peak memory, so the measuring process must stay small. The benchmarks import
+neither pyarrow nor torch; everything that needs them runs in a child.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Child:
 
     @property
     def said(self) -> dict[str, Any]:
-        """Its last line, JSON."""
+        """The last line of the output, which is JSON."""
         return json.loads(self.output.strip().splitlines()[-1])
 
 
 def run(command: list[str]) -> Child:
-    """Run to the end. Raises SystemExit with what it wrote to stderr if it fails."""
+    """Run a command to its end. If it fails, raises SystemExit with its stderr."""
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile("w+") as errors:
         started = time.perf_counter()
@@ -56,7 +56,7 @@ def run(command: list[str]) -> Child:
 
 
 def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
-    """`tagstream run SPEC --report`, and that report."""
+    """Run `tagstream run SPEC --report`. Returns the process and the report."""
     child = run([PYTHON, "-m", "tagstream", "run", str(spec), "--overwrite", "--report", str(report)])
     return child, json.loads(report.read_text())
 
@@ -64,7 +64,7 @@ def tagstream(spec: Path, report: Path) -> tuple[Child, dict[str, Any]]:
 def parquet_job(
     folder: Path, name: str, model: str, source: str, backend: dict[str, Any], **more: Any
 ) -> tuple[Child, dict[str, Any]]:
-    """As `tagstream`: the job `name` from a Parquet file to `out-<name>` in the folder; `more` of its specification."""
+    """Like `tagstream`, for a job from a Parquet file to `out-<name>` in the folder. `more`: added to its SPEC."""
     job = {
         "name": name,
         "source": {"type": "parquet", "path": source, "text": "text", "id": "id"},
@@ -78,7 +78,7 @@ def parquet_job(
 
 
 def certify(model: str, sample: str | Path, folder: Path, *options: str) -> tuple[dict[str, Any], str]:
-    """`tagstream optimize`: the `backend:` that uses what it certifies for this machine, and what that is, in words."""
+    """Run `tagstream optimize`. Returns the `backend:` that uses the certificate, and a description of its winner."""
     out, report = folder / "certified", folder / "certificate.json"
     print("tagstream optimize …", flush=True)
     command = [PYTHON, "-m", "tagstream", "optimize", model, "--sample", str(sample), *options]

@@ -1,12 +1,13 @@
-"""How long a row waits in the engine, beside the forward pass itself: in an idle one, and beside a bulk submitter.
+"""Measures how long a row waits in the engine, beyond its forward pass: in an idle engine and beside a bulk job.
 
-- idle: rows are submitted one by one, each when the one before it has its label. added: from `submit` to the result,
-  less the time of the forward pass that computed it.
-- mixed: one submitter keeps some blocks pending, as a bulk job does, while rows trickle in from another. The trickle's
-  times are given in milliseconds and in micro-batches, by the median time of a forward pass meanwhile.
+- idle: rows are submitted one by one, each when the row before has its label. added: the time from `submit` to the
+  result, minus the time of the forward pass that computed it.
+- mixed: one submitter keeps some blocks pending, as a bulk job does, while another submits single rows at times. The
+  times of these single rows are given in milliseconds, and in micro-batches: divided by the median time of a forward
+  pass.
 
-Texts are those of examples/sms.parquet; every row is another text, so that nothing is answered by an equal one. The
-engine is the one that a job has; with `--backend auto` it has what `tagstream optimize` certifies for this machine.
+The texts are those of examples/sms.parquet, with a number added, so that no row can be answered from memory. The engine
+is set up as in a job. With `--backend auto` it uses the backend that `tagstream optimize` certifies for this machine.
 
     python -m benchmarks.engine [--json FILE] [--model MODEL] [--backend pytorch|onnx|auto] [--rows N] [--record]
 """
@@ -61,7 +62,7 @@ def _messages() -> list[str]:
 
 
 def texts(first: int, count: int) -> pa.LargeStringArray:
-    """Different ones for different numbers."""
+    """Texts number `first` to `first + count`. No two numbers have the same text."""
     messages = _messages()
     return pa.array([f"{messages[i % len(messages)]} {i}" for i in range(first, first + count)], pa.large_string())
 
@@ -79,7 +80,7 @@ def idle(engine: Engine, passes: Passes, rows: int) -> np.ndarray:
 
 
 def mixed(engine: Engine, passes: Passes, rows: int) -> tuple[np.ndarray, float, float]:
-    """Milliseconds from `submit` to result of each trickling row; of a forward pass; the bulk submitter's rows/s."""
+    """Returns milliseconds from `submit` to result of each single row, those of a forward pass, and the bulk rows/s."""
     over, done = threading.Event(), 0
 
     def bulk() -> None:

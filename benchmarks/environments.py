@@ -1,4 +1,4 @@
-"""Virtual environments for what can't live beside tagstream: made once under `.cache/benchmarks`, with uv."""
+"""Virtual environments for peers that can't be installed beside tagstream. uv makes them in `.cache/benchmarks`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.children import CACHE
 
 
 def same(package: str) -> str:
-    """A requirement for the version that is installed here, so that both sides compute with the same code."""
+    """A requirement for the version that is installed here, so that both contestants run the same library."""
     return f"{package}=={version(package).partition('+')[0]}"
 
 
 def environment(name: str, requirements: list[str]) -> Path:
-    """The Python of an environment with these requirements, built now unless it's there. Raises SystemExit."""
+    """The Python of an environment with these requirements. Builds it if it does not exist. Raises SystemExit."""
     folder = CACHE / name
     python, stamp = folder / "bin" / "python", folder / "requirements.json"
     if stamp.is_file() and json.loads(stamp.read_text()) == requirements:

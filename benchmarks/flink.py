@@ -1,16 +1,16 @@
-"""Flink: do two task managers do the work of two, how late are labels, how long do they stay away after a kill.
+"""Measures Flink: the gain of a second task manager, the latency of labels, and the recovery after a kill.
 
-A real cluster on this machine (JobManager, two task managers with a slot each, job server, a worker pool), a real
-broker, the constant-time test backend.
+Runs a real cluster on this machine (JobManager, two task managers with one slot each, job server, worker pool), a real
+broker, and the constant-time test backend.
 
-- scaling: rate of two task managers over that of one, bulk, at 1 ms a row of pretended model time, over the middle of
-  the job, from 20 to 80 % of the rows. The pretended time takes no CPU, so two cores are enough.
-- p50_ms, p99_ms: from a message's timestamp to the moment when a read_committed consumer holds its label, at a steady
-  rate.
-- state_growth_mb: live objects on the task managers' heaps, which hold all of the job's state, after that load beyond
-  those before it.
-- recovery_s: kill -9 of each part in turn under that load; seconds from the kill until labels keep up again, the worst
-  of all. lost, duplicated: over whole topics after all of it, cancelling and submitting again included.
+- scaling: bulk rows/s of two task managers divided by those of one, with 1 ms of pretended model time for each row.
+  Counted from 20 to 80 % of the rows. The pretended time needs no CPU, so two cores are enough.
+- p50_ms, p99_ms: time from a message's timestamp until a read_committed consumer has its label, at a steady rate.
+- state_growth_mb: growth of the live objects on the task managers' heaps under that load. The heaps hold all of the
+  job's state.
+- recovery_s: each part in turn is killed with kill -9 under that load. Seconds from the kill until labels keep up
+  again; the worst of all kills. lost, duplicated: messages over the whole topics, after the kills and after the job was
+  cancelled and submitted again.
 
     python -m benchmarks.flink [--json FILE] [--rows N] [--rate N] [--seconds N] [--faults N] [--record]
 """
@@ -83,7 +83,7 @@ def bulk_rate(cluster: FlinkCluster, folder: Path, parallelism: int, rows: int) 
 
 
 def middle_rate(times: list[float]) -> float:
-    """Rows a second, of one time a row. The start hides the loading, and the end what was in flight before it."""
+    """Rows a second. `times`: one for each row. The start and the end are left out: loading, and the last rows."""
     times = sorted(times)
     first, last = len(times) // 5, len(times) * 4 // 5
     begin = times[first]
@@ -142,7 +142,7 @@ def steady(cluster: FlinkCluster, broker: KafkaBroker, folder: Path, options: ar
 
 
 def live_mb(cluster: FlinkCluster) -> float:
-    """10^6 bytes of all objects in use in the task managers' JVMs, after a full collection."""
+    """Size of all live objects in the task managers' JVMs, after a full collection, in 10^6 bytes."""
     total = 0
     for name, process in cluster.processes.items():
         if name.startswith("taskmanager"):

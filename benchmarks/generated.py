@@ -1,4 +1,4 @@
-"""Texts, tokenizer and model made on the spot: no download, and the same for the same seed.
+"""Generates texts, a tokenizer and a model, without any download. The same seed gives the same result.
 
     python -m benchmarks.generated rows FILE ROWS             about 100 characters each, for the overhead
     python -m benchmarks.generated texts FILE ROWS            lognormal lengths, for models
@@ -34,7 +34,10 @@ _GROUP = 65_536
 
 @cache
 def _words() -> tuple[list[str], np.ndarray, list[str]]:
-    """All words, the tokens of each, and the vocabulary. A tenth of what is drawn is not in the vocabulary whole."""
+    """All words, the number of tokens of each, and the vocabulary.
+
+    A tenth of the words that are drawn are not in the vocabulary as a whole, and are split into pieces.
+    """
     rng = np.random.default_rng(SEED)
     pieces = [*_SPECIAL, *"abcdefghijklmnopqrstuvwxyz", *("##" + s for s in _SYLLABLES), *_SYLLABLES]
     taken = set(_SYLLABLES)
@@ -73,7 +76,7 @@ def fixed(rows: int, length: int) -> list[str]:
 
 
 def _of_lengths(wanted: np.ndarray, rng: np.random.Generator) -> list[str]:
-    """Texts of so many tokens without the special ones."""
+    """One text for each of `wanted`: its number of tokens, special ones not counted."""
     words, tokens, _ = _words()
     drawn = _draw(rng, int(wanted.sum()) + MOST_TOKENS)
     ends = np.cumsum(tokens[drawn])
@@ -90,7 +93,7 @@ def write_texts(path: Path, made: list[str]) -> None:
 
 
 def write_rows(path: Path, rows: int, characters: int = 100) -> None:
-    """A Parquet file with id and a text of about so many characters; made and written a row group at a time."""
+    """Write a Parquet file with ids and texts of about `characters` characters, one row group at a time."""
     words, _, _ = _words()
     rng = np.random.default_rng(SEED)
     pool = pa.array(words)
@@ -119,10 +122,10 @@ def sample(folder: Path, rows: int) -> list[str]:
 
 
 def write_model(folder: Path, layers: int = 6, width: int = 384) -> None:
-    """A BERT with 12 heads and 4 `width` in between, as MiniLM and BERT have; random but for its head; its tokenizer.
+    """Write a BERT with random weights, and its tokenizer. As in MiniLM: 12 heads, feed-forward layers of 4 x `width`.
 
-    The head is scaled so that the logits of a sample have mean 0 and deviation 1: labels are then spread over all
-    classes with margins as a trained model has them, and agreement of labels means something.
+    The head is scaled so that the logits of a sample have mean 0 and deviation 1. Labels are then spread over all
+    classes, with margins like a trained model's, so that the agreement of labels is a meaningful figure.
     """
     import torch
     from transformers import BertConfig, BertForSequenceClassification

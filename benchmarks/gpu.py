@@ -1,21 +1,21 @@
-"""How much of a GPU the engine uses: BERT-base (random weights, bf16, made here), against plain transformers.
+"""Measures how much of a GPU the engine uses, beside plain transformers, with a generated BERT-base in bf16.
 
-Two inputs: texts of lognormal lengths (median 30, mean 46 tokens, at most 512) and texts of 128 tokens. On each, one
-after the other, every contestant a process of its own, warmed up:
+There are two inputs: texts of lognormal lengths (median 30, mean 46 tokens, at most 512) and texts of 128 tokens. On
+each input, the contestants run one after the other, each as a process of its own, warmed up:
 
-- tagstream: the engine alone, fed with blocks, on all GPUs unless --device says otherwise; --compile: a second time
-  with `compile: true`, graphs made before the clock starts
-- end to end: `tagstream run` with the same backend, Parquet to Parquet, first row to last, not warmed up
+- tagstream: the engine alone, fed with blocks, on all GPUs unless --device says otherwise. With --compile it runs a
+  second time with `compile: true`, whose graphs are compiled before the clock starts
+- end to end: `tagstream run` with the same backend, Parquet to Parquet, from the first row to the last, not warmed up
 - transformers: texts sorted by length, batches of 256 padded to their longest, same model, bf16, on one device
-- tokeniser: the engine's tokenizer alone; if it does not do many more rows/s than the engine, it is what bounds
+- tokeniser: the engine's tokenizer alone. If it is not much faster than the engine, it limits the engine
 
-Tokens are real ones: padding is not counted. MFU is the FLOPs that real tokens need over what the devices could do:
+Only real tokens are counted, no padding. MFU is the FLOPs that the real tokens need, divided by the devices' peak:
 
     FLOPs of a text of n tokens = n * (2 * parameters + 4 * layers * hidden * n)
 
-Parameters are all but the embeddings; the pooler, which computes one token a text, is counted for each (0.7 % too much
-for BERT-base). The second term is the attention's two products. Peak: dense bf16 with fp32 sums, from NVIDIA's data
-sheets, by the name of the device, or --peak-tflops (of one device); without either there is no MFU.
+The parameters exclude the embeddings. The pooler computes only one token of each text but is counted for every token,
+which is 0.7 % too much for BERT-base. The second term is the attention's two products. The peak is for dense bf16 with
+fp32 sums: NVIDIA's data sheet for the device's name, or --peak-tflops (for one device). Without either there is no MFU.
 
     python -m benchmarks.gpu [--json FILE] [--rows N] [--device cuda:0] [--peak-tflops N] [--compile] [--record]
     python -m benchmarks.gpu --device cpu --layers 2 --rows 64       the same path, small
@@ -58,13 +58,13 @@ PEAKS = (
 
 
 def peak_tflops(name: str) -> float | None:
-    """Of one device, by its name as CUDA tells it, such as `NVIDIA A100-SXM4-80GB`."""
+    """The peak of one device. `name`: as CUDA gives it, such as `NVIDIA A100-SXM4-80GB`."""
     words = set(re.split(r"[ -]", name))
     return next((peak for wanted, peak in PEAKS if set(wanted.split()) <= words), None)
 
 
 def flops(parameters: int, layers: int, width: int, tokens: int, squares: int) -> float:
-    """That texts need; `squares`: the sum over the texts of the square of their tokens."""
+    """The FLOPs that texts need. `squares`: the sum, over the texts, of the squared number of tokens."""
     return 2 * parameters * tokens + 4 * layers * width * squares
 
 

@@ -1,9 +1,9 @@
-"""What the pipeline itself costs: rows/s and peak memory with a backend that answers at once and no tokeniser.
+"""Measures the cost of the pipeline itself: rows/s and peak memory without a tokenizer, with an instant backend.
 
-`tagstream run` as a child process, Parquet in and out, on generated rows of about 100 characters with an id.
-rows_per_s: end to end of the larger input, from reading the first block to the last commit, start of the process left
-out (it is printed beside). peak_mb_300k and peak_mb_3m: the largest resident set of a run over a tenth of the rows and
-over all of them; memory is bounded if they are alike. The runs alternate, small and large; medians are given.
+Runs `tagstream run` as a child process, from Parquet to Parquet, on generated rows of about 100 characters with an id.
+rows_per_s: for the larger input, from reading the first block to the last commit. The start of the process is not
+counted; it is printed too. peak_mb_300k and peak_mb_3m: the largest resident set of a run over a tenth of the rows and
+over all of them. If the two are alike, memory is bounded. Small and large runs alternate; the figures are medians.
 
     python -m benchmarks.overhead [--json FILE] [--rows N] [--rounds N] [--record]
 """

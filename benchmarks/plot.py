@@ -1,4 +1,4 @@
-"""Plots of what was measured, as SVG beside RESULTS.md, with matplotlib in an environment of its own.
+"""Plots measured figures as SVG beside RESULTS.md, with matplotlib in an environment of its own.
 
     python -m benchmarks.plot FIGURES.json FILE.svg       in that environment
 

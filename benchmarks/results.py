@@ -1,4 +1,4 @@
-"""Where figures go: a JSON file, and a section of RESULTS.md with machine, versions, date and command."""
+"""Writes figures to a JSON file and to a section of RESULTS.md, with machine, versions, date and command."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ def save(
     record: bool,
     section: str = "",
 ) -> None:
-    """Print `lines`, Markdown; write figures to `path`; with `record` make the lines a section of RESULTS.md.
+    """Print the Markdown `lines`, and write the figures to `path`. With `record`, put the lines into RESULTS.md.
 
-    section: its name, by default that of the benchmark.
+    `section`: the name of the section there; by default the benchmark's name.
     """
     print("\n".join(lines))
     figures = {
@@ -70,7 +70,7 @@ def save(
 
 
 def _arguments() -> list[str]:
-    """This command's, without where the figures go."""
+    """The arguments of this command, without those that say where the figures go."""
     kept, skip = [], False
     for argument in sys.argv[1:]:
         if skip or argument == "--record" or argument.startswith("--json"):

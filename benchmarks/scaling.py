@@ -1,8 +1,8 @@
-"""How many workers for how many rows a day, and what bounds it: a model, computed from measured and assumed figures.
+"""Computes how many workers a number of rows a day needs, and which stage limits them. A model, not a measurement.
 
-Nothing beyond two workers was measured. Work is map-only and shares nothing but the broker or the store: throughput is
-workers times the rate of one, less what restarts and the end of a bulk job waste; the slowest stage sets the rate of
-one. Every figure that goes in is a field below, with where it comes from.
+No more than two workers were measured. Workers share nothing but the broker or the store, so the throughput is the
+number of workers times the rate of one, minus the time lost in restarts and at the end of a bulk job. The slowest stage
+sets the rate of one worker. Every input figure is a field below, with its source.
 
     python -m benchmarks.scaling [--json FILE] [--set FIELD=NUMBER …] [--record]
 """
@@ -24,7 +24,7 @@ TARGETS = (10**6, 10**7, 10**8, 10**9, 10**10)
 
 @dataclass(frozen=True)
 class Figures:
-    """m: measured, by the benchmark where one is named (figures in RESULTS.md), else once by hand; a: assumed."""
+    """The input figures. m: measured, by the benchmark if one is named, otherwise once by hand. a: assumed."""
 
     tokens: float = 46.0
     """a: mean tokens of a text"""
@@ -68,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a target takes. `bound`: the stage that sets the rate of one worker."""
+    """What a target needs. `bound`: the stage that limits one worker."""
 
     rows_per_day: int
     source: str
@@ -83,7 +83,7 @@ class Plan:
 
 
 def stages(f: Figures, worker: str, source: str) -> dict[str, float]:
-    """Rows a second that each stage of one worker can do; they overlap."""
+    """Rows a second that each stage of one worker can do. The stages overlap."""
     if worker == "gpu":
         layers, width = 6, 384
         flops = 2 * f.model_parameters * f.tokens + 4 * layers * width * f.tokens**2
@@ -95,7 +95,7 @@ def stages(f: Figures, worker: str, source: str) -> dict[str, float]:
 
 
 def useful(f: Figures, workers: int, rows: float, source: str) -> float:
-    """Share of the workers' time that restarts, and the wait for the last splits of a day's job, leave."""
+    """Useful share of the workers' time. The rest is lost in restarts and in waiting for the last splits of a job."""
     lost = min(0.9, workers * f.failures_per_worker_day * f.recovery_s / DAY)
     splits = max(1.0, rows / f.split_rows)
     tail = 1.0 if source == "topic" else splits / (splits + min(workers, splits) / 2)

@@ -1,7 +1,8 @@
-"""How rows/s depend on cores, text length, model size, blocks in flight and block size; fp32 on the CPU.
+"""Measures how rows/s depend on cores, text length, model size, blocks in flight and block size, in fp32 on the CPU.
 
-Cores, text length and model size: the engine alone, so nothing else is in the way. In-flight blocks and block size:
-`tagstream run` from Parquet to Parquet. Everything else stays as it is by default. Linux, for `taskset`.
+Cores, text length and model size are measured with the engine alone, so that nothing else limits it. Blocks in flight
+and block size are measured with `tagstream run` from Parquet to Parquet. All other settings are defaults. Needs Linux,
+for `taskset`.
 
     python -m benchmarks.shapes [--json FILE] [--rows N] [--record]
 """

@@ -1,18 +1,18 @@
-"""Live tagging of a Kafka topic: latency at steady rates, saturation against the bulk rate of the same model, peers.
+"""Measures live tagging of a Kafka topic: latency at steady rates, speed with a backlog, and both for peers.
 
-Latency is from a message's timestamp to the moment when a read_committed consumer holds its label. Broker, load
-generator, consumer and job share the machine. Saturation is what the job does with a backlog, beside what
-`tagstream run` does with the same texts in a Parquet file: both in turn for some rounds, with a broker that has worked
-one backlog off before; speeds are medians over the rounds, the share is the median of the ratios within a round. The
-job uses what `tagstream optimize` certifies for this machine. The peers get the same broker, texts, model (fp32) and
-rates, and one backlog of 3,000:
+Latency is the time from a message's timestamp until a read_committed consumer has its label. Broker, load generator,
+consumer and job share the machine. Saturation compares the job's rows/s with a backlog to those of `tagstream run`
+with the same texts in a Parquet file. Both run in turn for some rounds, after the broker has served one backlog. Speeds
+are medians over the rounds; the share is the median of the ratios within a round. The job uses the backend that
+`tagstream optimize` certifies for this machine. The peers get the same broker, texts, model (fp32) and rates, and one
+backlog of 3,000 messages:
 
 - tagstream_confluent: the job itself, with `consumer: confluent-kafka` and `producer: confluent-kafka`
 - kafka_loop: a loop of kafka-python around `transformers.pipeline`; at least once
 - quix: Quix Streams around `transformers.pipeline`, its exactly-once switched on
 
-A peer that can't keep up with a rate has no latency there, only a queue: its figures are then null, and `behind` says
-how many messages it had not labelled half a minute after the last was sent.
+If a peer can't keep up with a rate, its queue grows and a latency would mean nothing. Its figures are then null, and
+`behind` is the number of messages that were not labelled half a minute after the last one was sent.
 
     python -m benchmarks.stream [--json FILE] [--model MODEL] [--rates N …] [--backlog N] [--rounds N] [--no-peers]
                                 [--soak MINUTES] [--record]
@@ -79,7 +79,7 @@ def contestants(options: argparse.Namespace, infer: str) -> list[Contestant]:
 def latency(
     broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], rate: float, seconds: float
 ) -> dict[str, Any]:
-    """p50 and p99 in ms over the messages after a warm-up, and what was lost or doubled among all."""
+    """p50 and p99 in ms over the messages after a warm-up; messages lost or duplicated over all messages."""
     warm, count = int(rate * WARM_SECONDS), int(rate * seconds)
     with Run(broker, folder, contestant, f"{rate:g}") as run:
         run.start()
@@ -106,7 +106,7 @@ def latency(
 def backlog_rate(
     broker: KafkaBroker, folder: Path, contestant: Contestant, texts: list[str], count: int, name: str
 ) -> dict[str, Any]:
-    """Messages a second through a backlog, from the first tenth of the output, which hides the start, to the last."""
+    """Messages a second through a backlog. Counted from the first tenth of the output, so without the start."""
     with Run(broker, folder, contestant, f"backlog-{name}") as run:
         send(run.servers, run.source, texts, None, count)
         run.start()
@@ -120,7 +120,7 @@ def backlog_rate(
 
 
 def bulk_rate(folder: Path, infer: str, texts: list[str], count: int) -> float:
-    """Rows a second of the bulk job with as many of the same texts."""
+    """Rows a second of a bulk job over `count` of the same texts."""
     pq.write_table(pa.table({"text": [f"{texts[i % len(texts)]} {i}" for i in range(count)]}), folder / "bulk.parquet")
     (folder / "bulk.yaml").write_text(BULK.format(folder=folder, infer=infer))
     return tagstream(folder / "bulk.yaml", folder / "bulk.json")[1]["rows_per_s"]
@@ -135,7 +135,7 @@ def saturation(
     count: int,
     rounds: int,
 ) -> dict[str, Any]:
-    """`backlog` by contestant, and for each of ours the share of the bulk rate."""
+    """`backlog` for each contestant. For tagstream's contestants also the share of the bulk job's rows/s."""
     ours = [contestant for contestant in racing if contestant.name.startswith("tagstream")]
     runs: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
     bulk = []

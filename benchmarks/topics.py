@@ -1,4 +1,4 @@
-"""What the stream benchmarks need of a broker: load, somebody who watches the output, contestants as processes."""
+"""Helpers for the stream benchmarks: a load generator, a thread that watches the output, contestants as processes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PARTITIONS = 2
 
 @dataclass
 class Contestant:
-    """A program that labels the topic NAME-in into NAME-out; `command` is what follows these three: servers, topics."""
+    """A program that labels topic NAME-in into NAME-out. `command`: called with servers, source and target appended."""
 
     name: str
     command: list[str]
     spec: str | None = None
-    """A job's YAML with {name}, {servers}, {source}, {target}; its path becomes the command's last word."""
+    """A job's YAML with {name}, {servers}, {source}, {target}. If given, the command gets its path appended instead."""
 
 
 class Run:
-    """One contestant on a pair of topics of its own, from `start` to `stop`. A context manager."""
+    """One contestant's run, from `start` to `stop`, on a new pair of topics. A context manager."""
 
     def __init__(self, broker: KafkaBroker, folder: Path, contestant: Contestant, occasion: str) -> None:
         name = f"{contestant.name}-{occasion}"
@@ -71,12 +71,15 @@ class Run:
 
     @property
     def resident_mb(self) -> float:
-        """MiB of memory that the process holds now; Linux."""
+        """Resident memory of the process at present, in MiB. Linux only."""
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * resource.getpagesize() / (1 << 20)
 
     def wait_for(self, count: int, deadline: float) -> bool:
-        """False if fewer are there after `deadline` seconds. Raises SystemExit if the contestant has ended."""
+        """Wait until `count` messages are in the output. False if there are fewer after `deadline` seconds.
+
+        Raises SystemExit if the contestant has ended.
+        """
         end = time.monotonic() + deadline
         while len(self.watcher.seen) < count:
             if self.process and self.process.poll() is not None:
@@ -88,9 +91,9 @@ class Run:
 
 
 class Watcher(threading.Thread):
-    """Reads a topic committed-only from the start and notes when each message became visible, and its timestamp.
+    """Reads a topic's committed messages from the start. Notes each message's timestamp and when it became visible.
 
-    By librdkafka, as `send`: what watches and loads should take little of the cores that it shares with the contestant.
+    Uses librdkafka, as `send` does, because it shares the cores with the contestant and must need little of them.
     """
 
     def __init__(self, servers: str, topic: str) -> None:
@@ -116,7 +119,7 @@ class Watcher(threading.Thread):
 
 
 def unaccounted(servers: str, source: str, target: str) -> tuple[int, int]:
-    """How many messages of `source` are nowhere in `target`, and how many are there more than once; any partition."""
+    """How many messages of `source` are missing in `target`, and how many are there twice, over all partitions."""
     want, have = (
         [record.value for records in read_all(servers, topic).values() for record in records]
         for topic in (source, target)
@@ -125,7 +128,7 @@ def unaccounted(servers: str, source: str, target: str) -> tuple[int, int]:
 
 
 def send(servers: str, topic: str, texts: list[str], rate: float | None, count: int, first: int = 0) -> None:
-    """`count` messages at `rate` a second, or as fast as it goes, to the partitions in turn, numbered from `first`."""
+    """Send `count` messages, numbered from `first`, to the partitions in turn, at `rate` a second (None: unlimited)."""
     producer = Producer({"bootstrap.servers": servers, "linger.ms": 2 if rate else 20, "acks": "all"})
     began = time.monotonic()
     for i in range(count):

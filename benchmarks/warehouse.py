@@ -1,9 +1,10 @@
-"""What a warehouse costs beside the model: enrichment of a PostgreSQL table, and its source and sink alone.
+"""Measures the cost of a PostgreSQL table as source and sink, beside the cost of the model.
 
-A real server is started for the measurement. Texts are those of examples/sms.parquet, repeated, each with a number of
-its own. outside_model_share: of the end-to-end time of a table enriched in place by the bundled spam model, the part by
-which it is longer than the same rows through the same model from memory to memory. The two runs alternate; the
-share is of their sums. source_and_sink_share: the time that source and sink take alone, against that of the model.
+Starts a real server. The texts are those of examples/sms.parquet, repeated, each with a number added.
+outside_model_share: a table is enriched in place by the bundled spam model, and the same rows go through the same model
+from memory to memory. The figure is the difference of the two times as a share of the table's time. The two runs
+alternate, and their times are summed. source_and_sink_share: the time of source and sink alone, divided by that of the
+model.
 source_rows_per_s and sink_rows_per_s: the table read as blocks, and labels committed, without Beam and model; beside
 them the same columns by one statement of the plain ADBC driver, and by psycopg's binary COPY of rows. duckdb_…: this
 for a DuckDB file, beside DuckDB's own export to Arrow and import from it.
@@ -135,7 +136,7 @@ def alone(watch: Stopwatch, prefix: str, reach: dict[str, Any]) -> list[Block]:
 
 
 def on_postgres(watch: Stopwatch, uri: str, rows: pa.Table) -> None:
-    """Source and sink, the driver's own statements, psycopg's own copies."""
+    """Time our source and sink, the driver's own statements, and psycopg's own copies."""
     fill(uri, "many", rows)
     blocks = alone(watch, "", {"type": "sql", "uri": uri})
     session = connect(uri)
@@ -148,7 +149,7 @@ def on_postgres(watch: Stopwatch, uri: str, rows: pa.Table) -> None:
 
 
 def on_duckdb(watch: Stopwatch, path: str, rows: pa.Table) -> None:
-    """Source and sink on one file, DuckDB's own copies on another."""
+    """Time our source and sink on one file, and DuckDB's own copies on another."""
     import duckdb
 
     with duckdb.connect(path) as connection:
@@ -165,7 +166,7 @@ def on_duckdb(watch: Stopwatch, path: str, rows: pa.Table) -> None:
 
 
 def labelled(block: Block) -> Block:
-    """The block with the columns of a classifier in place of its text."""
+    """The block with label columns in place of its text, as if a model had run."""
     n = block.batch.num_rows
     columns = {
         "id": block.batch["id"],

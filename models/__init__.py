@@ -1,6 +1,6 @@
-"""The bundled models: standard Hugging Face folders, one a model, that come with the package.
+"""The bundled models: one standard Hugging Face folder for each, installed with the package.
 
-Owns where they are. Knows nothing of engines or jobs.
+Knows where the folders are, and nothing of engines or jobs.
 """
 
 from __future__ import annotations
@@ -12,5 +12,5 @@ PREFIX = "tagstream/"
 
 
 def bundled() -> dict[str, Path]:
-    """Names (`tagstream/<folder>`) of the bundled models and their folders."""
+    """The folder of each bundled model, by name (`tagstream/<folder>`)."""
     return {f"{PREFIX}{path.parent.name}": path.parent for path in sorted(ROOT.glob("*/config.json"))}

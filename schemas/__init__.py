@@ -1,1 +1,1 @@
-"""What things are: specification, split, span and block, output columns, errors. Imports nothing of ours."""
+"""What things are: specification, split, span and block, dead letters, fingerprint, errors. Imports nothing of ours."""

@@ -1,7 +1,7 @@
 """Split, span and block: the only things that move through the pipeline.
 
-A block's record batch has, before classification, the input's id and kept columns plus `TEXT` and `POSITION`;
-after it, the label columns in place of `TEXT`. Rows that can't get a label leave the batch and join `dead`.
+Before inference a block's record batch has the input's id and kept columns, `TEXT` and `POSITION`. After inference the
+label columns have replaced `TEXT`. A row that can't get a label leaves the batch and joins `dead`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ ORIGIN_POSITION = "__origin_position"
 """Column of a replayed block: int64, the row's position in that split."""
 
 AGAIN = "again"
-"""In the payload of a split whose rows were labelled and are to be labelled again: see `io.contracts.Again`."""
+"""Key in the payload of a split whose rows are to be labelled again: see `io.contracts.Again`."""
 
 END = 10**12
-"""Stop of a split that is read and committed whole, whatever number of rows it has by then."""
+"""Stop of a split that is read and committed whole: the number of its rows may change until it is read."""
 
 
 @dataclass(frozen=True)
 class Split:
     """An independent, ordered run of input rows: positions `start` (included) to `stop` (not), None if unbounded.
 
-    `id` is stable: same input, same id. `payload` is what the source needs to find the rows again, as JSON values.
-    `planned`: rows expected in a split that is read and committed whole, because positions inside it aren't stable.
+    `id` is stable: the same input has the same id. `payload` holds what the source needs to find the rows again, as
+    JSON values. `planned` is set where positions inside the split aren't stable, so that the split is read and
+    committed as a whole: the number of rows that the plan counted.
     """
 
     id: str
@@ -47,7 +48,7 @@ class Split:
 
     @property
     def whole(self) -> bool:
-        """It is committed as a whole, or not at all."""
+        """The split is committed as a whole, or not at all."""
         return self.planned is not None
 
     @property
@@ -63,7 +64,7 @@ class Split:
 
 
 def split_id(stem: str, **identity: Any) -> str:
-    """A readable stem and a short hash of what identifies the input. Fit for file names and Kafka ids."""
+    """A readable stem and a short hash of `identity`, which tells inputs apart. Fit for file names and Kafka ids."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
     readable = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower()[:40] or "split"
     return f"{readable}-{digest}"
@@ -86,8 +87,8 @@ class Span:
 class Block:
     """One record batch, the dead letters that left it, and the span that both cover.
 
-    Every input row of the span is in exactly one of `batch` and `dead`; Kafka spans have more positions than rows.
-    `dead` has the schema `dead_schema` gives for the job.
+    Every input row of the span is in exactly one of `batch` and `dead`. A span of Kafka may have more positions than
+    rows. `dead` has the schema that `dead_schema` gives for the job.
     """
 
     span: Span
@@ -96,12 +97,12 @@ class Block:
 
     @property
     def num_rows(self) -> int:
-        """Input rows: labelled, or still to be, and dead."""
+        """Input rows: those of the batch and the dead letters."""
         return int(self.batch.num_rows + self.dead.num_rows)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the rows themselves, not of the buffers that slices share."""
+        """Bytes of the rows alone. Slices share buffers; the rest of a buffer does not count."""
         return int(self.batch.nbytes + self.dead.nbytes)
 
     def after(self, position: int) -> Block:
@@ -125,7 +126,7 @@ def take_rows(batch: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
 def _take(column: pa.Array, rows: Any) -> pa.Array:
     try:
         return column.take(pa.array(rows))
-    except pa.ArrowNotImplementedError:  # Arrow takes no views and no runs: they are put together from slices
+    except pa.ArrowNotImplementedError:  # `take` knows no views and no runs: join slices
         runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
         slices = [column.slice(int(run[0]), len(run)) for run in runs if len(run)]
         return pa.concat_arrays(slices) if slices else column.slice(0, 0)

@@ -1,4 +1,4 @@
-"""The columns of what comes out: labels and dead letters. Pure Arrow; knows no engine and no sink."""
+"""The columns of dead letters, and how rows become dead letters. Pure Arrow; knows no engine and no sink."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, TEX
 from tagstream.schemas.errors import REASONS, DeadCode
 
 DEAD_ROW = "row"
-"""Struct column of a dead letter that keeps the id and the kept columns of the input; not there if there are none."""
+"""Struct column of a dead letter: id and kept columns of the row. Left out if the input has neither."""
 
 
 def dead_schema(kept: pa.Schema) -> pa.Schema:
-    """Schema of dead letters for an input whose id and kept columns are `kept`; without such, there is no `row`.
+    """Schema of dead letters for an input whose id and kept columns are `kept`. If `kept` is empty, there is no `row`.
 
-    Split and position say where the row was when it died; the origin columns differ from them after a replay only.
+    Split and position say where the row was when it became a dead letter. After a replay, the origin columns say where
+    it was at first; before one, they are the same.
     """
     return pa.schema(
         [
@@ -34,7 +35,7 @@ def dead_schema(kept: pa.Schema) -> pa.Schema:
 
 
 def kept_schema(block: pa.Schema) -> pa.Schema:
-    """Id and kept columns of a source's block: all but ours, whose names begin with two underscores."""
+    """Id and kept columns of a source's block. Our own columns, which begin with two underscores, are left out."""
     return pa.schema([field for field in block if not field.name.startswith("__")])
 
 
@@ -79,7 +80,7 @@ def dead_letters(
 
 
 def buried(block: Block, rows: Any, code: DeadCode, message: str = "") -> pa.RecordBatch:
-    """Dead letters for the given rows of a labelled block. Without payload: their texts are gone."""
+    """Dead letters for the given rows of a labelled block. They have no payload: the texts are gone by then."""
     batch, schema = block.batch, block.dead.schema
     kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
     ours = [name for name in batch.schema.names if name.startswith("__")]

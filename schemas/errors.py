@@ -1,7 +1,7 @@
 """The one exception tree, and the reasons for which a row becomes a dead letter.
 
-Every error a user can cause is a `TagstreamError`; its message says what to do next, and `exit_code` is what the
-command line returns. Everything else is a defect of ours and keeps its traceback.
+Every error that a user can cause is a `TagstreamError`. Its message says what to do next; `exit_code` is what the
+command line returns. Any other exception is a defect of ours and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ class TagstreamError(Exception):
 
     exit_code = 1
     transient = False
-    """The other side can't be reached just now: a job without an end tries again."""
+    """The other system can't be reached at the moment: a job without an end tries again."""
 
 
 class SpecError(TagstreamError):
@@ -56,7 +56,7 @@ class RunnerError(TagstreamError):
 
 
 class ChainMovedError(Exception):
-    """Another writer has appended to the chain first. Internal: the loser drops its work. `position`: its end."""
+    """Another writer appended to the chain first. Internal: the loser drops its work. `position`: the chain's end."""
 
     def __init__(self, position: int) -> None:
         super().__init__(f"the chain ends at {position} now")

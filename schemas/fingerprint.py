@@ -1,4 +1,4 @@
-"""What an output was made by: the hash that every commit carries, and the parts behind it."""
+"""The fingerprint of a job: what decides its output, and the hash of that, which every commit carries."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SHOWN = 6
 class Fingerprint:
     """Everything that decides what a labelled row looks like, as plain JSON values.
 
-    `schema`: the columns themselves, for a sink that makes them before the first row; None if read from an output.
+    `schema`: the columns, for a sink that makes them before the first row; None in a fingerprint read from an output.
     """
 
     parts: dict[str, Any]
@@ -46,7 +46,7 @@ class Fingerprint:
 
 
 def not_ours(where: str, held: Fingerprint | None, mine: Fingerprint, whose: str = "another job") -> str:
-    """What to tell when the output at `where` was made by something else: by `held`, if that is known."""
+    """The message for an output at `where` that another job made; `held` is that job's fingerprint, if it is known."""
     lines = held.differences(mine, "in the output", "in this job")[:_SHOWN] if held else []
     return (
         f"{where} holds the output of {whose}: its fingerprint is {held.hash if held else 'unknown'}, this job's is "

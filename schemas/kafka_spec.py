@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tagstream.schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.errors import SpecError
+from tagstream.schemas.spec_base import EVERYTHING, DeadLettersPart, Names, Parts, Says, SinkPart, SourcePart, Spec
 
 META: tuple[str, ...] = ("topic", "partition", "offset", "timestamp", "key", "headers")
 """Names that every message has, besides the fields of its payload."""
-Topics = Annotated[
-    tuple[str, ...],
-    BeforeValidator(
-        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
-    ),
+Moment = Annotated[
+    str | int,
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, dt.date) else value),  # YAML's own dates
+    Says("a word, a time (ISO 8601), or milliseconds since 1970", "2026-01-31T06:00:00Z"),
 ]
 Library = Literal["kafka-python", "confluent-kafka"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
@@ -41,24 +41,24 @@ class Registry(Spec):
     )
 
 
-class KafkaSource(TextColumns):
+class KafkaSource(SourcePart):
     """Topics, read live by a consumer group, or, with `until`, up to a point and no further."""
 
     type: Literal["kafka"] = "kafka"
-    servers: str = Field(description="host:port, several separated by commas.")
-    topics: Topics = Field(min_length=1, description="One topic or a list.")
+    servers: str = Field(description="host:port, several separated by commas.", examples=["localhost:9092"])
+    topics: Names = Field(min_length=1, description="One topic or a list.", examples=[["messages"]])
     group: str | None = Field(default=None, min_length=1, description="Consumer group; default: the job's name.")
     instance_id: str | None = Field(
         default=None,
         description="Static membership, a name for each process: a restart within client.session_timeout_ms (6,000; "
         "give it the time that the model takes to load) moves no partition.",
     )
-    start: str | int = Field(
+    start: Moment = Field(
         default="earliest",
         description="Where a partition begins that the job has not read yet: earliest, latest, committed (an error "
         "if nothing is), or a time (ISO 8601, or ms since the epoch).",
     )
-    until: str | int | None = Field(
+    until: Moment | None = Field(
         default=None, description="Bounded replay: latest, or a time; the job ends there. Default: never."
     )
     payload: Literal["text", "json", "avro"] = Field(
@@ -81,6 +81,16 @@ class KafkaSource(TextColumns):
         description="The client that reads live. confluent-kafka (extra `confluent`) takes less of the CPU.",
     )
     client: Client = Field(default_factory=dict)
+
+    @field_validator("keep")
+    @classmethod
+    def _named(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if EVERYTHING in names:
+            raise ValueError(
+                "'*' needs columns that are known before the first row, and messages have none: list what to keep, "
+                "for example keep: [topic, offset]"
+            )
+        return names
 
     @field_validator("start", "until")
     @classmethod
@@ -107,13 +117,24 @@ class KafkaSource(TextColumns):
         """The source has no end."""
         return self.until is None
 
+    def both_ways(self, group: str) -> tuple[Self, Self]:
+        """Up to the newest message (or `until`), and live."""
+        if self.start == "committed":
+            raise SpecError(
+                "verify has a group of its own, which has committed nothing: give --set source.start=earliest"
+            )
+        bulk, live = (
+            self.model_copy(update={"until": until, "group": group}) for until in (self.until or "latest", None)
+        )
+        return bulk, live
 
-class KafkaSink(Spec):
+
+class KafkaSink(SinkPart):
     """A topic. Labels, dead letters and the input position are committed in one transaction."""
 
     type: Literal["kafka"] = "kafka"
     servers: str | None = Field(default=None, description="Default: those of a Kafka source.")
-    topic: str = Field(description="Output topic; must exist.")
+    topic: str = Field(description="Output topic; must exist.", examples=["labels"])
     mode: Literal["json", "avro", "headers"] = Field(
         default="json",
         description="json, avro: the value is an object (record) of id, kept and label columns; headers: value, key "
@@ -138,6 +159,9 @@ class KafkaSink(Spec):
     )
     client: Client = Field(default_factory=dict)
 
+    wants_messages: ClassVar[bool] = True
+    commits_offsets: ClassVar[bool] = True
+
     @model_validator(mode="after")
     def _avro(self) -> Self:
         if self.mode != "avro" and (self.avro_schema is not None or self.registry is not None):
@@ -149,9 +173,22 @@ class KafkaSink(Spec):
         """Every block is a transaction."""
         return 0.0
 
+    def check_beside(self, job: Parts) -> None:
+        """Servers and messages may be those of a Kafka source only."""
+        if kafka_source(job) is None:
+            if self.servers is None:
+                raise ValueError("sink.servers is missing; for example localhost:9092")
+            if self.mode == "headers":
+                raise ValueError("sink.mode: headers needs a Kafka source: there is no original message to keep")
 
-class KafkaDeadLetters(Spec):
+
+class KafkaDeadLetters(DeadLettersPart):
     """Where the dead letters of a Kafka sink go: a topic of the same cluster, in the same transaction."""
 
     type: Literal["kafka"] = "kafka"
-    topic: str = Field(description="Topic of the dead letters; must exist.")
+    topic: str = Field(description="Topic of the dead letters; must exist.", examples=["labels-dead"])
+
+
+def kafka_source(job: Parts) -> KafkaSource | None:
+    """The job's source, if it is Kafka: then the sink can take over its servers, its messages and its group."""
+    return job.source if isinstance(job.source, KafkaSource) else None

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from tagstream.schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import DeadLettersPart, Says, SinkPart, SourcePart
 
 Settings = Annotated[
     dict[str, SecretStr],
@@ -23,9 +23,14 @@ Catalog = Annotated[
         "{type: sql, uri: sqlite:///catalog.db, warehouse: file:///…}; `name` of the "
         "catalog, default: default. Never shown."
     ),
+    Says("a mapping of fields", {"type": "rest", "uri": "https://catalog.example"}),
 ]
 Storage = Annotated[Settings, Field(description="Options of the object store, as deltalake takes them. Never shown.")]
-Table = Annotated[str, Field(pattern=r"^[^.]+(\.[^.]+)+$", description="namespace.table")]
+Table = Annotated[
+    str,
+    Field(pattern=r"^[^.]+(\.[^.]+)+$", description="namespace.table"),
+    Says("namespace and table with a dot between them", "sales.messages"),
+]
 OnlyNew = Annotated[
     bool, Field(description="A later run also labels the rows that were appended since: the difference of versions.")
 ]
@@ -52,7 +57,7 @@ def _as_text(value: object) -> object:
     return str(value) if isinstance(value, int | float) else value
 
 
-class IcebergSource(TextColumns):
+class IcebergSource(SourcePart):
     """An Iceberg table: the snapshot that is current when the job begins."""
 
     type: Literal["iceberg"] = "iceberg"
@@ -62,7 +67,7 @@ class IcebergSource(TextColumns):
     only_new: OnlyNew = False
 
 
-class IcebergSink(Spec):
+class IcebergSink(SinkPart):
     """An Iceberg table to which labels are appended; made, with its namespace, if it is not there."""
 
     type: Literal["iceberg"] = "iceberg"
@@ -72,35 +77,37 @@ class IcebergSink(Spec):
     commit_every: CommitEvery = 60.0
 
 
-class IcebergDeadLetters(Spec):
+class IcebergDeadLetters(DeadLettersPart):
     """The dead letters' table, in the catalog of the sink."""
 
     type: Literal["iceberg"] = "iceberg"
     table: Table
 
 
-class DeltaSource(TextColumns):
+class DeltaSource(SourcePart):
     """A Delta Lake table: the version that is current when the job begins."""
 
     type: Literal["delta"] = "delta"
-    path: str = Field(description="Folder of the table, or its URL: s3://…, abfss://…, gs://….")
+    path: str = Field(
+        description="Folder of the table, or its URL: s3://…, abfss://…, gs://….", examples=["lake/messages"]
+    )
     storage: Storage = Field(default_factory=dict)
     split_rows: SplitRows = 65_536
     only_new: OnlyNew = False
 
 
-class DeltaSink(Spec):
+class DeltaSink(SinkPart):
     """A Delta Lake table to which labels are appended; made if it is not there."""
 
     type: Literal["delta"] = "delta"
-    path: str = Field(description="Folder of the table, or its URL.")
+    path: str = Field(description="Folder of the table, or its URL.", examples=["lake/labels"])
     storage: Storage = Field(default_factory=dict)
     adopt: Adopt = False
     commit_every: CommitEvery = 60.0
 
 
-class DeltaDeadLetters(Spec):
+class DeltaDeadLetters(DeadLettersPart):
     """The dead letters' table, in the store of the sink."""
 
     type: Literal["delta"] = "delta"
-    path: str = Field(description="Folder of the table, or its URL.")
+    path: str = Field(description="Folder of the table, or its URL.", examples=["lake/labels"])

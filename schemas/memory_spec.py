@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 from pydantic import Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from tagstream.schemas.errors import SpecError
-from tagstream.schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import DeadLettersPart, SinkPart, SourcePart
 
 _OBJECTS: WeakValueDictionary[str, InMemory] = WeakValueDictionary()
 _NUMBERS = itertools.count()
@@ -53,7 +53,7 @@ Rows = Annotated[
 ]
 
 
-class MemorySource(TextColumns):
+class MemorySource(SourcePart):
     """Rows in this process's memory, for Python only."""
 
     type: Literal["memory"] = "memory"
@@ -61,9 +61,13 @@ class MemorySource(TextColumns):
     split_rows: int = Field(default=65_536, ge=1, description="Most rows in one split.")
 
 
-class MemorySink(Spec):
+class MemorySink(SinkPart):
     """Labels in this process's memory, for Python only."""
 
     type: Literal["memory"] = "memory"
     rows: Rows = Field(description="From Python only: the tagstream.Memory that takes the labels.")
     commit_every: float = Field(default=60.0, gt=0, description="Seconds after which rows of a split are committed.")
+
+    def takes(self, dead_letters: DeadLettersPart) -> bool:
+        """Dead letters stay in memory too, wherever they were to go."""
+        return True

@@ -8,12 +8,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from tagstream.schemas.spec_base import Spec
+from tagstream.schemas.one_of import OneOf
+from tagstream.schemas.spec_base import Says, Spec
 
-Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="host:port")]
+Address = Annotated[str, Field(pattern=r"^[^\s:/]+:\d+$", description="host:port"), Says("host:port", "localhost:8099")]
 
 
-class LocalRunner(Spec):
+class RunnerPart(Spec):
+    """Base of every runner's part. Derived classes set `type`."""
+
+    type: str = ""
+
+
+class LocalRunner(RunnerPart):
     """The process that the command starts."""
 
     type: Literal["local"] = "local"
@@ -45,12 +52,12 @@ class WorkerEnvironment(Spec):
         return self
 
 
-class FlinkRunner(Spec):
+class FlinkRunner(RunnerPart):
     """A Flink cluster, through Beam's job server."""
 
     type: Literal["flink"] = "flink"
     job_server: Address = Field(default="localhost:8099", description="Beam's Flink job server.")
-    rest: str = Field(
+    rest: Annotated[str, Says("an address that begins with http:// or https://", "http://localhost:8081")] = Field(
         default="http://localhost:8081", pattern=r"^https?://", description="Flink's REST address and dashboard."
     )
     parallelism: int = Field(default=1, ge=1, description="Task slots to use.")
@@ -60,11 +67,13 @@ class FlinkRunner(Spec):
     )
 
 
-class OptionsRunner(Spec):
+class OptionsRunner(RunnerPart):
     """A runner of Apache Beam that is told by Beam's own options alone."""
 
     options: tuple[str, ...] = Field(
-        min_length=1, description="As on Beam's command line: --runner=…, but for dataflow, --region=…"
+        min_length=1,
+        description="As on Beam's command line: --runner=…, but for dataflow, --region=…",
+        examples=[["--runner=FlinkRunner"]],
     )
     seats: int = Field(default=4, ge=1, description="Live sources: a few times the number of parallel workers.")
 
@@ -91,4 +100,6 @@ class DataflowRunner(OptionsRunner):
         return ("--runner=DataflowRunner", *self.options)
 
 
-Runner = Annotated[LocalRunner | FlinkRunner | BeamRunner | DataflowRunner, Field(discriminator="type")]
+Runner = Annotated[
+    LocalRunner | FlinkRunner | BeamRunner | DataflowRunner, OneOf(LocalRunner, FlinkRunner, BeamRunner, DataflowRunner)
+]

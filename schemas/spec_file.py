@@ -1,26 +1,23 @@
 """Reading a specification: YAML with line numbers, `${ENV}` references, `--set` overrides, errors that say what to do.
 
-Values that came from the environment are never echoed: messages name the field and what it accepts.
+Messages never repeat a value that came from the environment; they name the field and what it accepts.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.spec_messages import Location, explain
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
-Location = tuple[str | int, ...]
-_RENAMED = {"classify": "infer"}
-"""Fields of earlier versions, and what they are called now."""
 
 
 def load_spec(path: str | None, overrides: dict[str, Any] | None = None) -> JobSpec:
@@ -37,13 +34,15 @@ def load_spec(path: str | None, overrides: dict[str, Any] | None = None) -> JobS
         data["runner"] = runner if runner.get("type") == overrides["runner.type"] else {}  # the fields are another's
     for field, value in overrides.items():
         _set(data, field, value)
-    data = _expand(data, (), path, lines)
+    filled: set[Location] = set()
+    data = _expand(data, (), path, lines, filled)
     if path is not None and isinstance(data, dict):
         data.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", Path(path).stem).strip("-._") or "job")
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
-        raise SpecError(_explain(error, path, lines)) from None
+        told = explain(error, JobSpec, data, filled)
+        raise SpecError("\n".join(f"{_where(t.at, path, lines, t.stands)}: {t.message}" for t in told)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -75,7 +74,9 @@ def _read_yaml(path: str) -> tuple[Any, dict[Location, int]]:
         return (loader.construct_document(node) if node else {}), lines
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 0
-        raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+        star = "alias" in (error.context or "")
+        hint = " (a value that begins with * needs quotes, for example keep: '*')" if star else ""
+        raise SpecError(f"{path}:{line}: not valid YAML: {error.problem}{hint}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {error}") from None
     except ValueError as error:
@@ -123,11 +124,12 @@ def _index(data: list[Any], part: str, field: str) -> int:
     return int(part)
 
 
-def _expand(value: Any, at: Location, path: str | None, lines: dict[Location, int]) -> Any:
+def _expand(value: Any, at: Location, path: str | None, lines: dict[Location, int], filled: set[Location]) -> Any:
+    """`value` with environment variables filled in; their locations join `filled`."""
     if isinstance(value, dict):
-        return {key: _expand(item, (*at, key), path, lines) for key, item in value.items()}
+        return {key: _expand(item, (*at, key), path, lines, filled) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, (*at, number), path, lines) for number, item in enumerate(value)]
+        return [_expand(item, (*at, number), path, lines, filled) for number, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -140,87 +142,20 @@ def _expand(value: Any, at: Location, path: str | None, lines: dict[Location, in
             )
         return found
 
-    return _ENV.sub(lookup, value)
+    expanded = _ENV.sub(lookup, value)
+    if expanded != value:
+        filled.add(at)
+    return expanded
 
 
-def _explain(error: ValidationError, path: str | None, lines: dict[Location, int]) -> str:
-    messages = []
-    items = error.errors(include_url=False, include_input=False)
-    for item in items:
-        location: Location = item["loc"]
-        kind = item["type"]
-        if kind == "too_short" and any(other["loc"][:-1][: len(location)] == location for other in items):
-            continue  # the items are there, and wrong: said by the other messages
-        message = item["msg"].removeprefix("Value error, ")
-        if kind == "extra_forbidden":
-            accepted = _fields_beside(location)
-            renamed = _RENAMED.get(str(location[-1]))
-            close = [renamed] if renamed in accepted else difflib.get_close_matches(str(location[-1]), accepted, 1)
-            message = f"unknown field; {f'did you mean {close[0]!r}? ' if close else ''}accepted: {', '.join(accepted)}"
-        elif kind == "missing":
-            message = "is missing"
-        elif kind in {"union_tag_invalid", "union_tag_not_found"}:
-            context = item.get("ctx", {})
-            message = f"type must be one of {context.get('expected_tags', _tags(location))}"
-        messages.append(f"{_where(location, path, lines)}: {message}")
-    return "\n".join(messages)
-
-
-def _where(location: Location, path: str | None, lines: dict[Location, int]) -> str:
+def _where(at: Location, path: str | None, lines: dict[Location, int], stands: Location | None = None) -> str:
+    """File, line and field; the line is that of `stands`, or of what surrounds it, and by default that of the field."""
     known: Location = ()
-    for part in location:
-        known = (*known, part) if (*known, part) in lines else known
-    field = _dotted(tuple(p for i, p in enumerate(location) if not _is_tag(location, i)))
+    for part in at if stands is None else stands:
+        known = next((at for at in ((*known, part), (*known, str(part))) if at in lines), known)
     file = "specification" if path is None else f"{path}:{lines.get(known, 1)}"
-    return f"{file}: {field}" if field else file
-
-
-def _is_tag(location: Location, index: int) -> bool:
-    """Pydantic puts the tag of a discriminated union into the location: source.parquet.path."""
-    return index > 0 and (location[index - 1] in {"source", "sink", "backend"}) and location[index] != "type"
+    return f"{file}: {_dotted(at)}" if at else file
 
 
 def _dotted(location: Location) -> str:
     return ".".join(str(part) for part in location)
-
-
-def _holder(location: Location) -> type[BaseModel] | None:
-    """The model to which the field at `location` belongs, or would belong."""
-    model: Any = JobSpec
-    for index, part in enumerate(location[:-1]):
-        if isinstance(part, int) or not isinstance(model, type) or not issubclass(model, BaseModel):
-            continue
-        if not _is_tag(location, index):
-            by_alias = {info.alias or name: info for name, info in model.model_fields.items()}
-            annotation = by_alias[str(part)].annotation if str(part) in by_alias else None
-            model = _model_in(annotation, location[index + 1] if index + 2 < len(location) else None)
-    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
-
-
-def _fields_beside(location: Location) -> list[str]:
-    model = _holder(location)
-    return [info.alias or name for name, info in model.model_fields.items()] if model else []
-
-
-def _model_in(annotation: Any, tag: str | int | None) -> Any:
-    """The model that an annotation holds; in a union the one whose `type` is `tag`."""
-    models = []
-    pending = [annotation]
-    while pending:
-        current = pending.pop()
-        if isinstance(current, type) and issubclass(current, BaseModel):
-            models.append(current)
-        else:
-            pending.extend(getattr(current, "__args__", ()))
-    for model in models:
-        if "type" in model.model_fields and model.model_fields["type"].default == tag:
-            return model
-    return models[0] if models else None
-
-
-def _tags(location: Location) -> str:
-    """What the `type` of the part at `location` may be."""
-    model = _holder(location)
-    field = model.model_fields.get(str(location[-1])) if model else None
-    models = getattr(field.annotation, "__args__", ()) if field else ()
-    return ", ".join(repr(m.model_fields["type"].default) for m in models if hasattr(m, "model_fields"))

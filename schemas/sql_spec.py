@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-from tagstream.schemas.spec_base import Spec, TextColumns
+from tagstream.schemas.spec_base import DeadLettersPart, Names, Says, SinkPart, SourcePart
 
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(
-        lambda value: (value,) if isinstance(value, str) else value, json_schema_input_type=str | tuple[str, ...]
-    ),
-]
 Uri = Annotated[
     SecretStr,
     Field(
         description="postgresql://user:${PASSWORD}@host/database, sqlite:///file.db; of a source, with their ADBC "
         "driver installed, also snowflake://, grpc://, grpc+tls:// (Flight SQL). Never shown with its password."
     ),
+    Says("text", "postgresql://user:${PASSWORD}@host/database"),
 ]
 Mode = Annotated[
     Literal["append", "update", "upsert"],
@@ -43,12 +39,12 @@ def _user(userinfo: str) -> str:
     return f"{user}{':***' if colon else ''}@" if userinfo else ""
 
 
-class _TableSource(TextColumns):
+class _TableSource(SourcePart):
     """What sources with a key have in common."""
 
     table: str | None = Field(default=None, description='Table, "schema.table"; parts in double quotes if need be.')
     query: str | None = Field(default=None, description="SELECT statement in place of a table; must have the columns.")
-    id: str | Names = Field(description="Key: the column, or the columns, that are unique.")  # type: ignore[assignment]
+    id: str | Names = Field(description="Key: the column or columns that are unique.", examples=["id"])  # type: ignore[assignment]
     split_rows: int = Field(
         default=8192, ge=1, description="Rows in one split: the unit that is committed, and done again after a kill."
     )
@@ -61,10 +57,6 @@ class _TableSource(TextColumns):
         """The key columns."""
         return (self.id,) if isinstance(self.id, str) else self.id
 
-    @property
-    def kept(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*self.key, *self.keep]))
-
     @model_validator(mode="after")
     def _one_relation(self) -> Self:
         if (self.table is None) == (self.query is None):
@@ -74,10 +66,12 @@ class _TableSource(TextColumns):
         return self
 
 
-class _TableSink(Spec):
+class _TableSink(SinkPart):
     """What sinks that write into a table have in common."""
 
-    table: str = Field(description="Table of the labels; made if it is not there (mode update: must be there).")
+    table: str = Field(
+        description="Table of the labels; made if it is not there (mode update: must be there).", examples=["labels"]
+    )
     mode: Mode = "append"
     key: Names = Field(default=(), description="Key columns for update and upsert; default: source.id.")
     adopt: bool = Field(
@@ -112,8 +106,8 @@ class SqlSink(_TableSink):
         return _checked(uri)
 
     @property
-    def path(self) -> str:
-        """What reports call the output."""
+    def where(self) -> str:
+        """Where the labels go, for people."""
         return f"{masked(self.uri.get_secret_value())}, table {self.table}"
 
 
@@ -128,21 +122,25 @@ class DuckDBSink(_TableSink):
     """A table of a DuckDB file, with the ledger beside it. One process at a time may open the file."""
 
     type: Literal["duckdb"] = "duckdb"
-    path: str = Field(description="DuckDB file; made if it is not there.")
+    path: str = Field(description="DuckDB file; made if it is not there.", examples=["labels.duckdb"])
+
+    def writes(self, path: str) -> bool:
+        """Whether the output is in this local file."""
+        return Path(path).resolve() == Path(self.path).resolve()
 
 
-class DuckDBDeadLetters(Spec):
+class DuckDBDeadLetters(DeadLettersPart):
     """The dead letters' table, in the file of the sink and in the same transaction as the labels."""
 
     type: Literal["duckdb"] = "duckdb"
-    table: str
+    table: str = Field(description="Table of the dead letters.", examples=["labels_dead"])
 
 
-class SqlDeadLetters(Spec):
+class SqlDeadLetters(DeadLettersPart):
     """The dead letters' table, in the database of the sink and in the same transaction as the labels."""
 
     type: Literal["sql"] = "sql"
-    table: str
+    table: str = Field(description="Table of the dead letters.", examples=["labels_dead"])
 
 
 def _checked(uri: SecretStr) -> SecretStr:

@@ -13,7 +13,7 @@ from tests.models import make_model
 
 
 def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, Path]:
-    """A model, and the folder of a certificate for an int8 version of it (`real`: one that runs)."""
+    """Make a model and a certificate for its int8 version. `real`: the int8 version can run. Returns both folders."""
     model = make_model(tmp_path / "model")
     files = find_model(str(model))
     folder = tmp_path / "certificate"

@@ -23,7 +23,7 @@ settings.load_profile("suite")  # how long an example takes says more of the mac
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores: tests of brokers and clusters wait more than they compute."""
+    """One worker more than there are cores, because tests of brokers and clusters wait more than they compute."""
     return usable_cores() + 1
 
 
@@ -33,20 +33,20 @@ def pytest_addoption(parser):
 
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
-    """`--crash-long` was given."""
+    """Whether `--crash-long` was given."""
     return bool(request.config.getoption("--crash-long"))
 
 
 @pytest.fixture
 def tmp_path(tmp_path: Path) -> Path:
-    """Never that of another test, as pytest's may be: topics, tables and schemas are named by it."""
+    """A folder with a unique name, because topics, tables and schemas are named after it. pytest may reuse a name."""
     path = tmp_path / uuid.uuid4().hex[:8]
     path.mkdir()
     return path
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Tests of a group share one service, and some of them its only slots: a group over two workers is an error."""
+    """Raises an error if a group of tests runs on two workers, because a group shares one service and its slots."""
     if getattr(session.config.option, "loadgroup", False):  # in a worker
         stray = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
         if stray:

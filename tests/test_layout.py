@@ -173,7 +173,7 @@ def loaded_by(statement: str, names: set[str]) -> set[str]:
 
 def test_command_line_starts_light() -> None:
     """`tagstream --help` must be instant: importing the command line loads nothing heavy."""
-    heavy = {"pyarrow", "torch", "apache_beam", "pydantic", "transformers", "numpy", "sklearn", "kafka"}
+    heavy = {"pyarrow", "torch", "apache_beam", "pydantic", "transformers", "numpy", "sklearn", "kafka", "tenacity"}
     assert loaded_by("import tagstream.pipelines.cli.main", heavy) == set()
 
 

@@ -1,6 +1,6 @@
-"""Where a model's files are, and whether they are safe and fit: found without loading any weights.
+"""Finds a model's files and checks that they are safe and suitable, without loading any weights.
 
-Owns names, folders, configs and hashes. Knows nothing of PyTorch: `plan` uses it and loads no model.
+Owns names, folders, configs and hashes. Does not use PyTorch, so that `plan` stays fast.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checked model folder: its name in the specification, path and config."""
+    """A checked model folder. `name`: the model's name in the specification. `config`: the content of config.json."""
 
     name: str
     path: Path
     config: dict[str, Any]
 
     @property
+    def architectures(self) -> list[str]:
+        """Names of transformers' classes that the weights are of; the tasks say which they take."""
+        return [str(name) for name in self.config.get("architectures") or ()]
+
+    @property
     def labels(self) -> list[str]:
-        """Names by index, `id2label` of the config or LABEL_0, LABEL_1, …"""
+        """Label names by index: `id2label` of the config, or else LABEL_0, LABEL_1, …"""
         id2label = self.config.get("id2label")
         if id2label:
             return [str(id2label[key]) for key in sorted(id2label, key=int)]
@@ -53,15 +58,15 @@ class ModelFiles:
         return _hash_files(self.path, ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "*.model"))
 
     def cache_folder(self) -> Path:
-        """Where everything made from this model is kept: $TAGSTREAM_CACHE or ~/.cache/tagstream, by hash."""
+        """Folder for files made from this model, below $TAGSTREAM_CACHE or ~/.cache/tagstream, named by its hashes."""
         root = Path(os.environ.get("TAGSTREAM_CACHE") or "~/.cache/tagstream").expanduser()
         return root / f"{self.weights_hash()}-{self.tokenizer_hash()}"
 
 
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
-    """The checked files of a bundled name, a local folder or a Hugging Face id.
+    """The checked files of a model. `name`: a bundled name, a local folder or a Hugging Face id.
 
-    Downloads only for a Hugging Face id that is not in the local cache. Raises ModelError.
+    Only a Hugging Face id that is not in the local cache is downloaded. Raises ModelError.
     """
     return _find_model(name, revision)
 
@@ -75,10 +80,10 @@ def _find_model(name: str, revision: str | None) -> ModelFiles:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("not an object")  # noqa: TRY004  told like any other damage
+            raise ValueError("not an object")  # noqa: TRY004  reported like any other damaged file
     except (OSError, ValueError) as error:
         raise ModelError(f"{name}: {config_file} is not readable JSON: {error}") from None
-    _check_architecture(name, config)
+    _check_code(name, config)
     _check_labels(name, config.get("id2label"))
     _check_files(name, path)
     return ModelFiles(name, path, config)
@@ -88,7 +93,9 @@ def _find_folder(name: str, revision: str | None) -> Path:
     if name.startswith(PREFIX):
         found = bundled()
         if name not in found:
-            raise ModelError(f"{name}: no such bundled model; there are: {', '.join(found)} (`tagstream models`)")
+            raise ModelError(
+                f"{name}: no such bundled model. The bundled models are {', '.join(found)} (`tagstream models`)"
+            )
         return found[name]
     local = Path(name).expanduser()
     if local.is_dir():
@@ -114,7 +121,7 @@ def _download(name: str, revision: str | None) -> Path:
     except RepositoryNotFoundError:
         raise ModelError(
             f"{name}: no such folder here and no such model on Hugging Face. Check the spelling; "
-            "a private model needs HF_TOKEN in the environment; `tagstream models` lists what is bundled"
+            "a private model needs HF_TOKEN in the environment; `tagstream models` lists the bundled models"
         ) from None
     except Exception as error:
         raise ModelError(
@@ -123,16 +130,10 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_architecture(name: str, config: dict[str, Any]) -> None:
-    architectures = config.get("architectures") or []
-    if not any(str(a).endswith("ForSequenceClassification") for a in architectures):
-        raise ModelError(
-            f"{name}: its config says {', '.join(map(str, architectures)) or 'no architecture'}, "
-            "which is no sequence classifier; choose a model whose architecture ends in ForSequenceClassification"
-        )
+def _check_code(name: str, config: dict[str, Any]) -> None:
     if "auto_map" in config:
         raise ModelError(
-            f"{name}: needs code from its own repository (auto_map), which is never run; choose a built-in architecture"
+            f"{name}: needs code from its own repository (auto_map), which is never run. Choose a built-in architecture"
         )
 
 
@@ -143,7 +144,7 @@ def _check_labels(name: str, id2label: Any) -> None:
         or sorted(id2label, key=str) != sorted(numbers)
         or len(set(map(str, id2label.values()))) < len(numbers)
     ):
-        raise ModelError(f"{name}: id2label of its config must map 0, 1, … to different names; correct config.json")
+        raise ModelError(f"{name}: id2label in its config must map 0, 1, … to different names. Correct config.json")
 
 
 def _check_files(name: str, path: Path) -> None:
@@ -152,7 +153,7 @@ def _check_files(name: str, path: Path) -> None:
         raise ModelError(
             f"{name}: no safetensors weights in {path}"
             + (f"; {pickled[0]} is a pickle, which is never loaded" if pickled else "")
-            + ". Convert it once: AutoModelForSequenceClassification.from_pretrained(…).save_pretrained(FOLDER)"
+            + ". Convert the model once: AutoModelForSequenceClassification.from_pretrained(…).save_pretrained(FOLDER)"
         )
     if not any((path / file).is_file() for file in _TOKENIZER_FILES):
         raise ModelError(
@@ -169,7 +170,7 @@ def _hash_files(path: Path, patterns: tuple[str, ...]) -> str:
 
 @cache
 def _digest(files: tuple[tuple[Path, int, int, int], ...]) -> str:
-    """Read once as long as sizes and times of the files are the same: weights may be gigabytes."""
+    """SHA-256 of the files. Cached by their sizes and times, because weights may be gigabytes."""
     digest = hashlib.sha256()
     for file, *_ in files:
         digest.update(file.name.encode())

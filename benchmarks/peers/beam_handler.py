@@ -1,8 +1,8 @@
 """Beam's own Hugging Face handler, as its documentation shows it: ReadFromParquet | RunInference | WriteToParquet.
 
 Runs in an environment with Beam 2.77 and transformers 4.57, which still has the TensorFlow names that the handler's
-module imports; the text-classification pipeline itself is PyTorch only, so an empty module stands in for TensorFlow.
-The same local runner as tagstream's, one worker. `seconds`: the pipeline from start to end without loading the model.
+module imports. The text-classification pipeline uses only PyTorch, so an empty module stands in for TensorFlow. The
+runner is the local one that tagstream uses, with one worker. `seconds`: the pipeline without loading the model.
 
     python beam_handler.py MODEL INPUT.parquet OUTPUT BATCH_SIZE
 """
@@ -38,8 +38,10 @@ class Handler(HuggingFacePipelineModelHandler):
 
 
 def infer(batch, model, arguments):
-    """What the handler does by itself, but for the list: KeyedModelHandler hands a tuple on, and a pipeline of
-    transformers takes a tuple for a single sample."""
+    """The handler's default, except that the batch becomes a list.
+
+    KeyedModelHandler passes a tuple, which a pipeline of transformers takes for a single sample.
+    """
     return model(list(batch), **arguments)
 
 

@@ -1,6 +1,6 @@
 """Daft around `transformers.pipeline`, as its guide to class UDFs shows it: a `daft.cls` with a batch method.
 
-`seconds`: from the first batch to the end of the last, so without loading the model; writing is not counted either.
+`seconds`: from the first batch to the end of the last one, without loading the model and without writing.
 
     python daft_udf.py MODEL INPUT.parquet OUTPUT_FOLDER
 """

@@ -1,6 +1,6 @@
-"""tagstream's engine without a pipeline: blocks of the texts submitted at once, nothing read or written meanwhile.
+"""tagstream's engine without a pipeline. All blocks are submitted at once; nothing is read or written meanwhile.
 
-`seconds`: from the first submit to the last answer. What the pipeline loses against it is its overhead.
+`seconds`: from the first submit to the last answer. The difference to a pipeline's time is the pipeline's overhead.
 
     python -m benchmarks.peers.engine_alone MODEL INPUT.parquet BACKEND
 

@@ -1,7 +1,7 @@
 """A plain kafka-python loop around `transformers.pipeline`: poll, label what was polled, send, flush, commit.
 
-At least once, without transactions: what people write first. Value, key, timestamp and partition stay; the label goes
-into a header.
+Delivers at least once, without transactions, as a first version would. Value, key, timestamp and partition stay; the
+label goes into a header.
 
     python kafka_loop.py MODEL SERVERS SOURCE TARGET
 """

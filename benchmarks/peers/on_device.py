@@ -1,6 +1,6 @@
 """One contestant of `benchmarks.gpu`: tagstream's engine, plain transformers, or the tokenizer alone.
 
-`seconds`: from the first text to the last label, warmed up by the first rows, nothing read or written meanwhile.
+`seconds`: from the first text to the last label, after a warm-up with the first rows. Nothing is read or written.
 
     python -m benchmarks.peers.on_device look DEVICE           what `gpus` there are, and the name of the first
     python -m benchmarks.peers.on_device CONTESTANT MODEL INPUT.parquet DEVICE [LABELS.parquet]
@@ -93,7 +93,7 @@ def tokeniser(model, texts, _):
 
 
 def parameters(model):
-    """How many the model has without its embeddings."""
+    """How many parameters the model has without its embeddings."""
     from safetensors import safe_open
 
     with safe_open(f"{model}/model.safetensors", "np") as weights:

@@ -1,4 +1,4 @@
-"""psycopg's own COPY: a table read as rows, and labels written as rows, binary, in one transaction each.
+"""psycopg's own binary COPY: reads a table as rows, and writes labels as rows, in one transaction each.
 
 python psycopg_copy.py URI TABLE
 """

@@ -1,8 +1,8 @@
 """Ray Data around `transformers.pipeline`, as its guide to working with text shows it: a class in an actor pool.
 
-One actor a core, and a slot more: reading and writing are tasks too, and wait for ever where actors hold all slots.
-`seconds`: from the first actor's first batch to the end of the last, so without starting Ray and its actors, loading
-the model, and writing.
+There is one actor for each core, and one more slot: reading and writing are tasks too, and would wait for ever if the
+actors held all slots. `seconds`: from the first batch to the end of the last one, without starting Ray and its actors,
+loading the model, and writing.
 
     python ray_data.py MODEL INPUT.parquet OUTPUT_FOLDER
 """

@@ -1,6 +1,6 @@
-"""Texts sorted by length, batches of 32 padded to their longest: how sentence-transformers' `encode` goes about it.
+"""Sorts texts by length and pads batches of 32 to their longest text, as sentence-transformers' `encode` does.
 
-`seconds`: reading the Parquet file, labelling, writing one; without loading the model.
+`seconds`: reading the Parquet file, labelling and writing a file, without loading the model.
 
     python sorted_batches.py MODEL INPUT.parquet OUTPUT.parquet
 """
@@ -20,7 +20,7 @@ BATCH = 32
 
 
 def probabilities(network, tokenizer, texts, batch_rows, limit):
-    """Float32 [rows, labels], in the order of the texts; on the network's device. `limit`: tokens of a text."""
+    """Scores, float32 [rows, labels], in the order of the texts. `limit`: most tokens of a text."""
     order = np.argsort([-len(text) for text in texts], kind="stable")
     found = np.zeros((len(texts), network.config.num_labels), np.float32)
     with torch.inference_mode():

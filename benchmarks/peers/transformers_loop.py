@@ -1,6 +1,6 @@
-"""A plain call of `transformers.pipeline("text-classification")`, rows in the order they arrive, or sorted by length.
+"""A plain call of `transformers.pipeline("text-classification")`, with rows in their order or sorted by length.
 
-`seconds`: reading the Parquet file, labelling, writing one; without loading the model.
+`seconds`: reading the Parquet file, labelling and writing a file, without loading the model.
 
     python transformers_loop.py MODEL INPUT.parquet OUTPUT.parquet BATCH_SIZE arrival|sorted
 """

@@ -1,8 +1,8 @@
 """Command line of the recipe; every command takes `--data FOLDER`.
 
 - `python -m models.train spam` or `sentiment`: train, calibrate and write a classifier.
-- `python -m models.train spam --transfer enron1`: leave a source out, record how the model does on it.
-- `python -m models.train sentiment --teacher FOLDER`: keep the teacher there, and take it from there the next time.
+- `python -m models.train spam --transfer enron1`: train without a source, and record how the model does on that source.
+- `python -m models.train sentiment --teacher FOLDER`: keep the teacher in FOLDER, and reuse it the next time.
 - `python -m models.train results`: measure the bundled classifiers, write RESULTS.md and the cards' figures.
 - `python -m models.train demo`: write examples/sms.parquet.
 """

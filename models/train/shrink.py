@@ -1,4 +1,4 @@
-"""A small student cut out of a larger classifier: some layers, some feed-forward neurons, some word pieces."""
+"""Cuts a small student out of a larger classifier: some of its layers, feed-forward neurons and word pieces."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shape:
-    layers: tuple[int, ...]  # of the whole
+    layers: tuple[int, ...]  # numbers of the large classifier's layers to keep
     intermediate: int
     vocabulary: int
     positions: int
@@ -27,7 +27,7 @@ class Shape:
 
 
 def neuron_importance(encoder: BertModel, tokenizer: Tokenizer, texts: Sequence[str]) -> list[torch.Tensor]:
-    """For every layer, how much each feed-forward neuron adds: mean |activation| times the norm of what it writes."""
+    """For every layer, the importance of each feed-forward neuron: mean |activation| times its output weights' norm."""
     sums = [torch.zeros(encoder.config.intermediate_size, device=encoder.device) for _ in encoder.encoder.layer]
     hooks = [
         layer.intermediate.register_forward_hook(
@@ -53,7 +53,7 @@ def cut(
     shape: Shape,
     sample: Sequence[str],
 ) -> BertForSequenceClassification:
-    """The student before training: everything that it keeps has the whole's weights. `base`: the whole's tokenizer."""
+    """The student before training, with the weights of `whole` in every part that it keeps. `base`: its tokenizer."""
     importance = neuron_importance(whole.bert.eval(), base, sample)
     config: BertConfig = copy.deepcopy(whole.config)
     config.num_hidden_layers = len(shape.layers)

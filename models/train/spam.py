@@ -1,4 +1,4 @@
-"""The spam classifier: messages and mail, hard negatives from everything else, and evasion."""
+"""The spam classifier. It learns from messages and mail, hard negatives from other sources, and disguised spam."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 LABELLED = ("sms", "enron1")
 PASSES = {"sms": 4, "enron1": 4}
-EVASIVE = {"sms": 3, "enron1": 2}  # disguised copies of every spam row on top
-# Rows a source gives as ham; none of these files holds spam.
+EVASIVE = {"sms": 3, "enron1": 2}  # how many disguised copies of every spam row are added
+# How many rows of each source are added as ham. None of these files holds spam.
 HAM_ROWS = {
     "agnews": 2500,
     "goemotions": 2500,
@@ -60,14 +60,14 @@ def lessons(folder: Path, part: str, seed: int, without: frozenset[str]) -> Less
 
 
 def _varied(row: Row, rng: random.Random) -> str:
-    """Another form of the row: of another mail program, in other case, the middle of a long mail."""
+    """The row in another form: as from another mail program, in other case, or the middle of a long mail."""
     text = row.text
     if row.source == "enron1":
         if len(text) > 1500 and rng.random() < 0.35:  # windows of long mail are judged too
             start = rng.randrange(len(text) - 1000)
             text = text[text.find(" ", start) + 1 :]
         text = augment.plain_mail(text, rng)
-    if row.label == "ham" and rng.random() < 0.06:  # odd letters alone are no spam
+    if row.label == "ham" and rng.random() < 0.06:  # odd letters alone must not make a text spam
         return augment.evade(text[:1200], rng)
     luck = rng.random()
     return (text.upper() if luck < 0.15 else text.lower() if luck < 0.4 else text)[:6000]

@@ -1,4 +1,4 @@
-"""What the recipe needs to know of a classifier, and helpers for collecting its lessons."""
+"""The recipe's description of a classifier, and helpers for collecting its lessons."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Task:
     learning_rate: float
     epochs: float
     lessons: Callable[[Path, str, int, frozenset[str]], Lessons]  # data, part, seed, sources left out
-    sources: tuple[str, ...]  # labelled sources, each of them measured
-    sample: int = 30_000  # texts that the vocabulary is chosen by
+    sources: tuple[str, ...]  # labelled sources; each is measured
+    sample: int = 30_000  # how many texts are used to choose the vocabulary
     teaching: Teaching | None = None  # without it the student learns from labels alone
 
     def index(self, row: Row) -> int:
@@ -38,17 +38,20 @@ class Task:
 
 
 def at_most(rng: random.Random, count: int, found: list[T]) -> list[T]:
-    """All of them in random order if there are no more, else a sample of them."""
+    """A random sample of `count`, or all in random order if there are no more."""
     return rng.sample(found, min(len(found), count))
 
 
 def unseen(folder: Path, names: tuple[str, ...]) -> frozenset[str]:
-    """Normal forms of all that is held out: shares differ by file, so that a copy elsewhere is known by its text."""
+    """Normal forms of all held-out rows.
+
+    Files hold out different shares, so a held-out text may be a training row of another file. Its normal form tells.
+    """
     return frozenset(normal_form(row.text) for name in names for row in rows(folder, name, HELD))
 
 
 def lesson_rows(folder: Path, name: str, part: str, banned: frozenset[str]) -> Iterator[Row]:
-    """The rows of a part, without copies of what another file holds out."""
+    """The rows of a part, without copies of texts that another file holds out."""
     for row in rows(folder, name, part):
         if name == "sst2" or normal_form(row.text) not in banned:
             yield row

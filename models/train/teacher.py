@@ -1,7 +1,7 @@
-"""The teacher: the whole pretrained encoder, taught first; the small student then learns from its scores.
+"""The teacher: the whole pretrained encoder. It is trained first, and the small student learns from its scores.
 
-Scores say more than labels do (how sure, what else it could be), and a text without a label can have them too: so the
-student also learns from text that nobody labelled. The teacher keeps the pretrained vocabulary.
+Scores say more than labels: how sure the teacher is, and which other labels are likely. The teacher also scores texts
+that nobody has labelled, so the student learns from them too. The teacher keeps the pretrained vocabulary.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Teaching:
-    """How a task's teacher is taught, and what the student learns from it."""
+    """How a task's teacher is trained, and how the student learns from it."""
 
     unlabelled: Callable[[Path, int, frozenset[str]], list[str]]  # data, seed, sources left out
     epochs: float
     learning_rate: float = 1e-4
-    trust: float = 0.5  # weight of the teacher's scores where a row has a label of its own
+    trust: float = 0.5  # weight of the teacher's scores for a row that also has a label
 
 
 def find_or_teach(
@@ -55,9 +55,10 @@ def soften(
     unlabelled: Sequence[str],
     trust: float,
 ) -> Lessons:
-    """The student's lessons: the labelled rows with targets drawn towards the teacher's scores, then the others.
+    """The student's lessons: first the labelled rows, then the unlabelled texts.
 
-    `encoded` has the teacher's tokens of the labelled rows first, then those of the unlabelled texts.
+    The target of a labelled row is a weighted mean of its label and the teacher's scores. The target of an unlabelled
+    text is the teacher's scores. `encoded`: the teacher's tokens of both, in the same order.
     """
     scores, states = loop.score_with_states(teacher, encoded)
     logits = torch.tensor(scores)

@@ -1,6 +1,6 @@
-"""The students' tokenizer: BERT's WordPiece with a smaller vocabulary and a normaliser that undoes evasion.
+"""The students' tokenizer: BERT's WordPiece with a smaller vocabulary and a normaliser that undoes disguises.
 
-Everything lives in `tokenizer.json`, so that every loader and every language gets the same tokens.
+All of it is stored in `tokenizer.json`, so that loaders in every language produce the same tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-# Stand-ins for what carries its meaning in its kind, not in its digits or letters.
+# Words that replace links and numbers: their kind has a meaning, their exact letters and digits have none.
 LINK, NUMBER, PHONE = "weblink", "numfive", "numlong"
 STAND_INS = {LINK: ["http", "website", "link"], NUMBER: ["number", "code"], PHONE: ["phone", "number"]}
 
@@ -51,7 +51,7 @@ LOOKALIKES = {
     "z": "ᴢ",
 }
 LEET = {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "$": "s", "@": "a"}
-# What the pretrained vocabulary has no piece for, said in its words.
+# Emoji that the pretrained vocabulary has no piece for, and the words that replace them.
 EMOJI = {
     "love": "❤♥💕💖💗💙💚💛💜😍🥰😘💘💝",
     "broken heart": "💔",
@@ -114,9 +114,10 @@ def full(folder: Path) -> Tokenizer:
 
 
 def choose_vocabulary(base: Tokenizer, texts: Sequence[str], size: int) -> list[str]:
-    """The entries to keep, at most `size`: specials, single characters that the texts use, then the most frequent ones.
+    """The entries to keep, at most `size`: special tokens, single characters in the texts, then the most frequent ones.
 
-    Entries are taken away in rounds and counted anew: words that go fall apart into pieces, which then are wanted more.
+    Entries are removed in rounds and counted again after each. A removed word is split into pieces, which are then
+    more frequent than before.
     """
     letters = Counter(char for text in texts for char in base.normalizer.normalize_str(text[:2000]))
     single = [char for char, count in letters.items() if count >= 3 or char.isascii()]
@@ -133,7 +134,7 @@ def choose_vocabulary(base: Tokenizer, texts: Sequence[str], size: int) -> list[
 
 
 def rebuild(base: Tokenizer, vocabulary: Iterable[str]) -> Tokenizer:
-    """`base` with this vocabulary only, ids in the order given."""
+    """`base` with only this vocabulary. Ids follow its order."""
     spec = json.loads(base.to_str())
     ids = {piece: index for index, piece in enumerate(vocabulary)}
     spec["model"]["vocab"] = ids

@@ -1,4 +1,4 @@
-"""How a classifier does on a source that its training never saw: one whole source is left out in turn."""
+"""Measures a classifier on a source that its training never saw: one whole source is left out of training."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ RECORD = ROOT / "transfer.json"
 
 
 def run(task: Task, source: str, share: float, data: Path, make: Callable[[Path], None]) -> None:
-    """Train without `source` into a temporary folder, measure on its held-out rows, record the figures.
+    """Train without `source` into a temporary folder, measure on the source's held-out rows, and record the figures.
 
-    `share`: of the other sources' texts that `make` learns from.
+    `share`: the share of the other sources' texts that `make` learns from.
     """
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder))
@@ -40,7 +40,7 @@ def recorded() -> dict[str, list[dict[str, object]]]:
 
 
 def figures_of(task: Task) -> list[Figures]:
-    """What was recorded for a task, the left-out source named in the set."""
+    """The recorded figures of a task. Each set's name includes the source that was left out."""
     found = []
     for name, entries in recorded().items():
         if name.startswith(f"{task.name} without "):

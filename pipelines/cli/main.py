@@ -36,6 +36,24 @@ if TYPE_CHECKING:
     from tagstream.schemas.spec import JobSpec
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        typer.echo(f"tagstream {importlib.metadata.version('tagstream')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _before_all(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
+
+
 @command
 def run(
     *,
@@ -254,7 +272,7 @@ def optimize(
     column = text or "text"
     if what.endswith((".yaml", ".yml")):
         spec = load_spec(what)
-        entries = [c for c in spec.infer if c.backend.type != "constant"]
+        entries = [c for c in spec.infer if c.backend.needs_model]
         column = text or spec.source.text
     else:
         entries = [InferEntry.model_validate({"model": what, "as": column_name(what)})]

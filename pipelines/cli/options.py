@@ -32,7 +32,8 @@ SourceOption = Annotated[
 TextOption = Annotated[str | None, typer.Option("--text", help="Column with the text.", rich_help_panel=_INPUT)]
 IdOption = Annotated[str | None, typer.Option("--id", help="Column that identifies a row.", rich_help_panel=_INPUT)]
 KeepOption = Annotated[
-    list[str] | None, typer.Option("--keep", help="Column to pass through; repeatable.", rich_help_panel=_INPUT)
+    list[str] | None,
+    typer.Option("--keep", help="Column to pass through; repeatable; '*' for all.", rich_help_panel=_INPUT),
 ]
 ModelOption = Annotated[
     list[str] | None,
@@ -118,7 +119,9 @@ def load(options: dict[str, Any], *, sink: bool = True) -> JobSpec:
     if options.get("dead_letters"):
         overrides["dead_letters"] = {"type": "parquet", "path": options["dead_letters"]}
     if not sink:
-        overrides["sink"] = {"type": "memory", "name": "none"}
+        from tagstream.transforms.io.memory import Memory
+
+        overrides["sink"] = {"type": "memory", "rows": Memory()}
         overrides["dead_letters"] = None
     if options.get("runner"):
         overrides["runner.type"] = options["runner"]

@@ -1,4 +1,10 @@
-"""The pipeline as a sentence: splits, read, classified, written. Map-only: nothing is shuffled after the read."""
+"""The pipeline as a sentence: take the splits, read their rows, infer, write.
+
+Read, Infer and Write must run fused, in one process. Read opens the writer of each split, because the sink's chain says
+where reading begins, and Write commits through that same writer. So nothing may be shuffled after Read: there must be
+no Reshuffle and no GroupByKey. The local runner and Flink fuse these steps. On a runner that does not, Write raises a
+RunnerError at the first block that another process has read (`stages.write.NOT_FUSED`); no row is dropped in silence.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ def evaluate_job(
 
     Rows whose true label is null are left out, dead letters are counted. Raises TagstreamError.
     """
+    if importlib.util.find_spec("sklearn") is None:
+        raise SpecError("evaluate needs scikit-learn: pip install 'tagstream[evaluate]'")
     # the output lives in memory only: names that can't be the label's or the id's
     columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.infer))]
     changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}

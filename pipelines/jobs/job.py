@@ -6,7 +6,6 @@ import importlib.metadata
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import fsspec
 import pyarrow as pa
 
 from tagstream.schemas.block import Split
@@ -60,9 +59,10 @@ class Job:
 
         Raises SpecError, SourceError.
         """
-        _keep_apart(spec)
         context = context or JobContext(spec.name)
-        source, sink = open_source(spec, context), open_sink(spec, context)
+        source = open_source(spec, context)
+        spec = spec.with_columns(source.kept.names)
+        sink = open_sink(spec, context)
         if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
             raise SpecError(f"a {spec.sink.type} sink can't keep the plan that a {spec.source.type} source needs")
         job = cls(spec, source, sink, [], limit, context=context)
@@ -205,7 +205,9 @@ def values_schema(spec: JobSpec) -> dict[str, Any]:
     from tagstream.transforms.io.kafka.avro_rows import avro_schema
 
     with JobContext(spec.name) as context:
-        columns = Job(spec, open_source(spec, context), open_sink(spec, context), [], context=context).columns
+        source = open_source(spec, context)
+        spec = spec.with_columns(source.kept.names)
+        columns = Job(spec, source, open_sink(spec, context), [], context=context).columns
     return avro_schema(pa.schema([field for field in columns if not field.name.startswith("~")]), spec.name)
 
 
@@ -219,31 +221,3 @@ def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
         kept.append(split if split.whole else replace(split, stop=split.start + min(split.rows, room)))
         room -= split.rows
     return kept
-
-
-def _keep_apart(spec: JobSpec) -> None:
-    """Output inside the input would be read as input the next time; labels and dead letters have the same names."""
-    if spec.sink.type != "parquet":
-        return
-    if spec.dead_letters is not None and _plain(getattr(spec.dead_letters, "path", "")) == _plain(spec.sink.path):
-        raise SpecError(f"dead_letters.path {spec.sink.path} is sink.path too: choose a folder of their own")
-    if spec.source.type != "parquet":
-        return
-    source = _plain(spec.source.path)
-    for name, path in (
-        ("sink.path", spec.sink.path),
-        ("dead_letters.path", getattr(spec.dead_letters, "path", None)),
-    ):
-        if path and (_plain(path) == source or _plain(path).startswith(source + "/")):
-            raise SpecError(f"{name} {path} lies inside source.path {spec.source.path}: choose a folder outside it")
-
-
-def _plain(path: str) -> str:
-    """Absolute path, up to the first part with a wildcard."""
-    try:
-        path = fsspec.core.url_to_fs(path)[1]
-    except (ImportError, ValueError):
-        return path
-    parts = path.rstrip("/").split("/")
-    wild = next((i for i, part in enumerate(parts) if any(c in part for c in "*?[")), len(parts))
-    return "/".join(parts[:wild])

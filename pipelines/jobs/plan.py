@@ -112,7 +112,7 @@ def _advice(spec: JobSpec, left: int) -> list[str]:
     found = []
     if 0 < left < spec.runner.parallelism:
         found.append(f"{left} splits for {spec.runner.parallelism} slots: some stay idle; lower source.split_rows")
-    if any(c.backend.type != "constant" for c in spec.infer):
+    if any(c.backend.needs_model for c in spec.infer):
         found.append(
             "a task manager's slots share one worker process and one model; two task managers on one GPU would hold "
             "it twice and pack smaller micro-batches: run one a GPU"

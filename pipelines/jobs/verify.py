@@ -14,7 +14,6 @@ from rich.console import Console
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.block import POSITION
 from tagstream.schemas.errors import SourceError, SpecError
-from tagstream.schemas.kafka_spec import KafkaSource
 from tagstream.schemas.memory_spec import MemorySink
 from tagstream.schemas.runner_spec import LocalRunner
 from tagstream.schemas.spec import JobSpec
@@ -42,24 +41,23 @@ def verify_job(spec: JobSpec, console: Console, seconds: float) -> Verdict:
 
     Raises SpecError for another source, SourceError if the live path does not get there within `seconds`.
     """
-    if not isinstance(spec.source, KafkaSource):
-        raise SpecError(f"verify compares the live and the bulk path of a Kafka source; this one is {spec.source.type}")
-    if spec.source.start == "committed":
-        raise SpecError("verify has a group of its own, which has committed nothing: give --set source.start=earliest")
     tag = uuid.uuid4().hex[:8]
+    sources = spec.source.both_ways(f"{spec.name}-verify-{tag}")
+    if sources is None:
+        raise SpecError(f"verify compares the live and the bulk path of a Kafka source; this one is {spec.source.type}")
     labels = {"bulk": Memory(), "live": Memory()}
     bulk, live = (
         spec.model_copy(
             update={
                 "name": f"{spec.name}-verify-{tag}",
-                "source": spec.source.model_copy(update={"until": until, "group": f"{spec.name}-verify-{tag}"}),
+                "source": source,
                 "sink": MemorySink(rows=labels[path], commit_every=0.2),
                 "dead_letters": None,
                 "runner": LocalRunner(),
                 "max_dead": 1.0,
             }
         )
-        for path, until in (("bulk", spec.source.until or "latest"), ("live", None))
+        for path, source in zip(("bulk", "live"), sources, strict=True)
     )
     run_job(bulk, console)
     ends = dict(labels["bulk"].ends)

@@ -1,4 +1,4 @@
-"""Running a sample through one backend: rows/s, and how far labels and scores are from those of fp32."""
+"""Runs a sample through one backend: measures rows/s, and how far labels and scores differ from those of fp32."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ TRIAL_ROWS = 256
 BLOCK_ROWS = 2048
 LABELS_DIFFER, TOO_SLOW, HELD_DIFFER = "labels differ", "too slow", "labels differ where held out"
 HOPELESS = 0.75
-"""A candidate that is slower than this share of the best in the trial is not run to the end."""
+"""A candidate is stopped after the trial if it is slower than this share of the best candidate's trial."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """`searched`: texts that the search takes ranges from and chooses by; `held`: those that the certificate speaks of.
-    What was chosen for its labels looks better on the rows it was chosen by than it is.
+    """The sample in two parts, because a backend looks too good on the rows by which it was chosen.
+
+    `searched`: texts for measuring ranges and choosing a backend. `held`: texts for the certificate's figures.
     """
 
     searched: pa.LargeStringArray
@@ -35,14 +36,14 @@ class Sample:
 
     @classmethod
     def halves(cls, texts: pa.LargeStringArray) -> Self:
-        """Every other distinct text is held out, with all its copies."""
+        """Hold out every second distinct text, together with its copies."""
         held = texts.dictionary_encode().indices.to_numpy() % 2 == 1
         return cls(texts.filter(pa.array(~held)), texts.filter(pa.array(held)))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A backend to try. `file`: the ONNX file it needs, None for PyTorch."""
+    """A backend to try. `file`: its ONNX file; None for PyTorch."""
 
     name: str
     backend: PyTorchBackend | OnnxBackend
@@ -51,10 +52,12 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Measured:
-    """rows_per_s: engine alone, of all `rows` that were run, the first ones; trial_rows_per_s: of TRIAL_ROWS.
+    """The result for one candidate.
 
-    agreement and drift against fp32, see `Certificate`: of the rows held out, or if none of them was run of the others.
-    `stopped`: why it can't be certified; empty if it can. `device`: kind of it.
+    `scores`: of the first `rows` rows of the sample, those that were run. `rows_per_s`: the engine alone, over these
+    rows. `trial_rows_per_s`: over the first TRIAL_ROWS rows. `device`: cpu, cuda or mps. Agreement and drift are
+    measured against fp32, see `Certificate`: on the rows held out, or on the others if none of those was run.
+    `stopped`: why the candidate can't be certified; empty if it can.
     """
 
     candidate: Candidate
@@ -81,10 +84,11 @@ def measure(
     least_agreement: float = 0.0,
     best: Measured | None = None,
 ) -> Measured:
-    """The whole sample, in an engine of its own, without loading and warm-up. Raises ModelError.
+    """Run the sample in a new engine. Loading and warm-up are not timed. Raises ModelError.
 
-    It ends after a trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if it is much
-    slower there than `best`; and before the rows held out if too many labels of the others differ.
+    The run stops after the trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if
+    the trial was much slower than that of `best`. It stops before the rows held out if too many labels of the other
+    rows differ.
     """
     first, searched = sample.searched.slice(0, TRIAL_ROWS), len(sample.searched)
     engine = Engine(load_backend(entry.model_copy(update={"backend": candidate.backend})))
@@ -133,9 +137,11 @@ def measure(
 
 
 def same_labels(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
-    """Bool [rows]: the same best label; the same set of labels; for regression within 1 % of the reference's spread.
+    """Bool [rows]: whether each row has the same label as in `reference`.
 
-    `thresholds`: by label, [labels]; a best label below its own is none.
+    With softmax, the best label must be the same; with sigmoid, the set of labels. For regression, values must differ
+    by at most 1 % of the reference's standard deviation. `thresholds`: [labels]; a best label below its threshold
+    counts as no label.
     """
     if activation == "softmax":
         least = np.zeros(scores.shape[1]) if thresholds is None else thresholds
@@ -148,8 +154,9 @@ def same_labels(scores: Array, reference: Array, activation: str, thresholds: Ar
 
 
 def _equal(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
-    """`same_labels` of all rows of the reference, those that have no scores yet taken as equal; a row that only one of
-    them could label is not.
+    """`same_labels` for every row of the reference. Rows that have no scores yet count as equal.
+
+    A row that failed in both runs is equal; a row that failed in only one is not.
     """
     scores = np.concatenate([scores, reference[len(scores) :]])
     failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
@@ -158,7 +165,7 @@ def _equal(scores: Array, reference: Array, activation: str, thresholds: Array |
 
 
 def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
-    """Scores, NaN for rows that failed, and seconds."""
+    """Scores, with NaN for rows that failed, and the seconds that they took."""
     started = time.perf_counter()
     futures = [engine.submit(texts.slice(at, BLOCK_ROWS)) for at in range(0, len(texts), BLOCK_ROWS)]
     found = [future.result() for future in futures]

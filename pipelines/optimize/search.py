@@ -1,10 +1,10 @@
-"""Finding the fastest backend of this machine whose labels are those of fp32, and writing the certificate for it.
+"""Finds the fastest backend on this machine whose labels agree with fp32, and writes its certificate.
 
-Candidates stand in ladders, each from the fastest way to the most careful one: dynamic int8 is one, int8 with static
-ranges another. A ladder is climbed until one candidate's labels agree with fp32's in enough rows of the sample, or
-one is much slower than the best that agrees: what follows is slower still. What a search finds looks better on the
-rows that it was found by than it is, so ranges, sensitivity and the first choice come from one half of the sample;
-the labels of the other half have to agree as well, and these are what the certificate speaks of.
+Candidates form ladders. Each ladder goes from the fastest candidate to the most exact one; dynamic int8 is one ladder,
+int8 with static ranges another. The search climbs a ladder until a candidate's labels agree with fp32's in enough rows
+of the sample. It leaves the ladder early if a candidate is much slower than the best that agrees, because the following
+ones are slower still. A backend looks too good on the rows by which it was chosen. So ranges, sensitivity and the first
+choice use one half of the sample; the labels of the other half must agree as well, and give the certificate's figures.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
 READ_ROWS = 2048
 RANGE_ROWS = 256
-"""Texts of the sample that ranges for smoothing and static int8 come from."""
+"""How many texts of the sample are run to find the ranges for smoothing and static int8."""
 ABANDONED_SECONDS = 24 * 3600
 LEAST_ROWS = 200
-"""To certify with: among fewer, one label that changes would be more than half a percent."""
+"""Fewest rows to certify with. With fewer, one changed label would be more than half a percent."""
 LEAST_TOKENS = 64
 WORTHWHILE = 1.03
-"""A budget that is faster by less ends the search."""
+"""The search for a token budget ends when a budget is not faster by this factor."""
 
 
 def optimize_entry(
@@ -61,21 +61,21 @@ def optimize_entry(
     *,
     compiled: bool = False,
 ) -> tuple[Certificate, list[Measured], list[tuple[str, str]]]:
-    """Certificate of the winner, everything measured, and candidates that failed with their reason.
+    """Returns the winner's certificate, all measurements, and the candidates that failed, each with its reason.
 
-    Certificate and the winner's file are written to `folder`, by default where `backend: auto` looks. `compiled`: try
-    torch.compile as well. Raises ModelError, and SourceError for a sample that is too small.
+    Writes the certificate and the winner's ONNX file to `folder`, by default the folder where `backend: auto` looks.
+    `compiled`: try torch.compile as well. Raises ModelError, and SourceError for a sample that is too small.
     """
     halves = Sample.halves(sample)
     if len(halves.held) < LEAST_ROWS:
         raise SourceError(
-            f"--sample: {len(halves.held):,} texts to certify with (half of {len(sample):,}, copies together) say too "
-            f"little about how many labels change; {LEAST_ROWS} at least"
+            f"--sample: {len(halves.held):,} texts to certify with (half of {len(sample):,}, copies together) are too "
+            f"few to tell how many labels change. At least {LEAST_ROWS} are needed"
         )
     folder = folder or certificate_folder(entry)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(".candidates-*"):  # by a search that was killed
+        for left in folder.glob(".candidates-*"):  # left by a search that was killed
             if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         scratch = tempfile.TemporaryDirectory(dir=folder, prefix=".candidates-")
@@ -117,8 +117,8 @@ def _search(
     before = _certified_file(folder)
     if winner.candidate.file and certificate.file:
         winner.candidate.file.replace(folder / certificate.file)
-    certificate.write(folder)  # what a job reads meanwhile is the one before, with its file, or this one with its own
-    in_cache = folder.is_relative_to(files_of(entry).cache_folder())  # elsewhere a specification may name the file
+    certificate.write(folder)  # both files exist now, so a job that starts here reads a complete pair, old or new
+    in_cache = folder.is_relative_to(files_of(entry).cache_folder())  # elsewhere a SPEC may name the old file
     if before and before != certificate.file and in_cache:
         (folder / before).unlink(missing_ok=True)
     return certificate, measured, failed
@@ -158,7 +158,7 @@ def _certificate(entry: InferEntry, winner: Measured, fp32: Measured, sample: Sa
 
 
 def read_sample(path: str, column: str, rows: int) -> pa.LargeStringArray:
-    """The first `rows` fit texts of a Parquet file. Raises SourceError."""
+    """The first `rows` texts of a Parquet file that can be tokenised. Raises SourceError."""
     try:
         with fsspec.open(path, "rb") as opened:
             file = pq.ParquetFile(opened)
@@ -166,7 +166,7 @@ def read_sample(path: str, column: str, rows: int) -> pa.LargeStringArray:
                 names = ", ".join(file.schema_arrow.names)
                 raise SourceError(f"--sample {path}: no column {column!r}; there are: {names}")
             if not is_text(file.schema_arrow.field(column).type):
-                raise SourceError(f"--sample {path}: column {column!r} is no text; choose another with --text")
+                raise SourceError(f"--sample {path}: column {column!r} is not text; choose another with --text")
             batches = []
             for batch in file.iter_batches(min(rows, READ_ROWS), columns=[column]):
                 texts = as_text(batch.column(0), column)
@@ -187,7 +187,7 @@ def read_sample(path: str, column: str, rows: int) -> pa.LargeStringArray:
 def print_measured(
     console: Console, certificate: Certificate, measured: list[Measured], failed: list[tuple[str, str]]
 ) -> None:
-    """What was tried, and what won."""
+    """Print a table of all measurements, the candidates that failed, and the winner."""
     table = Table()
     for column in ("backend", "rows/s", "labels as fp32", "drift p99", "drift max", "rows"):
         table.add_column(column, justify="left" if column == "backend" else "right")
@@ -203,7 +203,7 @@ def print_measured(
     backend += " compiled" if certificate.backend.get("compile") else ""
     console.print(
         f"certified: {backend}{f' ({certificate.file})' if certificate.file else ''}, {ratio:.1f} x fp32, "
-        f"labels equal in {certificate.agreement:.2%} of {certificate.sample_rows:,} rows held out. "
+        f"labels equal in {certificate.agreement:.2%} of {certificate.sample_rows:,} held-out rows. "
         "`backend: {type: auto}` uses it",
         highlight=False,
     )
@@ -221,7 +221,7 @@ def hash_texts(texts: pa.LargeStringArray) -> str:
 def _ladders(
     entry: InferEntry, sample: pa.LargeStringArray, folder: Path, compiled: bool
 ) -> Iterator[list[tuple[str, Callable[[], Candidate]]]]:
-    """Names, and what makes each ready; that may raise ModelError."""
+    """Ladders of (name, function that prepares the candidate). The function may raise ModelError."""
     files = files_of(entry)
 
     @functools.cache
@@ -255,7 +255,7 @@ def _ladders(
 
 
 def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]:
-    """Model inputs of texts from all over the sample, each alone and so without padding."""
+    """Model inputs of texts from all parts of the sample, one text each, so that there is no padding."""
     tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
     at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
     encoded = tokenizer.encode(sample.take(pa.array(at)))
@@ -264,14 +264,17 @@ def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]
 
 
 def _fastest(measured: list[Measured]) -> Measured:
-    """Of those that can be certified; fp32 can."""
+    """The fastest candidate that can be certified. There is always one, because fp32 can be."""
     return max((m for m in measured if not m.stopped), key=lambda m: m.rows_per_s)
 
 
 def _other_budgets(
     entry: InferEntry, best: Measured, sample: Sample, fp32: Measured, min_agreement: float
 ) -> Iterator[Measured]:
-    """The fastest candidate with larger micro-batches, and if these don't help smaller ones, while each is faster."""
+    """Measure the fastest candidate with larger token budgets, as long as each is faster than the one before.
+
+    If no larger budget is faster, try smaller ones.
+    """
     for factor in (2.0, 0.5):
         before, budget, grown = best, best.token_budget, False
         while (budget := int(budget * factor)) >= LEAST_TOKENS:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
 from tagstream.schemas.errors import RunnerError
+from tagstream.transforms.runtime.retry import every, retrying
 
 TIMEOUT = 5.0
 ENDED = frozenset({"FINISHED", "FAILED", "CANCELED", "SUSPENDED"})
@@ -90,14 +90,7 @@ class Flink:
         return f"{self.rest}/#/job/{job.id}/overview"
 
     def _call(self, path: str, method: str = "GET") -> Any:
-        give_up = time.monotonic() + self.patience
-        while True:
-            try:
-                return self._ask(path, method)
-            except RunnerError:
-                if time.monotonic() > give_up:
-                    raise
-                time.sleep(1.0)
+        return retrying(RunnerError, every(1.0), seconds=self.patience)(self._ask, path, method)
 
     def _ask(self, path: str, method: str) -> Any:
         request = urllib.request.Request(self.rest + path, method=method)  # noqa: S310  the specification allows http(s) only

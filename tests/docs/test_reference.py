@@ -37,6 +37,7 @@ def test_every_source_sink_and_backend_has_an_example(field: str) -> None:
     members = [PAGE.titles[name] for group, names in PAGE.sections if group == field for name in names]
     assert members
     missing = {title.rpartition(": ")[2] for title in members} - set(EXAMPLES[field])
+    missing -= {"memory"}  # holds a Python object, which no file can name
     assert not missing, f"docs/reference/examples.yaml has no example of {field} {', '.join(sorted(missing))}"
 
 

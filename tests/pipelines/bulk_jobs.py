@@ -1,4 +1,4 @@
-"""Small jobs for tests: input, a specification, what an outside reader finds in the output; jobs that are killed."""
+"""Small jobs for tests: input, specification, and output as an outside reader sees it. Also jobs that are killed."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class BulkJob:
 
 
 class KilledJob:
-    """A job that runs in processes of its own, from the specification `file` over `rows` rows in splits of 1,000."""
+    """A job that runs in separate processes. `file`: its specification. It has `rows` rows in splits of 1,000."""
 
     file: Path
     rows: int
@@ -98,15 +98,15 @@ class KilledJob:
         )
 
     def commits(self) -> int:
-        """How many there are."""
+        """How many commits there are."""
         raise NotImplementedError
 
     def check_consistent(self) -> None:
-        """What must hold at every moment."""
+        """Assert what must hold at every moment."""
         raise NotImplementedError
 
     def check_complete(self) -> None:
-        """What must hold in the end."""
+        """Assert what must hold in the end."""
         raise NotImplementedError
 
     def kill_at_random(
@@ -116,10 +116,10 @@ class KilledJob:
         sign: Callable[[], int] | None = None,
         blows: Sequence[Callable[[], object]] = (),
     ) -> None:
-        """kill -9 after the next commit and some time, again and again; then once to the end.
+        """Start the job and kill it (kill -9) some time after its next commit, many times. Then let it run to the end.
 
-        `sign`: grows with every commit; if it grows at other times too, it takes more kills until one finds a commit.
-        `blows`: what else happens in between, and the job must survive.
+        `sign`: a number that grows with every commit. If it also grows at other times, more kills are needed until one
+        hits a commit. `blows`: other faults in between, which the job must survive.
         """
         sign = sign or self.commits
         events: list[Callable[[], object] | None] = [*[None] * kills, *blows]
@@ -146,13 +146,13 @@ class KilledJob:
 
 
 def finished(process: subprocess.Popen[bytes]) -> None:
-    """Waits for its end, which must be a good one."""
+    """Wait for the process to end. It must succeed."""
     output = process.communicate(timeout=240)[0].decode()
     assert process.returncode == 0, output
 
 
 class Watcher:
-    """Looks at the output all the time, as a user would; `look` asserts what it must find."""
+    """A thread that keeps looking at the output. `look` asserts what it must find there."""
 
     def __init__(self, look: Callable[[], object]) -> None:
         self.look, self.looks = look, 0

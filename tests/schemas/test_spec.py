@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from pydantic import ValidationError
 
@@ -33,6 +35,25 @@ def test_survives_json() -> None:
     spec = JobSpec.model_validate(GOOD)
     assert JobSpec.model_validate_json(spec.model_dump_json(by_alias=True)) == spec
     assert JobSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_parts_as_objects() -> None:
+    """A part may be given as what it is validated to, and only where it belongs; a dump has all its fields."""
+    spec = JobSpec.model_validate(GOOD)
+    assert JobSpec.model_validate({**GOOD, "source": spec.source}) == spec
+    assert JobSpec.model_validate(spec.model_dump()) == spec
+    assert spec.model_dump()["source"]["path"] == "in"
+    with pytest.raises(ValidationError, match="must be a mapping of fields"):
+        JobSpec.model_validate({**GOOD, "source": spec.sink})
+
+
+def test_columns_that_all_stands_for() -> None:
+    """Known once the source is open, in its order; they travel with the specification to other processes."""
+    spec = JobSpec.model_validate({**GOOD, "source": {**GOOD["source"], "keep": "*"}})
+    assert (spec.source.kept, spec.source.knows_columns) == (("id",), False)
+    found = spec.with_columns(["a", "id", "b"])
+    assert pickle.loads(pickle.dumps(found)).source.kept == ("a", "id", "b")
+    assert JobSpec.model_validate(GOOD).with_columns(["z"]).source.kept == ("id", "a", "b")
 
 
 def test_model_may_be_missing_for_constant_only() -> None:

@@ -91,16 +91,16 @@ def test_unknown_field_inside_lists_and_unions(refused) -> None:
 def test_unknown_field_at_the_top(refused) -> None:
     """Also for the job itself."""
     (line,) = refused(GOOD + "classify: []\n")
-    assert line.startswith("job.yaml:11: classify: unknown field; did you mean 'infer'?")
+    assert line == "job.yaml:11: classify: was renamed: write infer"
 
 
 def test_several_errors_at_once(refused) -> None:
     """All of them are told, each with its line."""
     lines = refused("source: {type: parquet}\ninfer:\n  - {as: x, backend: {type: constant, ms_per_row: -1}}\n")
     assert lines == [
-        "job.yaml:1: source.path: is missing",
-        "job.yaml:3: infer.0.backend.ms_per_row: Input should be greater than or equal to 0",
-        "job.yaml:1: sink: is missing",
+        "job.yaml:1: source.path: is missing; for example in/*.parquet",
+        "job.yaml:3: infer.0.backend.ms_per_row: must be a number, at least 0",
+        "job.yaml:1: sink: is missing; for example sink: {type: parquet, path: out/labels}",
     ]
 
 
@@ -108,10 +108,10 @@ def test_several_errors_at_once(refused) -> None:
     ("text", "expected"),
     [
         (GOOD.replace("type: parquet\n", "type: parquett\n"), "job.yaml:2: source: type must be one of 'parquet'"),
-        (GOOD.replace("  type: parquet\n", ""), "job.yaml:2: source: type must be one of 'parquet'"),
+        (GOOD.replace("  type: parquet\n", ""), "job.yaml:1: source: type is missing; it must be one of 'parquet'"),
         (
             GOOD.replace("type: constant, ", ""),
-            "job.yaml:9: infer.1.backend: type must be one of 'pytorch'",
+            "job.yaml:9: infer.1.backend: type is missing; it must be one of 'pytorch'",
         ),
         (GOOD.replace("type: constant", "type: none"), "job.yaml:9: infer.1.backend: type must be one of 'pytorch'"),
         (GOOD.replace("type: parquet, path: out/", "type: pq"), "job.yaml:10: sink: type must be one of 'parquet'"),
@@ -120,24 +120,24 @@ def test_several_errors_at_once(refused) -> None:
 def test_wrong_or_missing_type(refused, text: str, expected: str) -> None:
     """Names the types that there are."""
     (line,) = refused(text)
-    assert line.startswith(expected.replace("job.yaml:2: source", "job.yaml:1: source"))
+    assert line.startswith(expected)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
-        ("text: body", "split_rows: 0", "job.yaml:4: source.split_rows: Input should be greater than or equal to 1"),
-        ("text: body", "split_rows: many", "job.yaml:4: source.split_rows: Input should be a valid integer"),
-        ("text: body", "on_bad_file: skip", "job.yaml:4: source.on_bad_file: Input should be 'fail' or 'dead_letter'"),
-        ("as: spam", "as: spam-label", "job.yaml:7: infer.0.as: String should match pattern"),
+        ("text: body", "split_rows: 0", "job.yaml:4: source.split_rows: must be a whole number, at least 1"),
+        ("text: body", "split_rows: many", "job.yaml:4: source.split_rows: must be a whole number"),
+        ("text: body", "on_bad_file: skip", "job.yaml:4: source.on_bad_file: must be one of 'fail', 'dead_letter'"),
+        ("as: spam", "as: spam-label", "job.yaml:7: infer.0.as: must be letters, digits and _ only"),
         ("model: tagstream/spam", "scores: all", "job.yaml:6: infer.0: model is missing: give a bundled name"),
-        ("as: spam", "thresholds: {x: 2}", "job.yaml:7: infer.0.thresholds.x: Input should be less than"),
+        ("as: spam", "thresholds: {x: 2}", "job.yaml:7: infer.0.thresholds.x: must be a number, at most 1"),
         ("as: dry", "as: spam_score", "job.yaml:1: column 'spam_score' of infer.1.as is already taken by"),
         ("as: dry", "as: spam_model", "job.yaml:1: column 'spam_model' of infer.1.as is already taken by"),
         ("text: body", "keep: [dry_truncated]", "job.yaml:1: column 'dry_truncated' of infer.1.as is"),
         ("text: body", "keep: [__x]", "job.yaml:1: column '__x': names that begin with __ can't be kept"),
-        ("path: out/", "path: out/, commit_every: 0", "job.yaml:10: sink.commit_every: Input should be greater than 0"),
-        ("text: body", "text: [a]", "job.yaml:4: source.text: Input should be a valid string"),
+        ("path: out/", "path: out/, commit_every: 0", "job.yaml:10: sink.commit_every: must be a number, more than 0"),
+        ("text: body", "text: [a]", "job.yaml:4: source.text: must be text"),
     ],
 )  # fmt: skip
 def test_wrong_values(refused, old: str, new: str, expected: str) -> None:
@@ -188,9 +188,9 @@ def test_duplicate_key(refused) -> None:
         ("name: 2024-13-45\n", "job.yaml: a value looks like a date or number and is none"),
         ("source: &a {x: *a}\n", "job.yaml: an alias (*name) refers to itself"),
         ("{[a]: 1}: 2\n", "job.yaml:1: not valid YAML"),
-        ("- a\n", "job.yaml:1: Input should be a valid dictionary"),
-        ("just text\n", "job.yaml:1: Input should be a valid dictionary"),
-        ("1: x\n" + GOOD, "job.yaml:1: 1: Keys should be strings"),
+        ("- a\n", "job.yaml:1: must hold fields; for example {source: "),
+        ("just text\n", "job.yaml:1: must hold fields; for example {source: "),
+        ("1: x\n" + GOOD, "job.yaml:1: 1: unknown field; accepted: name, source"),
     ],
 )
 def test_what_is_no_specification(refused, text: str, expected: str) -> None:
@@ -201,7 +201,9 @@ def test_what_is_no_specification(refused, text: str, expected: str) -> None:
 
 def test_empty_file_misses_everything(refused) -> None:
     """An empty file is an empty specification."""
-    assert refused("# nothing yet\n") == [f"job.yaml:1: {f}: is missing" for f in ("source", "infer", "sink")]
+    lines = refused("# nothing yet\n")
+    fields = ("source", "infer", "sink")
+    assert [line.partition("; ")[0] for line in lines] == [f"job.yaml:1: {f}: is missing" for f in fields]
 
 
 def test_file_that_is_not_there(tmp_path: Path) -> None:

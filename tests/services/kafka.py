@@ -1,8 +1,9 @@
 """A real Apache Kafka broker, one KRaft process, for tests and benchmarks.
 
-Listeners: PLAINTEXT for everything; PROXIED, whose advertised port belongs to whoever wants to stand between a client
-and the broker (`tests.services.proxy`); with `secure=True` also SECURE: TLS with a certificate of our own authority
-and SASL users, EXPIRED: TLS with a certificate of last week, OAUTH: tokens that nobody has signed; ACLs on.
+PLAINTEXT is the usual listener. PROXIED advertises a port on which a proxy between client and broker can listen
+(`tests.services.proxy`). With `secure=True` ACLs are on and there are three more listeners: SECURE has TLS with a
+certificate of our own authority and SASL users, EXPIRED has TLS with a certificate that expired last week, and OAUTH
+takes unsigned tokens.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tagstream.transforms.io.kafka.client.python_private import finish_joining
 from tests.services.certificates import Authority
 from tests.services.java import ROOT, free_ports, jars, java, tail, wait_until
 
@@ -74,7 +76,7 @@ class KafkaBroker:
         return self
 
     def stop(self) -> None:
-        """A polite end: SIGTERM, then SIGKILL after 30 s."""
+        """Stop the broker with SIGTERM, and with SIGKILL after 30 s."""
         if self.process:
             self.process.terminate()
             try:
@@ -84,19 +86,19 @@ class KafkaBroker:
             self.process = None
 
     def kill(self) -> None:
-        """SIGKILL: what was not yet on disk stays in the page cache, as when only the process dies."""
+        """Send SIGKILL. Data that is not yet on disk stays in the page cache, because only the process dies."""
         if self.process:
             self.process.kill()
             self.process.wait()
             self.process = None
 
     def restart(self) -> None:
-        """Starts again on the same data folder and ports, whether it was stopped, killed or still runs."""
+        """Start again on the same data folder and ports, after a stop, after a kill, or while the broker still runs."""
         self.stop()
         self.start()
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open and nothing answers."""
+        """Send SIGSTOP: connections stay open, but nothing answers."""
         os.kill(self.process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
@@ -227,6 +229,28 @@ class KafkaBroker:
             f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (_, p) in listen.items() if p
         )
         return properties
+
+
+def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:
+    """The partitions of a topic, once a client of kafka-python's knows them."""
+    wait_until(lambda: consumer.partitions_for_topic(topic), deadline, f"the client knows topic {topic}")
+    return sorted(consumer.partitions_for_topic(topic))
+
+
+def join(consumer, deadline: float = 60.0) -> None:
+    """Lets a subscribed consumer of kafka-python's join its group; returns once it has partitions.
+
+    A consumer that joins before it knows a new topic's metadata is given no partitions until the next rebalance, which
+    may never come. So is one whose poll ends in the middle of a join, as on a busy machine; see `finish_joining`.
+    """
+    for topic in consumer.subscription():
+        partitions_of(consumer, topic, deadline)
+
+    def joined():
+        finish_joining(consumer)
+        return consumer.poll(1000) or consumer.assignment()
+
+    wait_until(joined, deadline, "the consumer has partitions")
 
 
 @pytest.fixture(scope="session")

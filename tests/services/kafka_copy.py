@@ -1,6 +1,6 @@
 """A stream job without a model, as a process: copies every message of a topic to the same partition of another.
 
-What it has of several partitions goes into one transaction, as a job's does.
+Blocks of several partitions go into one transaction, as in a job.
 
 `python -m tests.services.kafka_copy SERVERS GROUP SOURCE TARGET LIBRARY`; SIGTERM ends it.
 """
@@ -17,6 +17,9 @@ from tagstream.transforms.io.kafka.client.chain import Append, Chain, PartitionL
 from tagstream.transforms.io.kafka.client.cluster import Cluster
 from tagstream.transforms.io.kafka.client.contracts import Record
 from tagstream.transforms.io.kafka.client.member import Member
+
+READY = "copying"
+"""What a process logs once a SIGTERM ends it politely."""
 
 
 class Chains:
@@ -50,7 +53,7 @@ class Chains:
             self.chains.pop(p).close()
 
     def copy(self, member, target, *blocks):
-        """Commits blocks of different partitions; drops those that are not ours any more."""
+        """Commit blocks of different partitions. Drop blocks of partitions that were revoked meanwhile."""
         appends = {}
         for polled in blocks:
             if (chain := self.chains.get(polled.partition)) is not None:
@@ -87,6 +90,7 @@ def main(servers, group, source, target, library):
     cluster = Cluster(servers)
     chains = Chains(cluster, group, library)
     member = Member(cluster, group, (source,), chains, library=library)
+    logging.getLogger("copy").warning(READY)
     while not stop.is_set():
         blocks = []
         while (polled := member.take(0.0 if blocks else 0.1, 500, without=[p.partition for p in blocks])) is not None:

@@ -15,6 +15,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.errors import KafkaError
 
 from tests.services.java import ROOT
+from tests.services.kafka import partitions_of
 
 
 class Load:
@@ -129,7 +130,7 @@ def _reader(servers: str, topic: str, end: float, **client):
             break
         assert time.monotonic() < end, f"{servers} does not answer"
     with contextlib.closing(consumer):
-        yield consumer, [TopicPartition(topic, n) for n in sorted(consumer.partitions_for_topic(topic))]
+        yield consumer, [TopicPartition(topic, n) for n in partitions_of(consumer, topic)]
 
 
 def count(servers: str, topic: str) -> int:

@@ -16,11 +16,11 @@ API = {
 
 
 class FaultyProxy:
-    """Stands on the advertised port of the broker's PROXIED listener.
+    """Listens on the advertised port of the broker's PROXIED listener.
 
-    `fault(api, kind)` is for the next such request. `drop`: the broker obeys it and its reply never reaches the client;
-    `swallow`: it never reaches the broker; `cut`: the broker obeys it and the connection breaks instead of a reply.
-    `dropped` counts what was lost, by kind.
+    `fault(api, kind)` sets a fault for the next request of that API. With `drop`, the broker obeys the request and the
+    reply is lost. With `swallow`, the request never reaches the broker. With `cut`, the broker obeys the request and
+    the connection breaks before the reply. `dropped` counts the faults by kind.
     """
 
     def __init__(self, port: int, upstream: int) -> None:
@@ -35,7 +35,7 @@ class FaultyProxy:
         self._faults[API[api]] = kind
 
     def cut(self) -> None:
-        """Closes every connection; new ones are welcome."""
+        """Closes every connection. New ones are accepted."""
         for s in self._sockets:
             with contextlib.suppress(OSError):
                 s.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""A folder that is no safe and fit entry is refused with a message that says what to do, before weights load."""
+"""An unsafe or unsuitable model folder is refused, before weights load, with a message that says what to do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path, original: Path) -> Path:
-    """A model folder that is right."""
+    """A valid model folder."""
     return Path(shutil.copytree(original, tmp_path / "model"))
 
 
@@ -38,9 +38,9 @@ def change(folder: Path, **config: Any) -> None:
 
 
 def refused(folder: object, revision: str | None = None) -> str:
-    """The message, which must name the model."""
+    """The error's message. Asserts that it names the model."""
     with pytest.raises(ModelError) as caught:
-        find_model(str(folder), revision)
+        describe(InferEntry.model_validate({"model": str(folder), "revision": revision}))
     assert caught.value.exit_code == 4
     assert str(caught.value).startswith(str(folder))
     return str(caught.value)
@@ -53,7 +53,7 @@ def test_good_folder(folder: Path) -> None:
 
 
 def test_pickle_only(folder: Path) -> None:
-    """Pickle weights are never loaded; the way to convert them is told."""
+    """Pickle weights are never loaded. The message says how to convert them."""
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     message = refused(folder)
     assert "pytorch_model.bin is a pickle, which is never loaded" in message
@@ -61,13 +61,13 @@ def test_pickle_only(folder: Path) -> None:
 
 
 def test_no_weights(folder: Path) -> None:
-    """Nothing to load at all."""
+    """A folder without weights is refused."""
     (folder / "model.safetensors").unlink()
     assert "no safetensors weights" in refused(folder)
 
 
 def test_no_tokenizer(folder: Path) -> None:
-    """What was looked for, and how to save one."""
+    """The message names the files that were looked for, and how to save a tokenizer."""
     for file in folder.glob("tokenizer*"):
         file.unlink()
     message = refused(folder)
@@ -78,7 +78,7 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_generative_model(folder: Path) -> None:
     """Its architecture is named."""
     change(folder, architectures=["LlamaForCausalLM"])
-    assert "its config says LlamaForCausalLM, which is no sequence classifier" in refused(folder)
+    assert "its config says LlamaForCausalLM, which is not a sequence classifier" in refused(folder)
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["BertForTokenClassification", "BertModel"]])
@@ -108,7 +108,7 @@ def test_no_config(folder: Path) -> None:
 
 
 def test_config_is_a_folder(folder: Path) -> None:
-    """Odd, and no traceback."""
+    """If config.json is a folder, the error is still a clear message."""
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
     assert "has no config.json" in refused(folder)
@@ -118,7 +118,7 @@ def test_config_is_a_folder(folder: Path) -> None:
     "id2label", [{"ham": 0, "spam": 1}, {"0": "a", "2": "b"}, ["ham", "spam"], {"0": "a", "1": "a"}]
 )
 def test_labels_that_make_no_sense(folder: Path, id2label: Any) -> None:
-    """id2label maps 0, 1, … to different names; anything else is said to be wrong, and nothing is guessed."""
+    """id2label must map 0, 1, … to different names. Anything else is an error; nothing is guessed."""
     change(folder, id2label=id2label)
     assert "id2label" in refused(folder)
 
@@ -135,7 +135,7 @@ def test_broken_tokenizer_and_weights_are_found_when_loaded(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tagstream/nonsense", "no such bundled model; there are: "),
+        ("tagstream/nonsense", r"no such bundled model. The bundled models are "),
         ("./nowhere", "not a folder"),
         ("/nowhere/at/all", "not a folder"),
         ("~/nowhere-at-all", "not a folder"),
@@ -145,18 +145,18 @@ def test_broken_tokenizer_and_weights_are_found_when_loaded(folder: Path) -> Non
     ],
 )
 def test_names_that_can_not_be(name: str, message: str) -> None:
-    """Said without asking any network."""
+    """Impossible names are refused without asking any network."""
     assert message in refused(name)
 
 
 def test_a_file_is_no_folder(folder: Path) -> None:
-    """The weights' file instead of its folder."""
+    """The path of the weights' file, instead of its folder, is refused."""
     assert "not a folder" in refused(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])
 def test_unknown_id_offline(name: str, tmp_path: Path) -> None:
-    """Without a network and with an empty cache: told what to do."""
+    """Without a network and with an empty cache, the message says what to do."""
     code = (
         "from tagstream.schemas.errors import ModelError\n"
         "from tagstream.transforms.model_files import find_model\n"
@@ -204,7 +204,7 @@ def test_activation(folder: Path, config: dict, activation: str) -> None:
 
 
 def test_identity_changes_with_what_matters(folder: Path, tmp_path: Path) -> None:
-    """Weights, tokenizer and precision; `describe` needs none of them."""
+    """The identity depends on weights, tokenizer and precision. `describe` reads none of them."""
     entry = InferEntry(model=str(folder))
     first = identify(entry)
     assert describe(entry)[1].items() <= first.items()
@@ -220,7 +220,7 @@ def test_identity_changes_with_what_matters(folder: Path, tmp_path: Path) -> Non
 
 
 def test_plan_needs_no_weights(folder: Path) -> None:
-    """Head and identity are known from the config: the weights may be anything."""
+    """Head and identity come from the config, so the weights may be anything."""
     (folder / "model.safetensors").write_bytes(b"not loaded")
     head, identity = describe(InferEntry(model=str(folder)))
     assert head.names == ("ham", "spam")

@@ -1,6 +1,6 @@
-"""The certificate of a low-precision backend: what was measured, on which sample, for which weights.
+"""The certificate of a faster backend: how well its labels agree with fp32, on which sample, for which weights.
 
-`tagstream optimize` writes it beside the optimised model; `backend: auto` runs nothing in low precision without one.
+`tagstream optimize` writes the certificate beside the optimised model. Without one, `backend: auto` runs fp32.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ FILE = "certificate.json"
 
 @dataclass(frozen=True)
 class Certificate:
-    """agreement: share of labels equal to fp32's, 0 to 1; drift: largest difference of a row's scores, 99th percentile
-    and maximum; both of the `sample_rows` texts held out, whose hash is `sample`. rows_per_s: engine alone.
-    `max_length`, `long_text` and `thresholds`: the entry's. `device`: kind of it, cpu, cuda or mps. `file`: the
-    optimised model beside the certificate, `file_hash`: its SHA-256.
+    """What was measured, and for what the measurement holds.
+
+    `agreement`: share of labels equal to fp32's, 0 to 1. `drift_p99`, `drift_max`: 99th percentile and maximum, over
+    the rows, of a row's largest score difference. Both are measured on `sample_rows` texts that the search did not
+    see; `sample` is their hash. `rows_per_s`: the engine alone, without reading and writing. `max_length`, `long_text`
+    and `thresholds`: the entry's settings. `device`: cpu, cuda or mps. `file`: name of the optimised model beside the
+    certificate. `file_hash`: its SHA-256.
     """
 
     weights: str
@@ -57,7 +60,7 @@ class Certificate:
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """None if there is none. Raises ModelError for one that can't be read."""
+        """The certificate in `folder`; None if there is none. Raises ModelError if it can't be read."""
         try:
             return cls(**json.loads((folder / FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -66,7 +69,7 @@ class Certificate:
             raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
 
     def check(self, folder: Path, files: ModelFiles, entry: InferEntry, min_agreement: float) -> None:
-        """Raises ModelError if it does not hold for this model and entry, or for what lies beside it."""
+        """Raises ModelError if the certificate is not for this model, this entry, or the optimised file beside it."""
         weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
         again = "run `tagstream optimize` again"
         if self.weights != weights:
@@ -79,14 +82,14 @@ class Certificate:
         if self.agreement < min_agreement:
             raise ModelError(
                 f"{folder / FILE}: labels agree with fp32 in {self.agreement:.2%} of the sample, "
-                f"min_agreement asks for {min_agreement:.2%}; {again}, or lower min_agreement"
+                f"but min_agreement is {min_agreement:.2%}; {again}, or lower min_agreement"
             )
         if self.file is not None and hash_file(folder / self.file) != self.file_hash:
-            raise ModelError(f"{folder / self.file} is not the file that the certificate speaks of; {again}")
+            raise ModelError(f"{folder / self.file} is not the file that the certificate was made for; {again}")
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file; empty if there is none."""
+    """SHA-256 of a file; an empty string if there is no such file."""
     try:
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

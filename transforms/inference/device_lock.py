@@ -1,4 +1,4 @@
-"""Sharing a device: how many forward passes of this process run on it at once, whichever engines they are of."""
+"""Limits how many forward passes of this process run on one device at once, over all engines that use the device."""
 
 from __future__ import annotations
 
@@ -12,26 +12,33 @@ _LOCK = threading.Lock()
 
 
 class Device:
-    """As many passes at once as the most that one of its users wants; who has waited longest is next. Thread-safe."""
+    """One device, shared by several users (engines).
+
+    The limit is the largest number of passes that any user wants. The caller that has waited longest comes next.
+    Thread-safe.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._changed = threading.Condition()
         self.wanted: list[int] = []
-        """Passes at once, of each user."""
+        """For each user, how many passes it wants to run at once."""
         self._waiting: deque[object] = deque()
         self._running = 0
 
     @classmethod
     def join(cls, name: str, passes: int) -> Device:
-        """The device of this name, the same for all its users, who want so many passes at once; `leave` it."""
+        """The device of this name, shared with its other users. `passes`: how many the new user wants to run at once.
+
+        The user must call `leave` in the end.
+        """
         with _LOCK:
             device = _DEVICES.setdefault(name, cls(name))
             device.wanted.append(passes)
             return device
 
     def leave(self, passes: int) -> None:
-        """A user that wanted so many has gone."""
+        """Undo a `join` with the same number of passes."""
         with _LOCK:
             self.wanted.remove(passes)
             if not self.wanted:
@@ -39,7 +46,7 @@ class Device:
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """While the body runs, one of the passes is the caller's."""
+        """Wait for a free pass, and hold it while the `with` body runs."""
         turn = object()
         with self._changed:
             self._waiting.append(turn)

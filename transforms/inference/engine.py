@@ -1,16 +1,21 @@
-"""One model, shared by all who want labels from it.
+"""Runs one model for all submitters that want its predictions.
 
-    submit(texts) -> Future     tokenised in another thread, small submissions in one of their own
-                                -> pool of pending sequences of all submitters, sorted by length
-                                -> micro-batches under a token budget, as many at once as the backend takes
-                                -> scattered back; a future completes when its last sequence is done
+The way of a submission, from `submit(texts)` to its future:
 
-The engine never waits to fill a micro-batch: whenever the device is free it takes what is there. So an idle stream
-has low latency and a bulk job full micro-batches, by the same rule.
+1. Another thread tokenises the texts. Small submissions have a thread of their own.
+2. The sequences join the pool of pending sequences of all submitters, sorted by length.
+3. The backend runs micro-batches of the pool under a token budget, `backend.parallel` at a time.
+4. The logits go back to their submissions. A future completes when its last sequence is done.
 
-Failures: out of memory halves the token budget for a while and runs the halves; any other error of a micro-batch is
-bisected down to the row that causes it; when every row of a micro-batch fails, a row that worked before is run once
-more, and if that fails too the backend is dead: all futures get a ModelError and nothing is dead-lettered for it.
+The engine never waits to fill a micro-batch. Whenever the device is free, the engine takes the sequences that are
+pending. So an idle stream has low latency and a bulk job has full micro-batches, by the same rule.
+
+Failures of a micro-batch:
+
+- Out of memory: the token budget is halved for a while, and the micro-batch runs in two halves.
+- Any other error: the micro-batch is bisected down to the row that causes the error. The other rows get their logits.
+- Every row fails: a row that worked before runs once more. If that row fails too, the backend is dead. All futures
+  then get a ModelError, and no row becomes a dead letter because of it.
 """
 
 from __future__ import annotations
@@ -28,7 +33,7 @@ import pyarrow as pa
 from tagstream.schemas.errors import DeadCode, ModelError
 from tagstream.transforms.inference.backends.contracts import Backend
 from tagstream.transforms.inference.device_lock import Device
-from tagstream.transforms.inference.forward import Passes, Submission, one_line
+from tagstream.transforms.inference.forward import ForwardPasses, Submission, one_line
 from tagstream.transforms.inference.packing import Pool
 from tagstream.transforms.inference.predictions import AnswerMemory, Prediction, Recalled
 from tagstream.transforms.inference.token_budget import TokenBudget
@@ -38,8 +43,8 @@ from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 SMALL = 64
-"""Texts of a submission that is tokenised in a thread of its own, so that it never waits behind a large one. There is
-one thread for each kind: the Rust tokenizer spreads a batch over all cores by itself."""
+"""Submissions of at most this many texts are tokenised in a thread of their own, and so never wait behind a large one.
+One thread for small and one for large submissions are enough, because the Rust tokenizer uses all cores by itself."""
 
 
 class Engine:
@@ -53,9 +58,10 @@ class Engine:
         budget: TokenBudget | None = None,
         metrics: JobMetrics | None = None,
     ) -> None:
-        """`memory_bytes`: of answers to remember, so that a text is not inferred again in a later block. `works`: a row
-        that the backend can label; without it that is the first one it has labelled. `budget`: else the backend's.
-        `metrics`: where rows, tokens and busy time are counted.
+        """`memory_bytes`: room for remembered answers, which save inferring a text again in a later block; 0 for none.
+
+        `works`: a row that the backend is known to label, see `ForwardPasses`. `budget`: the backend's own if None.
+        `metrics`: counts rows, tokens and busy time.
         """
         self.backend = backend
         self.metrics = metrics or JobMetrics()
@@ -68,8 +74,8 @@ class Engine:
         self._ready = threading.Condition()
         self._live: set[Submission] = set()
         self._asked: dict[bytes, tuple[Submission, int]] = {}
-        """Who has a text inferred that nobody remembers yet, by the text's digest: the submission, its index there."""
-        self._passes = Passes(backend, self._budget, works)
+        """Texts that are being inferred and are not remembered yet, by digest: the submission, and the index there."""
+        self._passes = ForwardPasses(backend, self._budget, works)
         self._dead: ModelError | None = None
         self._closed = False
         self._device = Device.join(backend.device, self._parallel)
@@ -81,11 +87,11 @@ class Engine:
 
     @property
     def token_budget(self) -> int:
-        """Tokens, padding included, that the next micro-batch may hold."""
+        """How many tokens the next micro-batch may hold, padding included."""
         return self._budget.tokens
 
     def submit(self, texts: pa.LargeStringArray) -> Future[Prediction]:
-        """Scores for valid UTF-8 texts without nulls; equal texts are inferred once. Returns at once."""
+        """Infer valid UTF-8 texts without nulls; equal texts are inferred once. Does not wait."""
         future: Future[Prediction] = Future()
         with self._ready:
             if stopped := self._stopped():
@@ -96,14 +102,14 @@ class Engine:
         return future
 
     def close(self) -> None:
-        """Stop the threads, free the device. Pending futures get a ModelError."""
+        """Stop the threads and free the device. Pending futures get a ModelError."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
         for thread in self._threads:
             thread.join()
         for tokenisers in (self._tokenise_small, self._tokenise_large):
-            tokenisers.shutdown()  # what still waits there runs, sees that the engine is closed, and says so
+            tokenisers.shutdown()  # waiting submissions still run; they find the engine closed and get the error
         self._device.leave(self._parallel)
         self.backend.close()
 
@@ -127,20 +133,21 @@ class Engine:
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
-                if future.done():  # given up with a submission that it has asked
+                if future.done():  # given up together with a submission that should have answered some of its texts
                     return
                 self._live.add(submission)
                 submission.left += len(encoded.lengths)
                 self._pool.add(submission, encoded.lengths)
                 self._ready.notify_all()
-            self._came(submission, 1)
-        except BaseException as error:  # noqa: BLE001  a worker thread: the submitter re-raises it
+            self._completed(submission, 1)
+        except BaseException as error:  # noqa: BLE001  in a worker thread: the future hands it to the submitter
             self._give_up(submission, error)
 
     def _recall(self, texts: pa.LargeStringArray, submission: Submission) -> pa.LargeStringArray:
-        """The texts that the model is to be asked for: not remembered, and not asked for by another submission.
+        """The texts that this submission must infer: not remembered, and not being inferred for another submission.
 
-        A small submission doesn't wait for a large one, whose results come together.
+        For a text that is being inferred elsewhere, the submission waits for that other submission. A small submission
+        does not wait for a large one, whose results come all together, but infers the text itself.
         """
         if self.memory is None:
             return texts
@@ -162,8 +169,8 @@ class Engine:
         self.metrics.add(remembered=len(texts) - len(mine))
         return texts.take(pa.array(recalled.missing))
 
-    def _askers(self, submission: Submission) -> list[tuple[Submission, Array, Array]]:
-        """Those that have asked for texts of this one, which nobody does any more."""
+    def _end_asking(self, submission: Submission) -> list[tuple[Submission, Array, Array]]:
+        """The `askers` of a submission that has ended. From now on no other submission asks it for a text."""
         with self._ready:
             for digest in submission.recalled.digests if submission.recalled else ():
                 if self._asked.get(digest, (None, 0))[0] is submission:
@@ -177,11 +184,14 @@ class Engine:
             submission.future.set_exception(error)
         except InvalidStateError:
             return
-        for asker, _, _ in self._askers(submission):
+        for asker, _, _ in self._end_asking(submission):
             self._give_up(asker, error)
 
     def _encode(self, texts: pa.LargeStringArray, submission: Submission) -> Encoded:
-        """All texts at once; if that fails without those that fail alone, which are left out as errors."""
+        """Tokenise all texts at once. If that fails, each text is tried alone, and those that fail become errors.
+
+        An empty text takes the place of a failed one.
+        """
         try:
             return self.backend.encode(texts)
         except Exception as error:  # noqa: BLE001
@@ -204,7 +214,7 @@ class Engine:
             while True:
                 with self._ready:
                     self._ready.wait_for(lambda: self._stopped() or len(self._pool))
-                with self._device.taken():  # what comes while another engine has the device is in the micro-batch too
+                with self._device.taken():  # sequences that arrive while another engine runs join this micro-batch
                     with self._ready:
                         if stopped := self._stopped():
                             raise stopped
@@ -221,12 +231,12 @@ class Engine:
                         self._passes.run(parts)
                 self._budget.passed(budget, micro.tokens, time.perf_counter(), busy=busy)
                 for submission, sequences in parts:
-                    self._came(submission, len(sequences))
-        except BaseException as error:  # noqa: BLE001  nobody else runs the model: whoever waits must hear of it
+                    self._completed(submission, len(sequences))
+        except BaseException as error:  # noqa: BLE001  no other thread runs the model: every future must get the error
             self._die(error if isinstance(error, ModelError) else ModelError(f"inference stopped: {one_line(error)}"))
 
-    def _came(self, submission: Submission, count: int) -> None:
-        """So much of what is left of it is there."""
+    def _completed(self, submission: Submission, count: int) -> None:
+        """Take `count` from what the submission waits for, see `Submission.left`. With nothing left, it is finished."""
         with self._ready:
             submission.left -= count
             done = not submission.left and submission in self._live
@@ -238,7 +248,7 @@ class Engine:
     def _finish(self, submission: Submission) -> None:
         encoded, inverse = submission.encoded, submission.inverse
         logits, texts = submission.logits, len(encoded.tokens)
-        if len(encoded.text) != texts:  # windows, or texts without sequences: the mean over each text's sequences
+        if len(encoded.text) != texts:  # with windows, or texts without sequences: the mean over a text's sequences
             sums = np.zeros((texts, logits.shape[1]), np.float64)
             np.add.at(sums, encoded.text, logits)
             counts = np.bincount(encoded.text, minlength=texts)
@@ -247,14 +257,14 @@ class Engine:
         answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
         if self.memory is not None and submission.recalled is not None:
             self.memory.remember(submission.recalled, answers)
-            for asker, there, here in self._askers(submission):
+            for asker, there, here in self._end_asking(submission):
                 cast("Recalled", asker.recalled).learn(here, answers.take(there))
-                self._came(asker, 1)
+                self._completed(asker, 1)
             submission.recalled.learn(submission.recalled.missing, answers)
             answers = submission.recalled.prediction
         answers = answers.take(inverse)
         self.metrics.add(truncated=int(answers.truncated.sum()))
-        with suppress(InvalidStateError):  # the backend has died meanwhile
+        with suppress(InvalidStateError):  # the backend has died meanwhile, and the future has the error
             submission.future.set_result(answers)
 
     def _die(self, error: ModelError) -> None:

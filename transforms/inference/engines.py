@@ -1,7 +1,7 @@
-"""The engines of one job in this process: one for each model and what changes its outputs.
+"""The engines of one job in this process.
 
-Two entries of `infer` that name the same model, and differ only in what becomes of the scores (column names, label map,
-thresholds), share one engine: the text is tokenised and run once.
+Two entries of `infer` share one engine if they name the same model with the same settings. They may differ in their use
+of the scores: column names, label map, thresholds. Each text is then tokenised and inferred once for both entries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 _SETTINGS = {"model", "revision", "max_length", "long_text", "memory_bytes", "backend"}
-"""Fields of an entry that change what the model computes, or what the engine remembers of it."""
+"""Fields of an entry that change the engine: the model's outputs, or the size of the engine's memory."""
 
 
 class Engines:
@@ -35,7 +35,7 @@ class Engines:
         self._lock = threading.Lock()
 
     def of(self, entry: InferEntry) -> Engine:
-        """The engine of an entry; its model is loaded at the first call. Raises ModelError."""
+        """The engine of an entry. The first call loads the model. Raises ModelError."""
         resolved, notice = resolve(entry)
         if notice:
             self._context.metrics.note(notice)
@@ -47,7 +47,7 @@ class Engines:
 
     def _start(self, entry: InferEntry) -> Engine:
         backend = load_backend(entry)
-        works = None if entry.backend.type == "constant" else try_out(backend, entry.as_)
+        works = try_out(backend, entry.as_) if entry.backend.needs_model else None
         chosen = entry.backend
         if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
             self._context.metrics.note(
@@ -65,7 +65,10 @@ class Engines:
 
 
 def try_out(backend: Backend, name: str) -> tuple[Encoded, Array]:
-    """A row that the backend labels, for `Engine`. Raises ModelError if it can't: then no row is to blame."""
+    """Label a first text, so that a model that can't label anything fails before the job begins. Raises ModelError.
+
+    Returns the row for the engine's parameter `works`. `name`: the entry's name, for the message.
+    """
     try:
         encoded = backend.encode(pa.array(["Is it working?"], pa.large_string()))
         if not len(encoded.lengths):  # too long, where `long_text` is dead_letter

@@ -1,4 +1,4 @@
-"""What it takes to know of every sequence of a micro-batch what its logits are, or why it has none."""
+"""Runs one micro-batch. Every sequence ends with logits, or with the error that explains why it has none."""
 
 from __future__ import annotations
 
@@ -18,31 +18,47 @@ Array = np.ndarray
 
 @dataclass(eq=False)
 class Submission:
-    """`left`: sequences without logits, other submissions that are asked for some of the texts, and 1 until it is known
-    how many there are. `askers`: those that ask this one, with the indices of texts asked for, here and there.
+    """The texts of one call of `Engine.submit`, on their way through the engine.
+
+    Example: the texts are [a, b, a, c], the engine remembers b, and another submission is inferring c at this moment.
+    The distinct texts are then [a, b, c]. This submission infers only a, and waits for the other one to answer c.
     """
 
     future: Future[Prediction]
     inverse: Array = None  # type: ignore[assignment]
+    """For each text, its index among the distinct texts. In the example [0, 1, 0, 2]."""
     recalled: Recalled | None = None
+    """The remembered answers to the distinct texts; None if the engine has no memory."""
     encoded: Encoded = None  # type: ignore[assignment]
+    """The sequences of the texts that this submission infers. In the example those of a."""
     logits: Array = None  # type: ignore[assignment]
+    """float32 [sequences, labels], filled in by the forward passes."""
     left: int = 1
+    """What the submission still waits for: its sequences without logits, plus the other submissions that answer some
+    of its texts, plus 1 until its texts are tokenised. At 0 the future completes."""
     errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
+    """Code and message for each inferred text that failed, by index among the inferred texts."""
     askers: list[tuple[Submission, Array, Array]] = field(default_factory=list)
+    """Submissions that wait for answers of this one. Each comes with the indices of the texts in question: among the
+    inferred texts of this submission, and among the distinct texts of the asker."""
 
 
-class Passes:
-    """Forward passes of a backend; see the engine for what failures lead to. Thread-safe.
+class ForwardPasses:
+    """Runs the forward passes of a backend, and isolates the rows that make one fail. Thread-safe.
 
-    `works`: a row that the backend can label; without it that is the first one it has labelled.
+    See the engine for its treatment of failures. `works`: a row that the backend is known to label. With None, this is
+    the first row that the backend labels. The row runs once more when all rows of a micro-batch fail, to tell a backend
+    that has died from rows that are bad.
     """
 
     def __init__(self, backend: Backend, budget: TokenBudget, works: tuple[Encoded, Array] | None) -> None:
         self._backend, self._budget, self._works = backend, budget, works
 
     def run(self, parts: list[tuple[Submission, Array]]) -> None:
-        """One forward pass, or as many as it takes to know what to say of every sequence."""
+        """Run a micro-batch, in more than one forward pass if it fails. Raises ModelError if the backend is dead.
+
+        `parts`: pairs of a submission and the int32 numbers of its sequences.
+        """
         rows = sum(len(sequences) for _, sequences in parts)
         failed = self._attempt(parts, rows)
         if failed == rows and self._works is not None:
@@ -54,22 +70,22 @@ class Passes:
                 ) from error
 
     def _attempt(self, parts: list[tuple[Submission, Array]], rows: int) -> int:
-        """Number of sequences that failed."""
+        """Try one forward pass, and bisect a failed one. Returns how many sequences failed in the end."""
         try:
             logits = self._backend.forward([(s.encoded, sequences) for s, sequences in parts])
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
-            if rows > 1:  # a single row that does not fit says nothing of the others
+            if rows > 1:  # a single row that does not fit tells nothing about other rows
                 self._budget.short_of_memory(rows * longest)
             failure = DeadCode.OUT_OF_MEMORY, one_line(error)
-        except Exception as error:  # noqa: BLE001  ends as a dead letter of the row that causes it
+        except Exception as error:  # noqa: BLE001  becomes a dead letter for the row that causes it
             failure = DeadCode.INFERENCE_FAILED, one_line(error)
         else:
             return self._store(logits, parts)
-        return self._bisect(parts, rows, *failure)  # the error is gone, and with it what its frames kept in memory
+        return self._bisect(parts, rows, *failure)  # outside `except`: the error's frames no longer hold memory
 
     def _store(self, logits: Array, parts: list[tuple[Submission, Array]]) -> int:
-        """Number of sequences whose logits are not finite."""
+        """Store the logits in their submissions. Returns how many sequences have logits that are not finite."""
         finite = np.isfinite(logits).all(axis=1)
         at = 0
         for submission, sequences in parts:
@@ -106,5 +122,6 @@ class Passes:
 
 
 def one_line(error: BaseException) -> str:
+    """The error's type and message in one line of at most 500 characters."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:500]

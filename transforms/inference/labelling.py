@@ -1,6 +1,6 @@
-"""All entries of `infer` together: texts in, the label columns of every entry out.
+"""Applies all entries of `infer` to texts, and returns the label columns of every entry.
 
-What a job does with blocks and what the Python interface does with arrays both rest on this. Knows no Beam and no I/O.
+Jobs use this for blocks, and the Python interface uses it for arrays. Knows no Beam and no I/O.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Labelling:
     """See the module. Thread-safe."""
 
     def __init__(self, entries: Iterable[InferEntry], engines: list[Engine]) -> None:
-        """`engines`: one for each entry, in that order; entries may share one."""
+        """`engines`: one for each entry, in the same order. Entries may share an engine."""
         self.entries, self.engines = tuple(entries), engines
         self._heads = [describe(entry)[0] for entry in self.entries]
         self.fields: list[pa.Field] = [field for head in self._heads for field in head.fields]
@@ -32,12 +32,12 @@ class Labelling:
 
     @classmethod
     def of(cls, entries: Iterable[InferEntry], context: JobContext) -> Labelling:
-        """With the engines of a job; loads the models that are not loaded yet. Raises ModelError, SpecError."""
+        """Use the engines of a job. Loads the models that are not loaded yet. Raises ModelError, SpecError."""
         entries, engines = tuple(entries), context.resource(Engines)
         return cls(entries, [engines.of(entry) for entry in entries])
 
     def submit(self, texts: pa.LargeStringArray) -> list[Future[Prediction]]:
-        """Give valid UTF-8 texts without nulls to every engine once. Does not wait. One future for each entry."""
+        """Submit valid UTF-8 texts without nulls to every engine once. Does not wait. Returns one future per entry."""
         asked: dict[Engine, Future[Prediction]] = {}
         for engine in self.engines:
             if engine not in asked:
@@ -45,9 +45,9 @@ class Labelling:
         return [asked[engine] for engine in self.engines]
 
     def columns(self, predictions: list[Prediction]) -> list[pa.Array]:
-        """Arrays for `fields`, a value for each text; what stands where a text has an error is of no meaning.
+        """One array for each of `fields`, with one value for each text. The value of a text with an error is arbitrary.
 
-        `predictions`: one for each entry; none at all stands for no texts.
+        `predictions`: one for each entry, or an empty list if there are no texts.
         """
         if not predictions:
             return [pa.array([], field.type) for field in self.fields]
@@ -55,7 +55,7 @@ class Labelling:
         return [column for head, p in pairs for column in head.columns(p.scores, p.tokens, p.truncated)]
 
     def errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
-        """Code and message of the texts that an entry could not answer, by index. The first such entry counts."""
+        """Code and message for each text that has an error, by index. The first entry with an error for it counts."""
         errors: dict[int, tuple[DeadCode, str]] = {}
         for entry, prediction in zip(self.entries, predictions, strict=False):
             for row, (code, message) in prediction.errors.items():

@@ -1,6 +1,6 @@
-"""Which pending sequences make the next micro-batch.
+"""Chooses the pending sequences for the next micro-batch.
 
-Owns the pool of pending sequences of all submitters and the rule by which it is emptied. Knows lengths only.
+Owns the pool of pending sequences of all submitters. Knows only the sequences' lengths, not their texts or ids.
 """
 
 from __future__ import annotations
@@ -14,22 +14,25 @@ import numpy as np
 Array = np.ndarray
 
 TOLERANCE = 0.8
-"""A micro-batch reaches down to this share of its longest sequence, so that padding stays low in the long tail …"""
+"""A micro-batch takes no sequence shorter than this share of its longest one, so that long sequences cause little
+padding. `MIN_TOKENS` limits this rule."""
 MIN_TOKENS = 256
-"""… unless it would hold fewer tokens than this: then a second forward pass costs more than the padding. On a CPU 128
-to 512 of these, and tolerances of 0.8 and 0.9, made no difference in rows/s beyond the noise; padding decided."""
+"""A micro-batch with fewer tokens than this takes shorter sequences too, because another forward pass would cost more
+than the padding. On a CPU, values from 128 to 512 and tolerances of 0.8 and 0.9 gave the same rows/s within noise."""
 EQUAL_TOKENS = 16_384
-"""Sequences of one length with so many tokens go without shorter ones: no padding, so no attention mask, and enough
-work for a GPU. More than a CPU's token budget. Not measured."""
+"""If the sequences of equal length have at least this many tokens, they form a micro-batch without shorter ones. The
+micro-batch then needs no padding and no attention mask, and still fills a GPU. The value exceeds a CPU's token budget.
+Not measured."""
 SMALL_PART = 4
-"""One part in so many of the budget is all that a micro-batch takes that is for a small submitter: it waits as long."""
+"""A micro-batch for a small submitter uses at most 1/SMALL_PART of the token budget, so that a single row never waits
+for a full one."""
 PATIENCE = 4
-"""Micro-batches that smaller submitters may take before the oldest one gets its turn."""
+"""How many micro-batches smaller submitters may take before the oldest submitter gets its turn."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Sequences by owner: `parts` are (owner, int32 sequence numbers); all of them padded to `length` tokens."""
+    """`parts`: for each owner, its int32 sequence numbers. `length`: the tokens that every sequence is padded to."""
 
     parts: list[tuple[Hashable, Array]]
     length: int
@@ -42,15 +45,16 @@ class MicroBatch:
 
 
 class Pool:
-    """Pending sequences, sorted by length. Not thread-safe: the engine holds its lock.
+    """Pending sequences, sorted by length. Not thread-safe: the engine holds its lock during every call.
 
-    `buckets`, ascending: the only lengths that the backend pads to. A micro-batch then takes what its bucket takes.
+    `buckets`: the only lengths that the backend pads to, ascending; empty if it pads to any length. With buckets, a
+    micro-batch takes only sequences that are padded to the same bucket.
 
-    `take` anchors on one owner's longest pending sequence and fills up with the next shorter ones of all owners until
-    `rows * length` would pass the token budget. The anchor is the owner with the fewest tokens left, so that a small
-    submitter never waits behind a large one, and blocks that are almost done get done; the oldest owner comes at
-    the latest after `PATIENCE` micro-batches. Where more is pending than one micro-batch takes, an owner that goes
-    before the oldest and has little left is not made to wait for a budget full of others' sequences.
+    `take` starts with the longest pending sequence of one owner. Then it adds the next shorter sequences of all owners
+    until `rows * length` would exceed the token budget. The owner with the fewest tokens left comes first, so that a
+    small submitter never waits behind a large one, and blocks that are almost done get done. The oldest owner comes
+    after at most `PATIENCE` micro-batches. A small owner that comes before the oldest one gets a smaller micro-batch,
+    see `SMALL_PART`, if more is pending than one micro-batch holds.
     """
 
     def __init__(self, buckets: tuple[int, ...] = ()) -> None:
@@ -67,7 +71,7 @@ class Pool:
         return len(self._lengths)
 
     def add(self, owner: Hashable, lengths: Array) -> None:
-        """Sequences 0 … len(lengths)-1 of `owner`; `lengths`: int32, tokens of each."""
+        """Add sequences 0 … len(lengths)-1 of `owner`. `lengths`: int32, the tokens of each."""
         if not len(lengths):
             return
         number = self._count
@@ -81,7 +85,10 @@ class Pool:
         self._sequences = np.insert(self._sequences, at, order)
 
     def take(self, budget: int, max_rows: int) -> MicroBatch:
-        """Remove and return the next micro-batch; the pool must not be empty. A sequence over budget goes alone."""
+        """Remove and return the next micro-batch. The pool must not be empty.
+
+        A sequence longer than the budget forms a micro-batch of its own.
+        """
         owner, before_oldest = self._anchor()
         if before_oldest and self._left[owner] <= budget // SMALL_PART and sum(self._left.values()) > budget:
             budget //= SMALL_PART
@@ -114,14 +121,14 @@ class Pool:
         return MicroBatch(parts, length, len(lengths), int(lengths.sum()))
 
     def _padded(self, longest: int) -> tuple[int, float]:
-        """What a micro-batch with this longest sequence is padded to, and the least length that goes well with it."""
+        """The padded length of a micro-batch with this longest sequence, and the shortest length that may join it."""
         at = bisect_left(self._buckets, longest)
         if at == len(self._buckets):
             return max(longest, 1), TOLERANCE * longest
         return self._buckets[at], self._buckets[at - 1] + 1 if at else 0
 
     def _anchor(self) -> tuple[int, bool]:
-        """The owner whose turn it is, and whether that is before an older one."""
+        """The owner whose turn it is, and whether an older owner has to wait for it."""
         oldest = next(iter(self._left))
         smallest = min(self._left, key=self._left.__getitem__)
         if smallest == oldest or self._passed_over >= PATIENCE:

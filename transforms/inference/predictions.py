@@ -1,7 +1,7 @@
-"""What the engine says of texts, and a bounded memory of it.
+"""The engine's answers to texts, and a bounded memory that saves asking the model for the same text again.
 
-The memory knows a text by the BLAKE2b digest of its UTF-8 bytes, so a long text costs no more room than a short one.
-Looking up takes about a microsecond a text, a hundredth of what the smallest model takes for it.
+The memory finds a text by the BLAKE2b digest of its UTF-8 bytes, so a long text needs no more room than a short one.
+A look-up takes about a microsecond, a hundredth of what the smallest model takes for a text.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tagstream.schemas.errors import DeadCode
 
 Array = np.ndarray
 _SLOT_BYTES = 200
-"""Of a digest, its place in the order and its slot number, as CPython stores them."""
+"""Bytes that CPython needs for one entry of `_slots`: the digest, its place in the order, and the slot number."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the engine says of some texts.
+    """The engine's answers to some texts.
 
-    scores: float32 [texts, labels], activated; tokens: int32 [texts]; truncated: bool [texts]; errors: code and message
-    of the texts that have no scores.
+    `scores`: float32 [texts, labels], after the activation. `tokens`: int32 [texts]. `truncated`: bool [texts].
+    `errors`: code and message by index, for each text that has no scores.
     """
 
     scores: Array
@@ -35,19 +35,19 @@ class Prediction:
     errors: dict[int, tuple[DeadCode, str]]
 
     def take(self, rows: Array) -> Prediction:
-        """Of the texts at these indices, in their order; an index may come several times."""
+        """The answers to the texts at the indices `rows`, in that order. An index may occur several times."""
         errors = self.errors and {at: self.errors[row] for at, row in enumerate(rows.tolist()) if row in self.errors}
         return Prediction(self.scores[rows], self.tokens[rows], self.truncated[rows], errors)
 
 
 class Recalled:
-    """Answers to some texts as far as they are remembered. `missing`: int64 indices of the texts to ask for."""
+    """The remembered answers to some texts. `missing`: int64 indices of the texts that the model must still answer."""
 
     def __init__(self, prediction: Prediction, digests: list[bytes], missing: Array) -> None:
         self.prediction, self.digests, self.missing = prediction, digests, missing
 
     def learn(self, texts: Array, answers: Prediction) -> None:
-        """Answers to the texts at these indices."""
+        """Fill in the model's answers to the texts at the indices `texts`."""
         whole = self.prediction
         whole.scores[texts] = answers.scores
         whole.tokens[texts] = answers.tokens
@@ -56,7 +56,7 @@ class Recalled:
 
 
 class AnswerMemory:
-    """Answers to the texts used last, at most `limit` bytes of them. Thread-safe. A text with an error is forgotten."""
+    """Answers to the most recently used texts, in at most `limit` bytes. Thread-safe. Errors are not remembered."""
 
     def __init__(self, limit: int, labels: int) -> None:
         slots = max(1, limit // (_SLOT_BYTES + 4 * labels + 5))
@@ -70,7 +70,7 @@ class AnswerMemory:
         return len(self._slots)
 
     def recall(self, texts: pa.LargeStringArray) -> Recalled:
-        """What is known of distinct texts."""
+        """The remembered answers to `texts`, which must be distinct."""
         digests = [hashlib.blake2b(text, digest_size=16).digest() for text in texts.cast(pa.large_binary()).to_pylist()]
         with self._lock:
             slots = np.array([self._slots.get(digest, -1) for digest in digests], np.int64)
@@ -81,7 +81,7 @@ class AnswerMemory:
         return Recalled(known, digests, np.flatnonzero(slots < 0))
 
     def remember(self, recalled: Recalled, asked: Prediction) -> None:
-        """The model's answers to the missing texts; who was used longest ago makes room."""
+        """Store the model's answers to the missing texts. The least recently used texts are dropped to make room."""
         with self._lock:
             for at, index in enumerate(recalled.missing.tolist()):
                 if at in asked.errors:

@@ -1,8 +1,9 @@
-"""How many tokens a micro-batch may hold: a number that is given, or the one that a busy engine finds to be fastest.
+"""The token budget: how many tokens a micro-batch may hold. It is given, or a busy engine searches for the fastest.
 
-The search compares the budget with twice as much, some passes of each in turn, while more is pending than one
-micro-batch takes; twice as much is kept if it is faster, and compared with four times as much. What is found is kept in
-the model's cache folder, for this machine. A shortage of memory halves the budget for a while and ends the search.
+The search compares the budget with a budget twice as large: it runs some passes of each in turn, and counts them only
+while more is pending than one micro-batch holds. If the larger budget is faster, the search continues from there. The
+result is kept in the model's cache folder, for this machine. Running out of memory halves the budget for a while and
+ends the search.
 """
 
 from __future__ import annotations
@@ -23,25 +24,27 @@ from tagstream.transforms.inference.backends.huggingface import files_of
 log = logging.getLogger(__name__)
 
 GROW_PASSES = 256
-"""Passes without a shortage of memory after which a budget that was halved is doubled again."""
+"""A halved budget is doubled again after this many passes that did not run out of memory."""
 FIRST_PASSES = 128
-"""Busy passes before the search begins: a short job is over by then, and would only have more padding from it."""
+"""Busy passes before the search begins. A short job ends before that, because a search would only cost it padding."""
 RUN_PASSES = 24
-"""Least passes in a row with the same budget, and six for each that runs at once: among a few, those that the clock's
-begin and end cut in two would count for much. Passes of the run before are over when the clock is set."""
+"""Smallest number of passes in one run, that is, in a row with the same budget; six times `parallel` if that is more.
+The clock cuts the first and the last pass of a run in two, which must not count for much. The clock is set only after
+all passes of the previous run have ended."""
 MOST_TIMES = 8
-"""The search ends there."""
+"""The search does not go beyond the first budget times this."""
 TURNS = (1, 2, 2, 1) * 2
-"""By how much the budget is multiplied in each run: as texts get shorter towards a block's end, neither is favoured."""
+"""Factor of the budget in each run. The order favours neither budget when texts get shorter towards a block's end."""
 WORTHWHILE = 1.05
-"""A budget twice as large is kept if it is faster by this: it has more padding, and a stream's row waits longer."""
+"""The larger budget must be faster by this factor, because it brings more padding and lets a stream's row wait longer.
+"""
 FILE = "token-budgets.json"
 
 
 class TokenBudget:
-    """`tokens`: what the next micro-batch may hold. Thread-safe.
+    """`tokens`: how many tokens the next micro-batch may hold. Thread-safe.
 
-    `seek`: look for a faster one, and call `found` with it. `parallel`: passes that run at once.
+    `seek`: search for a faster budget, and call `found` with the result. `parallel`: how many passes run at once.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class TokenBudget:
         self._limit = MOST_TIMES * tokens
         self._seeks, self._found = seek, found
         self._kept = False
-        """The best is known to whom a process after this one asks."""
+        """Whether `found` has been called, so that later processes know the best budget."""
         self._before = FIRST_PASSES
         self._skipped = 2 * parallel
         self._run_passes = -(-max(RUN_PASSES, 6 * parallel) // parallel) * parallel
@@ -61,9 +64,11 @@ class TokenBudget:
         self._lock = threading.Lock()
 
     def passed(self, budget: int, tokens: int, at: float, *, busy: bool) -> None:
-        """A micro-batch that was taken with `budget` and held `tokens` is done at `at`, in seconds of a steady clock.
+        """Report a finished micro-batch.
 
-        `busy`: more was pending when it was taken; what an idle engine does says nothing of speed.
+        `budget`: the budget when the micro-batch was taken. `tokens`: the tokens in the micro-batch. `at`: when it
+        finished, in seconds of a monotonic clock. `busy`: whether more was pending when it was taken. Passes of an
+        idle engine are not counted, because they say nothing about speed.
         """
         with self._lock:
             sought = self._seeks
@@ -77,12 +82,12 @@ class TokenBudget:
             self._found(self._most)
 
     def short_of_memory(self, tried: int) -> None:
-        """So many tokens, padding included, were too much."""
+        """Report that a micro-batch of `tried` tokens, padding included, ran out of memory."""
         with self._lock:
             settled, self._seeks = self._seeks, False
             self._fitting = 0
             self.tokens = max(1, min(self._most, self.tokens, tried // 2))
-            too_much = tried <= self._most  # what was the best itself: then it is what is left of it
+            too_much = tried <= self._most  # even the best budget is too large: the halved one takes its place
             self._kept = self._kept or (settled and not too_much)
         if self._found and self._kept:
             self._found(self.tokens if too_much else self._most)
@@ -118,7 +123,7 @@ class TokenBudget:
         self._seeks = gain >= WORTHWHILE and self._most < self._limit
 
     def _grow(self) -> None:
-        """After a while without a shortage of memory: it may have been another program's."""
+        """Double a halved budget after `GROW_PASSES`: another program may have used the memory, and may have ended."""
         self._fitting += 1
         if self._fitting >= GROW_PASSES:
             self._fitting = 0
@@ -126,7 +131,11 @@ class TokenBudget:
 
 
 def budget_of(backend: Backend, entry: InferEntry) -> TokenBudget:
-    """The backend's own, or what was found on such a machine; if nothing was, a search that starts from its own."""
+    """The token budget for a backend.
+
+    A backend without `speed_key` has a fixed budget. For another one, this is the budget that an earlier search found
+    on such a machine; if there was none, a new search starts from the backend's own budget.
+    """
     if not (key := backend.speed_key):
         return TokenBudget(backend.token_budget)
     folder = files_of(entry).cache_folder()
@@ -137,14 +146,14 @@ def budget_of(backend: Backend, entry: InferEntry) -> TokenBudget:
 
 
 def _remember(folder: Path, key: str, tokens: int) -> None:
-    """For the next process; where the folder can't be written to, that one looks again."""
+    """Store the budget for later processes. If the folder can't be written to, they will search again."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / f".{FILE}-{os.getpid()}-{threading.get_ident()}"
         temporary.write_text(json.dumps({**_read(folder), key: tokens}, indent=2) + "\n", encoding="utf-8")
         temporary.replace(folder / FILE)
     except OSError as error:
-        log.info("%s: the token budget is not kept: %s", folder / FILE, error)
+        log.info("%s: can't store the token budget: %s", folder / FILE, error)
 
 
 def _read(folder: Path) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Source and sink in this process's memory: Python objects as input and output of a job."""
+"""A source and a sink in this process's memory: Python objects as the input and output of a job."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 
 class Memory(InMemory):
-    """Rows in this process: the input of a job, or the place for its labels. It keeps every promise of a real sink.
+    """Rows in this process: the input of a job, or the place for its labels. A Memory keeps every promise of a sink.
 
         rows = Memory(pa.table({"text": ["hello"]}))  # also pandas, polars, a dict of columns, a list of dicts
         out = Memory()
         tagstream.run(source=rows, infer=[{"model": "tagstream/spam", "as": "spam"}], sink=out)
         out.labels()
 
-    The object is the ledger: a job that runs again with the same input and output objects finds its work done. Other
-    rows need another object.
+    The object is the ledger. A job that runs again with the same input and output objects has nothing left to do. For
+    other rows, make another object.
     """
 
     def __init__(self, rows: Any = None) -> None:
-        """Raises SourceError for rows that Arrow can't read."""
+        """`rows`: see `as_table`; None for an output. Raises SourceError for rows that Arrow can't read."""
         super().__init__()
         self.table = None if rows is None else as_table(rows)
         self.lock = threading.Lock()
@@ -46,12 +46,12 @@ class Memory(InMemory):
         self.commits: dict[tuple[str, int], tuple[list[pa.RecordBatch], list[pa.RecordBatch]]] = {}
 
     def labels(self) -> pa.Table:
-        """All committed labels, in the order of the input. Before the first commit it has no rows."""
+        """All committed labels, in the order of the input. The table has no rows before the first commit."""
         table = self._table(0)
         return table.drop_columns([name for name in (POSITION,) if name in table.column_names])
 
     def dead_letters(self) -> pa.Table:
-        """All committed dead letters, in the order of the input. Before the first commit it has no rows."""
+        """All committed dead letters, in the order of the input. The table has no rows before the first commit."""
         return self._table(1)
 
     def _table(self, kind: int) -> pa.Table:
@@ -64,10 +64,10 @@ class Memory(InMemory):
 
 
 def as_table(rows: Any) -> pa.Table:
-    """Rows of any kind that Arrow understands as an Arrow table, without a copy where the kind allows.
+    """Convert rows to an Arrow table, without a copy where possible.
 
-    That is an Arrow table, batch or reader, whatever has the Arrow PyCapsule interface (pandas, polars, DuckDB), a
-    dict of columns, and dicts in a list or another iterable. Raises SourceError.
+    `rows`: an Arrow table, batch or reader; an object with the Arrow PyCapsule interface, such as those of pandas,
+    polars and DuckDB; a dict of columns; or dicts in a list or another iterable. Raises SourceError for anything else.
     """
     try:
         if isinstance(rows, pa.RecordBatchReader):
@@ -106,7 +106,9 @@ def _plain_dictionary(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array(chunks, kind)
 
 
-class _Source:
+class TableInMemorySource:
+    """See `io.contracts.Source`. Reads the rows of a `Memory`."""
+
     def __init__(self, spec: JobSpec) -> None:
         self.columns = cast("MemorySource", spec.source)
         self.memory: Memory = self.columns.rows
@@ -119,7 +121,7 @@ class _Source:
 
     def splits(self) -> list[Split]:
         rows, step = cast("pa.Table", self.memory.table).num_rows, self.columns.split_rows
-        return [  # ids that sort like the rows
+        return [  # the ids sort like the rows
             Split(f"memory-{self.memory.key}-{start:012d}", start, min(start + step, rows))
             for start in range(0, rows, step)
         ]
@@ -132,7 +134,7 @@ class _Source:
             position += batch.num_rows
 
 
-class _Writer(ChainWriter):
+class _MemoryWriter(ChainWriter):
     def __init__(self, into: Memory, split: Split, position: int, commit_every: float) -> None:
         super().__init__(split, position, commit_every)
         self._into = into
@@ -154,7 +156,9 @@ class _Writer(ChainWriter):
         self._staged = []
 
 
-class _Sink:
+class TableInMemorySink:
+    """See `io.contracts`: `Sink`, `PlanKeeper` and `ReadableSink`. Writes into a `Memory`."""
+
     def __init__(self, spec: JobSpec) -> None:
         self.spec = cast("MemorySink", spec.sink)
         self.memory: Memory = self.spec.rows
@@ -182,19 +186,19 @@ class _Sink:
                 held.plan += more
             return list(held.plan)
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
+    def open(self, split: Split, known: int | None = None) -> _MemoryWriter:
         held = self.memory
-        return _Writer(held, split, held.ends.get(split.id, split.start), self.spec.commit_every)
+        return _MemoryWriter(held, split, held.ends.get(split.id, split.start), self.spec.commit_every)
 
     def sample(self, count: int) -> pa.Table:
         return self.memory.labels().slice(0, count)
 
 
-def open_source(spec: JobSpec, _: JobContext) -> _Source:
+def open_source(spec: JobSpec, _: JobContext) -> TableInMemorySource:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return TableInMemorySource(spec)
 
 
-def open_sink(spec: JobSpec, _: JobContext) -> _Sink:
+def open_sink(spec: JobSpec, _: JobContext) -> TableInMemorySink:
     """See `io.registry.open_sink`."""
-    return _Sink(spec)
+    return TableInMemorySink(spec)

@@ -1,11 +1,11 @@
 """What one job owns in one process: its request to stop, its counters, its failures, and everything it has opened.
 
-A context is handed down from whoever starts the job: `Job` -> sources and sinks -> stages. Nothing of a job belongs to
-a module, so a process can run two jobs side by side, or the same job twice, and neither sees the other's state.
+`Job` makes the context and hands it down to sources, sinks and stages. No state of a job belongs to a module. So a
+process can run two jobs side by side, or the same job twice, and neither job sees the other's state.
 
-Beam pickles the functions that it runs, even within one process. A context is therefore pickled by its key: the
-process that made the context gets that very context back, and a worker elsewhere makes one when the first function of
-the job arrives. The table of contexts by key, at the end of this module, exists for this only.
+Beam pickles the functions that it runs, even within one process. A context is therefore pickled as its key. In the
+process that made the context, unpickling returns that same context. A worker process makes its own context when the
+first function of the job arrives there. The module's table of contexts by key exists only for this.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from tagstream.transforms.runtime.stop import Stop
 from tagstream.transforms.runtime.wakeup import Wakeup
 
 TRANSIENT_NOTE = "tagstream: transient, trying again may help"
-"""Added to the traceback of an error that may pass: the traceback is all that a runner elsewhere keeps of an error."""
+"""Added to the traceback of an error that may pass. A runner elsewhere keeps nothing of an error but its traceback."""
 
 
 class Resource(Protocol):
-    """Something that a job opens once in a process and closes at its end."""
+    """Something that a job opens once in a process and closes at the end of the job. For example: its engines."""
 
     def close(self) -> None:
-        """Free what it holds. Called once, after the last stage has ended."""
+        """Free everything that the resource holds. Called once, after the last stage has ended."""
 
 
 R = TypeVar("R", bound=Resource)
 _CONTEXTS: WeakValueDictionary[str, JobContext] = WeakValueDictionary()
 _OF_THIS_WORKER: list[JobContext] = []
-"""Contexts of jobs that another process has started: nobody else here keeps them."""
+"""Contexts of jobs that another process has started. Nothing else in this process would keep these contexts alive."""
 _LOCK = threading.RLock()
 
 
 class JobContext:
-    """See the module. Thread-safe. Use as a context manager, or call `close`.
+    """See the module. Thread-safe. Use it as a context manager, or call `close`.
 
-    `key` names the job in this process and in its workers.
+    key: identifies the job in this process and in its workers.
     """
 
     def __init__(self, name: str = "job", *, key: str | None = None) -> None:
@@ -51,16 +51,16 @@ class JobContext:
         self.metrics = JobMetrics()
         self.wakeup = Wakeup()
         self.failures: list[BaseException] = []
-        """Exceptions of this process's stages, oldest first. A runner hands an exception on as text only."""
+        """Exceptions of this process's stages, the oldest first. A runner passes an exception on only as text."""
         self._resources: dict[Any, Any] = {}
         self._lock = threading.RLock()
         with _LOCK:
             _CONTEXTS[self.key] = self
 
     def resource(self, kind: Callable[[JobContext], R]) -> R:
-        """The job's only object of this class in this process, made at the first call and closed with the job.
+        """The job's only object of this class in this process. Made at the first call, closed at the end of the job.
 
-        For example `context.resource(OpenWriters)`. The class is called with the context.
+        Example: `context.resource(OpenWriters)`. The class is called with the context.
         """
         with self._lock:
             if kind not in self._resources:
@@ -70,7 +70,7 @@ class JobContext:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """Remember an exception of the body before the runner turns it into text."""
+        """Remember an exception of the body in `failures`, before the runner turns it into text."""
         try:
             yield
         except GeneratorExit:
@@ -104,7 +104,7 @@ class JobContext:
 
 
 def _context_of(key: str) -> JobContext:
-    """The context of that key; made here if this process is a worker that has none yet."""
+    """The context with this key. Makes one if this process is a worker that has none yet."""
     with _LOCK:
         if (found := _CONTEXTS.get(key)) is not None:
             return found
@@ -114,6 +114,6 @@ def _context_of(key: str) -> JobContext:
 
 
 def open_contexts() -> list[JobContext]:
-    """Every context of this process that is not closed: what a worker ends and measures."""
+    """Every context of this process that is not closed. A worker stops these jobs, and serves their metrics."""
     with _LOCK:
         return list(_CONTEXTS.values())

@@ -1,7 +1,6 @@
 """Counters of one job in one process: rows, tokens, dead letters by code, busy time by stage.
 
-Owns numbers only. Progress lines, the report and the Prometheus endpoint read them; nothing here knows them.
-Stages that wait are not busy: `busy()` wraps the work itself.
+Owns only numbers. The progress line, the report and the Prometheus endpoint read them; this module knows none of these.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 LATENCIES = 20_000
-"""Messages whose latency is remembered."""
+"""How many of the latest messages' latencies are kept for quantiles."""
 STAGES = ("read", "tokenise", "infer", "write")
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0)
 """Upper bounds of the histograms' buckets, in seconds."""
@@ -23,9 +22,9 @@ BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 
 @dataclass
 class Histogram:
-    """How many values fell into each bucket; histograms of several workers can be added.
+    """How many values fell into each bucket. Histograms of several workers can be added.
 
-    counts: one for each of BOUNDS and one for what is above; seconds: the sum of the values.
+    counts: one for each of `BOUNDS`, and one for larger values. seconds: the sum of the values.
     """
 
     counts: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
@@ -44,7 +43,7 @@ class Histogram:
 
 @dataclass
 class Snapshot:
-    """A consistent copy of the counters; see `JobMetrics`."""
+    """A consistent copy of the counters, see `JobMetrics`."""
 
     rows_in: int = 0
     rows_out: int = 0
@@ -74,48 +73,52 @@ class Snapshot:
 
     @property
     def padding(self) -> float:
-        """Share of the tokens computed that are padding, 0 to 1."""
+        """Share of the computed tokens that are padding, 0 to 1."""
         return 1.0 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
 
 class JobMetrics:
-    """Thread-safe counters.
+    """Counters of one job. Thread-safe.
 
-    rows_in, rows_out, dead: rows committed by the sink, so that rows_in = rows_out + dead at every moment;
-    tokens and padded_tokens: computed by backends, without and with padding; truncated: texts that were cut;
-    duplicates: texts answered by an equal one in the same block, remembered: in an earlier one; dropped: rows that
-    another writer had committed; lost_races: commits that came too late. latency: from a message's own timestamp to its
-    commit; commit_time: what the sink took for each commit.
+    rows_in, rows_out, dead: rows that the sink has committed. At every moment rows_in = rows_out + dead.
+    tokens, padded_tokens: tokens that the backends have computed, without and with padding.
+    truncated: texts that were cut to the model's length.
+    duplicates: texts that equal another text of the same block and were not inferred again.
+    remembered: texts that equal a text of an earlier block and were not inferred again.
+    lost_races: commits that failed because another writer was first.
+    dropped: rows that were not written, because another writer had committed them or has taken over their split.
+    latency: seconds from a message's own timestamp to its commit.
+    commit_time: seconds that each commit took.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = Snapshot()
         self.last_commit: float | None = None
-        """`time.monotonic()` of it."""
+        """When the last commit ended, by `time.monotonic()`."""
         self._latencies: deque[float] = deque(maxlen=LATENCIES)
 
     def waited(self, seconds: list[float]) -> None:
-        """From a message's own timestamp to its commit, one value a message."""
+        """Count latencies in seconds, one for each message: from the message's own timestamp to its commit."""
         with self._lock:
             self._latencies.extend(seconds)
             self._now.latency.observe(seconds)
 
     def latency(self, *quantiles: float) -> list[float] | None:
-        """Quantiles of the latest messages' latency in seconds; None before the first."""
+        """Quantiles of the latest messages' latency, in seconds. None before the first message."""
         with self._lock:
             values = sorted(self._latencies)
         return [values[min(len(values) - 1, int(q * len(values)))] for q in quantiles] if values else None
 
     def commit_took(self, seconds: float) -> None:
-        """One commit, or several in one transaction, by the wall clock."""
+        """Count the wall time of one commit, or of several commits in one transaction."""
         with self._lock:
             self._now.commit_time.observe([seconds])
 
     def committed(
         self, rows_in: int, rows_out: int, dead: Counter[str], labels: Counter[tuple[str, str]] | None = None
     ) -> None:
-        """One commit of a sink; `labels`: rows by (column, label)."""
+        """Count one commit of a sink. labels: numbers of rows by (column, label)."""
         with self._lock:
             self._now.rows_in += rows_in
             self._now.rows_out += rows_out
@@ -125,14 +128,17 @@ class JobMetrics:
             self.last_commit = time.monotonic()
 
     def add(self, **counts: int) -> None:
-        """Add to plain counters by name."""
+        """Add to counters by name. Example: `add(tokens=120, truncated=1)`."""
         with self._lock:
             for name, count in counts.items():
                 setattr(self._now, name, getattr(self._now, name) + count)
 
     @contextmanager
     def busy(self, stage: str, share: float = 1.0) -> Iterator[None]:
-        """Count the wall time of the body, times `share`, as work of `stage`: 1/n in a stage of n threads."""
+        """Count the wall time of the body, times `share`, as work of `stage`.
+
+        The body should only work and not wait, or a stage that waits looks busy. share: 1/n in a stage of n threads.
+        """
         started = time.perf_counter()
         try:
             yield
@@ -149,6 +155,6 @@ class JobMetrics:
             return copy
 
     def note(self, text: str) -> None:
-        """Something that the user should read once."""
+        """Keep a sentence for the user. The same sentence is kept once."""
         with self._lock:
             self._now.notes = list(dict.fromkeys([*self._now.notes, text]))

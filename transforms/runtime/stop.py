@@ -1,4 +1,4 @@
-"""The request to stop a job: read no more, finish what is in flight, commit, end."""
+"""The request to stop a job. The job then reads nothing more, finishes the blocks in flight, commits them, and ends."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import threading
 import time
 
 GRACE = 3.5
-"""Seconds from the request to stop until work in flight is given up instead of committed."""
+"""Seconds after the request. Blocks that are not finished by then are given up; the next run does them again."""
 
 
 class Stop:
@@ -17,7 +17,7 @@ class Stop:
         self._deadline = 0.0
 
     def request(self) -> None:
-        """Ask for it. A second request changes nothing but the deadline."""
+        """Ask the job to stop. A second request only moves the deadline."""
         self._deadline = time.monotonic() + GRACE
         self._event.set()
 
@@ -26,9 +26,9 @@ class Stop:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait up to `seconds`, or until the job is asked to stop. Returns whether it is."""
+        """Wait for `seconds`, or until the job is asked to stop. Returns whether the job is asked to stop."""
         return self._event.wait(seconds)
 
     def seconds_left(self) -> float:
-        """Seconds of grace that are left, at least 0."""
+        """Seconds until the deadline, at least 0."""
         return max(0.0, self._deadline - time.monotonic())

@@ -1,7 +1,7 @@
-"""Deadlines for calls that can hang inside a library: a worker that hangs beyond one ends, and is started again.
+"""Deadlines for calls that can hang inside a library. The watchdog ends a process that misses one.
 
-Ending is safe because every sink is its own ledger: what was not committed is read again. A process that never
-returns is the one failure which no restart policy sees.
+No restart policy notices a process that hangs, but every policy notices one that has ended. Ending the process is safe,
+because every sink is its own ledger: rows that were not committed are read again.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from collections.abc import Callable, Iterator
 from tagstream.transforms.runtime.job_context import open_contexts
 
 EXIT_CODE = 70
-"""What a process exits with whose call hung: EX_SOFTWARE of sysexits.h."""
+"""Exit code of a process that the watchdog has ended: EX_SOFTWARE of sysexits.h."""
 
 
 class Watchdog:
-    """One daemon thread that looks at all deadlines of this process four times a second."""
+    """Checks all deadlines of this process four times a second, in one daemon thread.
+
+    end: called with a message when a deadline is missed; `end_process` if None.
+    """
 
     def __init__(self, end: Callable[[str], None] | None = None) -> None:
         self.end = end or end_process
@@ -33,7 +36,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def deadline(self, seconds: float, what: str) -> Iterator[None]:
-        """Ends the process if the body takes longer. `what`: the call, for the message that is left behind."""
+        """End the process if the body takes longer than `seconds`. what: the call, as the message should name it."""
         self._ensure_thread()
         key = next(self._keys)
         self._deadlines[key] = (time.monotonic() + seconds, seconds, what)
@@ -53,7 +56,7 @@ class Watchdog:
         while True:
             time.sleep(0.25)
             now = time.monotonic()
-            stopped = now - last - 0.25  # a process that was suspended gets the time back that it did not run
+            stopped = now - last - 0.25  # a suspended process gets back the time in which it did not run
             last = now
             for key, (at, seconds, what) in list(self._deadlines.items()):
                 if stopped > 1 and key in self._deadlines:
@@ -64,7 +67,7 @@ class Watchdog:
 
 
 def end_process(message: str) -> None:
-    """Says why, dumps every thread's stack, and exits without any clean-up that could hang as well."""
+    """Print the message and every thread's stack, and exit at once: a clean-up could hang as well."""
     sys.stderr.write(f"tagstream: watchdog: {message}; this process ends now, nothing is lost\n")
     faulthandler.dump_traceback(all_threads=True)
     sys.stderr.flush()
@@ -72,13 +75,13 @@ def end_process(message: str) -> None:
 
 
 DONE: set[str] = set()
-"""Options of the command line that have had their effect, and must not have it again after a restart."""
+"""Options of the command line that must not take effect again after a restart. Example: `--overwrite`."""
 
 
 def restart_process(message: str) -> None:
-    """The same, but this very process begins again with its own command line: for runs that nobody else restarts.
+    """Like `end_process`, but start the same command line again in this process. For jobs that nothing else restarts.
 
-    Without the options that are `DONE`; a run that is asked to stop ends instead.
+    The options in `DONE` are left out. If a job here was asked to stop, the process ends instead.
     """
     if any(context.stop.is_set() for context in open_contexts()):
         end_process(message)

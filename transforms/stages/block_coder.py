@@ -1,6 +1,6 @@
-"""How a block crosses a process boundary: Arrow IPC, only the rows it has, and its true size.
+"""Encodes blocks as Arrow IPC, for a process boundary, and tells Beam their true size.
 
-A pickled slice of a record batch drags its parent's whole buffers along; IPC writes what the slice shows.
+A pickled slice of a record batch carries all of its parent's buffers. Arrow IPC writes only the rows of the slice.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ import pyarrow as pa
 from tagstream.schemas.block import Block, Span
 
 _HEADER = struct.Struct("<qqII")
-"""start, stop, bytes of the split's id, bytes of the labels' stream."""
+"""Start, stop, bytes of the split's id, bytes of the first stream."""
 
 
 class BlockCoder(beam.coders.Coder):  # type: ignore[misc]
-    """Blocks as two Arrow IPC streams behind a fixed header. Not deterministic: never a key."""
+    """A fixed header, the split's id, then two Arrow IPC streams: the batch and its dead letters.
+
+    Not deterministic, so a block can't be the key of a GroupByKey.
+    """
 
     def encode(self, value: Block) -> bytes:
         split = value.span.split.encode()

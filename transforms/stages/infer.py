@@ -1,4 +1,4 @@
-"""From a block of text to a block of labels: `BlockInference` on Arrow, `Infer` in Beam.
+"""Turns blocks of text into blocks of labels: `BlockInference` does it with Arrow alone, `Infer` in a Beam pipeline.
 
 Owns which rows become dead letters, and how many blocks are in flight. Knows no source, no sink and no model.
 """
@@ -32,17 +32,18 @@ from tagstream.transforms.tokenization.text_checks import unfit_rows
 
 Array = np.ndarray
 IN_FLIGHT, GPU_IN_FLIGHT = 4, 16
-"""A GPU's micro-batch holds about a block's tokens: with few blocks pending, texts of unlike lengths share one."""
+"""How many blocks are in flight by default, on a CPU and on a GPU. A micro-batch of a GPU holds about as many tokens as
+a block. With few blocks pending, texts of different lengths would have to share one, and need padding."""
 
 
 @dataclass
 class Pending:
-    """A block whose texts are with the engines. `fit` are its rows that have a text."""
+    """A block whose texts the engines are working on. Its batch holds only the rows that have a text."""
 
     block: Block
     dead: pa.RecordBatch
     futures: list[Future[Prediction]]
-    """One for each entry; entries that share an engine share the future."""
+    """One for each entry. Entries that share an engine share the future."""
 
     @property
     def done(self) -> bool:
@@ -50,14 +51,14 @@ class Pending:
 
 
 class BlockInference:
-    """Submit blocks to the engines of a job and turn their answers into label columns."""
+    """Submits blocks to the engines of a job, and turns their answers into label columns."""
 
     def __init__(self, spec: JobSpec, labelling: Labelling) -> None:
         self.spec, self.labelling = spec, labelling
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if labelling.on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:
-        """Take out rows without a valid text, hand the others to every engine. Does not wait."""
+        """Move rows without a valid text to the dead letters, and hand the others to every engine. Does not wait."""
         rows, codes = unfit_rows(block.batch.column(TEXT))
         batch, dead = block.batch, block.dead
         if len(rows):
@@ -66,7 +67,7 @@ class BlockInference:
         return Pending(Block(block.span, batch, dead), dead, futures)
 
     def finish(self, pending: Pending, timeout: float | None = None) -> Block:
-        """The block with label columns in place of the text. Waits up to `timeout` seconds, then TimeoutError."""
+        """The block with label columns in place of the text. Raises TimeoutError after `timeout` seconds."""
         predictions = [future.result(timeout) for future in pending.futures]
         batch = pending.block.batch
         kept = [name for name in batch.schema.names if name != TEXT]
@@ -93,7 +94,7 @@ class BlockInference:
         codes: list[DeadCode],
         messages: list[str],
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Move `rows` from the batch to the dead letters, which stay in order of position."""
+        """Move `rows` from the batch to the dead letters. These stay in order of position."""
         letters = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
         alive = np.ones(batch.num_rows, bool)
         alive[rows] = False
@@ -101,7 +102,13 @@ class BlockInference:
 
 
 class DeadLetterLimit:
-    """Stops a job whose first rows are mostly dead letters, before any of them is written."""
+    """Stops a job whose input looks wrong: too many of its first rows became dead letters.
+
+    Example: `source.text` names a column of numbers, and every row becomes a dead letter. The job then ends with an
+    error that counts them by code, and has written nothing. `share`: the largest share of dead letters among the first
+    `ROWS` rows, 0 to 1; 1 turns the limit off. With fewer rows than that, only an input without any good row is
+    refused. The caller holds blocks back until `passed` is true, or until `check` accepts a short input.
+    """
 
     ROWS = 1000
 
@@ -112,11 +119,11 @@ class DeadLetterLimit:
 
     @property
     def passed(self) -> bool:
-        """Enough rows were seen, and they were good."""
+        """Whether enough rows were seen, and few enough of them are dead letters."""
         return self.share >= 1 or self.rows >= self.ROWS
 
     def see(self, block: Block) -> None:
-        """Count a block; raises DeadLetterLimitError when the limit is reached with it."""
+        """Count a block's rows. Raises DeadLetterLimitError if `ROWS` rows were seen and the share is too large."""
         if not self.passed:
             self.rows += block.num_rows
             self.dead.update(block.dead.column("code").to_pylist())
@@ -124,7 +131,7 @@ class DeadLetterLimit:
                 self.check()
 
     def check(self) -> None:
-        """Raises DeadLetterLimitError if too many of the rows so far, or all of them, are dead letters."""
+        """Raises DeadLetterLimitError if all rows so far are dead letters, or too many of `ROWS` rows."""
         dead = self.dead.total()
         too_many = self.rows >= self.ROWS and dead > self.share * self.rows
         if self.share < 1 and self.rows and (dead == self.rows or too_many):
@@ -136,7 +143,7 @@ class DeadLetterLimit:
 
 
 class _InferFn(beam.DoFn):  # type: ignore[misc]
-    """Keeps some blocks in flight, emits them in order, drains at the end of the bundle."""
+    """Keeps some blocks in flight, emits them in order, and waits for all of them at the end of the bundle."""
 
     def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None) -> None:
         self.context = context
@@ -170,7 +177,10 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
                 yield WindowedValue(block, MIN_TIMESTAMP, [GlobalWindow()])
 
     def _finished(self, *, drain: bool) -> Iterator[Block]:
-        """Blocks in order: those that are done, and those that must be waited for to stay within `in_flight`."""
+        """The finished blocks, in order. Waits for the oldest one while more than `in_flight` blocks are pending.
+
+        drain: waits for all of them.
+        """
         while self.pending and (drain or len(self.pending) > self.inference.in_flight or self.pending[0].done):
             block = self._next()
             if block is None:
@@ -189,7 +199,7 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
             yield self.held.pop(0)
 
     def _next(self) -> Block | None:
-        """The oldest block; None when the job is stopping and the block would take too long: it is given up."""
+        """The oldest block. None if the job is stopping and the block is not finished in time: then it is given up."""
         stop = self.context.stop
         while True:
             try:
@@ -203,7 +213,7 @@ class _InferFn(beam.DoFn):  # type: ignore[misc]
 
 
 def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
-    """Raises ModelError if this worker's labels would not be those that the job's fingerprint promises."""
+    """Raises ModelError if this worker would make other labels than the job's fingerprint promises."""
     version = importlib.metadata.version("tagstream")
     for entry, wanted in zip(spec.infer, expected, strict=True):
         found = {"tagstream": version, **identify(entry)}
@@ -219,7 +229,10 @@ def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
 
 
 class Infer(beam.PTransform):  # type: ignore[misc]
-    """Blocks of text to blocks of labels and dead letters."""
+    """Turns blocks of text into blocks of labels and dead letters.
+
+    expected: what a worker on another machine must find, see `Job.expectations`; None if the job runs here.
+    """
 
     def __init__(self, context: JobContext, spec: JobSpec, expected: list[dict[str, Any]] | None = None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""From splits to blocks of text, each split from where the sink's chain ends."""
+"""Reads splits as blocks of text. Reading a split begins where its chain in the sink ends."""
 
 from __future__ import annotations
 
@@ -47,7 +47,10 @@ class _ReadFn(beam.DoFn):  # type: ignore[misc]
 
 
 class ReadSplits(beam.PTransform):  # type: ignore[misc]
-    """Pairs of split and the position that its chain is known to have reached, to blocks in order of position."""
+    """Turns pairs of (split, known position) into blocks. The blocks of a split come in order of position.
+
+    known position: one that the split's chain has reached for certain, so that looking for its end begins there.
+    """
 
     def __init__(self, context: JobContext, source: Source, sink: Sink) -> None:
         super().__init__()

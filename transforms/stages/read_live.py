@@ -1,9 +1,11 @@
-"""Reading without an end: seats, and the pool of feeds that those who sit on them use.
+"""Reads a source that has no end. A seat makes a worker read; a feed gives the worker its blocks.
 
-A seat is only a licence to work: an element that makes the runner call `_ReadLiveFn.process` in some worker. Which
-partitions are read there is decided by the source's own group, and where they go on by the sink's chains; so nothing is
-in a runner's checkpoint. A call lasts for a quantum, in which each block is read, classified and committed inside
-its `yield`; then the seat asks to be called again, and whoever is called takes a feed from the pool.
+A seat is an element of the pipeline that makes the runner call `_ReadLiveFn.process` in some worker. It names no
+partition. The source's consumer group decides which partitions the worker reads, and the sink's chains decide where
+reading continues. So a runner's checkpoint holds nothing that matters.
+
+Each call takes a feed from the pool and lasts for `QUANTUM` seconds. Every block is read, inferred and committed inside
+one `yield`. Then the call ends and the seat asks to be called again. The next call takes any free feed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.block_coder import BlockCoder  # noqa: F401  registers the coder of blocks
 
 QUANTUM = 600.0
-"""Seconds of a seat's turn. Each turn leaves some kilobytes in Flink's state (Beam #27648)."""
+"""Seconds that one call lasts. Each call leaves some kilobytes in Flink's state (Beam #27648), so calls are long."""
 HEARTBEAT = 0.1
+"""Seconds without a message until the feed gives a heartbeat."""
 SWITCH_SECONDS = 0.0005
 DRAIN_SECONDS = 0.01
 UNUSED_SECONDS = 15.0
@@ -34,10 +37,7 @@ UNUSED_SECONDS = 15.0
 
 
 class FeedPool:
-    """The feeds of a job in this process: those that a seat uses, and those that are free. Thread-safe.
-
-    A resource of the job's context.
-    """
+    """The feeds of a job in this process, in use or free. Thread-safe. A resource of the job's context."""
 
     def __init__(self, _: JobContext) -> None:
         self._lock = threading.Lock()
@@ -57,7 +57,7 @@ class FeedPool:
         return feed
 
     def give_back(self, feed: Feed) -> None:
-        """Keep the feed for the next seat. Feeds that no seat has used for long leave their group."""
+        """Keep the feed for the next seat. Feeds that no seat has used for `UNUSED_SECONDS` leave their group."""
         now = time.monotonic()
         with self._lock:
             self._used.pop(id(feed), None)
@@ -68,16 +68,16 @@ class FeedPool:
 
     @property
     def busy(self) -> bool:
-        """Whether a seat uses one."""
+        """Whether a seat uses a feed."""
         return bool(self._used)
 
     def all(self) -> list[Feed]:
-        """Every feed, used or free."""
+        """Every feed, in use or free."""
         with self._lock:
             return [*self._used.values(), *(feed for _, feed in self._free)]
 
     def close(self) -> None:
-        """Every feed leaves its group."""
+        """Make every feed leave its group."""
         for feed in self.all():
             feed.close()
         with self._lock:
@@ -86,7 +86,7 @@ class FeedPool:
 
 
 class _SeatTracker(RestrictionTracker):  # type: ignore[misc]
-    """Of a restriction that is never done and of which nothing can be split off."""
+    """Tracks a restriction that never ends and can't be split."""
 
     def __init__(self, seat: int) -> None:
         self.seat = seat
@@ -112,7 +112,7 @@ class _SeatTracker(RestrictionTracker):  # type: ignore[misc]
 
 class _Seats(RestrictionProvider):  # type: ignore[misc]
     def initial_restriction(self, element: int) -> int:
-        return element + 1  # the SDK takes a residual that is 0 for none, and the seat would be gone after a quantum
+        return element + 1  # Beam takes a residual of 0 for no residual: the seat would be gone after one call
 
     def create_tracker(self, restriction: int) -> _SeatTracker:
         return _SeatTracker(restriction)
@@ -129,7 +129,7 @@ class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
         self.context, self.source, self.sink = context, source, sink
 
     def setup(self) -> None:
-        """Many threads that answer each other: with the default of 5 ms a commit waits that long for each answer."""
+        """Let threads take turns quickly. With Python's default of 5 ms, a commit waits that long for each answer."""
         sys.setswitchinterval(SWITCH_SECONDS)
 
     @beam.DoFn.unbounded_per_element()  # type: ignore[untyped-decorator]
@@ -149,7 +149,7 @@ class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
                     if time.monotonic() > ends:
                         tracker.defer_remainder(Duration(0))
                         return
-                while stop.seconds_left() and (block := feed.drain()) is not None:  # no runner may end the bundle
+                while stop.seconds_left() and (block := feed.drain()) is not None:  # the runner may not end the bundle
                     yield block
                     time.sleep(DRAIN_SECONDS)
             finally:
@@ -158,7 +158,7 @@ class _ReadLiveFn(beam.DoFn):  # type: ignore[misc]
 
 
 class ReadLive(beam.PTransform):  # type: ignore[misc]
-    """Seat numbers to blocks, without an end."""
+    """Turns seat numbers into blocks, without an end."""
 
     def __init__(self, context: JobContext, source: LiveSource, sink: Sink) -> None:
         super().__init__()

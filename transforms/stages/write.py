@@ -1,4 +1,4 @@
-"""From blocks of labels to commits: when to commit, what to count, and what to do when another writer was first."""
+"""Writes blocks of labels to the sink. Decides when to commit, and what to do if another writer was first."""
 
 from __future__ import annotations
 
@@ -13,17 +13,24 @@ import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from tagstream.schemas.block import Block
-from tagstream.schemas.errors import ChainMovedError
+from tagstream.schemas.errors import ChainMovedError, RunnerError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import Commit, JointWriter, Writer
 from tagstream.transforms.runtime.job_context import JobContext
 
 COMMITS_AT_ONCE = 8
+NOT_FUSED = (
+    "split {split} was read in another process than the one that should write its labels: the runner does not fuse the "
+    "steps Read, Infer and Write, which must run in one process. Choose another runner (runner.type local or flink), "
+    "and put no Reshuffle or GroupByKey between these steps"
+)
+"""The reader of a split opens the split's writer, and the writing step commits through that writer. In another process
+there is no such writer, and no row could be committed."""
 
 
 class _WriteFn(beam.DoFn):  # type: ignore[misc]
-    """A split that another writer has moved on is given up: what is left of it is found at the next pass."""
+    """Writes and commits each split's blocks. After a lost race the split is given up; the next pass finds its rows."""
 
     def __init__(self, context: JobContext, spec: JobSpec) -> None:
         self.context = context
@@ -42,15 +49,17 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
         with self.context.failing():
             split = block.span.split
             writer = self.writers.of(split)
-            if writer is None:
+            if writer is None:  # given up after a lost race: the next pass finds these rows again
+                if not self.writers.was_opened(split):
+                    raise RunnerError(NOT_FUSED.format(split=split))
                 self.metrics.add(dropped=block.num_rows)
                 return
-            if block.span.start == block.span.stop:  # a heartbeat: the reader has nothing to read before the commits
+            if block.span.start == block.span.stop:  # a heartbeat: the reader waits for the commits that are due
                 self.waiting.add(split)
                 self._commit_waiting()
                 return
             live = writer.split.stop is None
-            if live and block.span.start > writer.position:  # the reader goes back to the chain's end
+            if live and block.span.start > writer.position:  # a gap: the reader goes back to the chain's end
                 self.metrics.add(dropped=block.num_rows)
                 return
             with self.metrics.busy("write"):
@@ -74,12 +83,12 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
                 live = writer.split.stop is None
                 if not writer.split.whole and (writer.due or not live or self.context.stop.is_set()):
                     self._commit(writer, split)
-                if not live:  # a live split's writer stays with its reader, over many bundles
+                if not live:  # the writer of a live split stays open over many bundles
                     self.writers.close_one(split)
                     self.labels.pop(split)
 
     def _commit_waiting(self) -> None:
-        """The live splits that are due, at the same time: each commit mostly waits for the system's answers."""
+        """Commit the live splits that are due, in parallel, because a commit mostly waits for the system's answers."""
         writers = {split: self.writers.of(split) for split in self.waiting}
         due = {split: writer for split, writer in writers.items() if writer is not None and writer.due}
         self.waiting.clear()
@@ -95,7 +104,7 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
         self._settle(split, outcome)
 
     def _append(self, writers: list[Writer]) -> list[Commit | ChainMovedError | None]:
-        """Commit what these writers hold, in one atomic step if they can; from any thread."""
+        """Commit what these writers hold, in one atomic step if they can. Any thread may call this."""
         started = time.perf_counter()
         first, *others = writers
         if others and isinstance(first, JointWriter):
@@ -138,7 +147,7 @@ def _try_commit(writer: Writer) -> Commit | ChainMovedError | None:
 
 
 def _groups(writers: list[Writer]) -> list[list[Writer]]:
-    """Those that commit together."""
+    """The writers in groups that commit together."""
     groups: list[list[Writer]] = []
     for writer in writers:
         if groups and isinstance(writer, JointWriter) and writer.fits(groups[-1]):
@@ -149,7 +158,7 @@ def _groups(writers: list[Writer]) -> list[list[Writer]]:
 
 
 class WriteOutput(beam.PTransform):  # type: ignore[misc]
-    """Blocks of labels to commits of the job's sink."""
+    """Writes blocks of labels to the job's sink. Must run in the process that read them, see `pipelines.jobs.build`."""
 
     def __init__(self, context: JobContext, spec: JobSpec) -> None:
         super().__init__()

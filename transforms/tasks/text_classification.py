@@ -1,7 +1,7 @@
-"""From logits to label columns: activation, decision, thresholds. NumPy and Arrow only.
+"""Turns logits into label columns: activation, choice of labels, thresholds. Uses only NumPy and Arrow.
 
-Formulas as in transformers' text-classification pipeline: softmax over labels for one label a row, sigmoid for each
-label when there may be several, identity for regression.
+The formulas are those of transformers' text-classification pipeline: softmax over the labels if a row has one label,
+a sigmoid for each label if a row may have several, identity for regression.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.model import Model
 
 Array = np.ndarray
+
+ARCHITECTURE = "ForSequenceClassification"
+"""See `tasks.contracts.TaskModule`."""
+KIND = "sequence classifier"
+"""See `tasks.contracts.TaskModule`."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """What one entry's logits mean, and the columns they become."""
+    """The meaning of one entry's logits, and the columns that they become.
+
+    `names`: the labels, one for each logit. `activation`: softmax, sigmoid or identity. `model`: the model's name.
+    """
 
     entry: InferEntry
     names: tuple[str, ...]
@@ -28,7 +37,10 @@ class Head:
 
     @classmethod
     def of(cls, entry: InferEntry, names: list[str], activation: str, model: str) -> Head:
-        """Apply the specification's label map. Raises SpecError for a label that the model does not have."""
+        """A head with the label names that the specification maps the model's to.
+
+        Raises SpecError for a label that the model does not have, and for two labels with the same name.
+        """
         unknown = sorted(set(entry.labels) - set(names))
         if unknown:
             raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
@@ -42,7 +54,7 @@ class Head:
 
     @property
     def fields(self) -> list[pa.Field]:
-        """Columns that this entry writes, in order."""
+        """The columns that this entry writes, in order."""
         name, spec = self.entry.as_, self.entry
         scores = pa.struct([pa.field(label, pa.float32()) for label in self.names])
         if self.activation == "identity":
@@ -61,9 +73,9 @@ class Head:
         return label + [pa.field(f"{name}_{what}", kinds[what]) for what in spec.provenance]
 
     def columns(self, scores: Array, tokens: Array, truncated: Array) -> list[pa.Array]:
-        """Arrays for `fields`.
+        """One array for each of `fields`.
 
-        scores: float32 [rows, labels], activated; tokens: int32 [rows]; truncated: bool [rows].
+        `scores`: float32 [rows, labels], after the activation. `tokens`: int32 [rows]. `truncated`: bool [rows].
         """
         spec = self.entry
         every = pa.StructArray.from_arrays(
@@ -126,6 +138,11 @@ def activate(logits: Array, activation: str) -> Array:
         shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
     if activation == "sigmoid":
-        with np.errstate(over="ignore"):  # 1 / (1 + inf) is the right answer
+        with np.errstate(over="ignore"):  # exp may overflow to inf, and 1 / (1 + inf) is 0 as it should be
             return np.asarray(1.0 / (1.0 + np.exp(-logits)), np.float32)
     return logits
+
+
+def head(entry: InferEntry, model: Model) -> Head:
+    """See `tasks.contracts.TaskModule`."""
+    return Head.of(entry, model.labels, model.activation, model.name)

@@ -1,4 +1,4 @@
-"""Sequences of token ids, as the tokenizer hands them to packing and to a backend."""
+"""Sequences of token ids: the tokenizer's result, which packing and backends use."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Array = np.ndarray
 
 @dataclass
 class Encoded:
-    """Sequences of some texts. Subclasses add what their backend needs.
+    """Sequences of some texts. A subclass adds the fields that its backend needs, such as the ids.
 
-    lengths: int32 [sequences], tokens of each; text: int32 [sequences], ascending, the text each belongs to (several
-    when a long text was split into windows); tokens: int32 [texts], before any cut; truncated: bool [texts];
-    errors: texts that have no sequences, and why.
+    `lengths`: int32 [sequences], the tokens of each. `text`: int32 [sequences], ascending, the index of each sequence's
+    text; a long text that was split into windows has several sequences. `tokens`: int32 [texts], before any cut.
+    `truncated`: bool [texts]. `errors`: code and message by index, for each text without a sequence.
     """
 
     lengths: Array

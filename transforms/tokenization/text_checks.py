@@ -1,4 +1,4 @@
-"""Which rows have a text that can be tokenised, and why the others have not."""
+"""Finds the rows whose text can't be tokenised, and says why."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ Array = np.ndarray
 
 
 def as_text(column: pa.Array, name: str) -> pa.LargeStringArray:
-    """A column of any text type as large_string: string, large_string, string_view, dictionary of one, binary, or null.
+    """A column of text as large_string.
 
-    Bytes are not checked here. Raises SourceError for another type.
+    Takes string, large_string, string_view, binary, large_binary and null, and dictionaries of them. Bytes are not
+    checked here; `unfit_rows` does that. Raises SourceError for another type.
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not is_text(column.type):
@@ -27,7 +28,7 @@ def as_text(column: pa.Array, name: str) -> pa.LargeStringArray:
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Types that `as_text` takes."""
+    """Whether `as_text` takes the type."""
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
@@ -42,7 +43,7 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def unfit_rows(texts: pa.LargeStringArray) -> tuple[Array, list[DeadCode]]:
-    """Row numbers, ascending, of texts that are null or not valid UTF-8, and the code of each."""
+    """The rows whose text is null or not valid UTF-8, in ascending order, and the dead-letter code of each."""
     null = (
         np.flatnonzero(pc.is_null(texts).to_numpy(zero_copy_only=False)) if texts.null_count else np.empty(0, np.int64)
     )
@@ -56,7 +57,7 @@ def unfit_rows(texts: pa.LargeStringArray) -> tuple[Array, list[DeadCode]]:
 
 
 def _invalid_utf8(texts: pa.LargeStringArray) -> list[int]:
-    """Found by halving: a slice without bad rows is checked by Arrow in one go."""
+    """Rows that are not valid UTF-8. Halves the array until each bad row is found; Arrow checks a half in one call."""
     try:
         texts.validate(full=True)
     except pa.ArrowInvalid:

@@ -1,11 +1,12 @@
-"""From texts to token ids, by the Rust tokenizer that comes with the model.
+"""Turns texts into token ids with the Rust tokenizer that comes with the model.
 
-Owns the tokenizer and the flat arrays it fills; knows no model. Text longer than the window is cut and marked, split
-into overlapping windows, or refused, as the specification says: never cut silently.
+Owns the tokenizer and the flat arrays of ids. Knows no model. A text longer than the model's window is never cut
+silently: as the specification says, it is cut and marked, split into overlapping windows, or refused.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,19 +19,19 @@ from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 WINDOW_OVERLAP = 4
-"""Windows of a long text overlap by a quarter: max_length // WINDOW_OVERLAP tokens."""
+"""Windows of a long text overlap by max_length // WINDOW_OVERLAP tokens, that is, by a quarter."""
 
 
 @dataclass
 class EncodedTokens(Encoded):
-    """Flat token ids: int32 [tokens of all sequences]; sequence i is ids[starts[i] : starts[i] + lengths[i]]."""
+    """`ids`: int32, the token ids of all sequences. Sequence i is ids[starts[i] : starts[i] + lengths[i]]."""
 
     ids: Array = None  # type: ignore[assignment]
     starts: Array = None  # type: ignore[assignment]
 
 
 class TextTokenizer:
-    """A model's tokenizer with the settings of one entry, which never change: several threads may `encode`."""
+    """A model's tokenizer with the settings of one entry. They never change, so several threads may call `encode`."""
 
     def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
         tokenizer = _load(files)
@@ -48,11 +49,12 @@ class TextTokenizer:
 
         if any(self._tokenizer.encode("a").type_ids):
             raise ModelError(
-                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported yet; take another"
+                f"{files.name}: {type(tokenizer).__name__} gives segment ids, which are not supported. Choose another "
+                "model"
             )
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
-        """Token ids of all texts. Texts must be valid UTF-8 without nulls."""
+        """Token ids of all texts. Each text must be valid UTF-8 and not null."""
         encodings = self._tokenizer.encode_batch_fast(texts.to_numpy(zero_copy_only=False).tolist())
         n = len(encodings)
         tokens = np.fromiter((len(e) for e in encodings), np.int32, n)
@@ -71,7 +73,7 @@ class TextTokenizer:
                     sequences = [*sequences, *parts]
                     owners.extend([int(i)] * len(parts))
                 else:
-                    errors[int(i)] = (DeadCode.TOO_LONG, f"{tokens[i]} tokens, the model takes {self.max_length}")
+                    errors[int(i)] = (DeadCode.TOO_LONG, f"{tokens[i]} tokens, but the model takes {self.max_length}")
             order = np.argsort(owners, kind="stable")
             order = order[~np.isin(np.asarray(owners)[order], list(errors))]
             sequences = [sequences[i] for i in order]
@@ -86,9 +88,10 @@ class TextTokenizer:
         return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts)
 
     def pad(self, parts: list[tuple[EncodedTokens, Array]], buckets: tuple[int, ...] = ()) -> tuple[Array, Array]:
-        """Padded input ids and attention mask, int64 [sequences, longest], of the picked sequences in order.
+        """Padded input ids and attention mask, each int64 [sequences, length], of the sequences in `parts`, in order.
 
-        With `buckets`, ascending lengths, padded to the first of them that takes the longest sequence.
+        `buckets`: ascending lengths. The sequences are padded to the first bucket that fits the longest one; without
+        buckets, to the longest one.
         """
         longest = max(int(e.lengths[rows].max(initial=1)) for e, rows in parts)
         longest = next((length for length in buckets if length >= longest), longest)
@@ -105,12 +108,12 @@ class TextTokenizer:
 
 
 def window(files: ModelFiles, tokenizer_length: int, wanted: int | None) -> int:
-    """Tokens a model takes at once: the least of what its config, its tokenizer and the specification say."""
+    """How many tokens the model takes at once: the least of the limits in its config, tokenizer and specification."""
     config = files.config
     limits = [tokenizer_length]
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     if positions and config.get("model_type") not in _RELATIVE:
-        # RoBERTa and its kin number positions from pad_token_id + 1
+        # models like RoBERTa number their positions from pad_token_id + 1
         offset = int(config.get("pad_token_id") or 0) + 1 if config.get("model_type") in _OFFSET else 0
         limits.append(int(positions) - offset)
     most = min(limits)
@@ -124,16 +127,44 @@ _RELATIVE = {"xlnet", "t5", "mt5", "umt5"}
 
 
 def _load(files: ModelFiles) -> Any:
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
+        tokenizer = _class_of(files).from_pretrained(files.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ModelError(f"{files.name}: the tokenizer in {files.path} can't be loaded: {error}") from error
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
-            f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) form; save one as tokenizer.json"
+            f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) version; save one as tokenizer.json"
         )
     return tokenizer
+
+
+_ENCODERS = {
+    "albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta",
+}  # fmt: skip
+_GENERIC = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+_OWN = {"BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "RobertaTokenizer", "XLMRobertaTokenizer"}
+
+
+def _class_of(files: ModelFiles) -> Any:
+    """The class that AutoTokenizer would load: the declared one for encoders that declare a usual one.
+
+    AutoTokenizer imports PyTorch where that is installed, for the sake of its configs' rotary embeddings. That takes
+    4 s and 500 MB, and ONNX Runtime needs no PyTorch.
+    """
+    import transformers
+
+    try:
+        config = json.loads((files.path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        declared, remote = str(config.get("tokenizer_class")), "auto_map" in config
+    except (OSError, ValueError, AttributeError):  # AutoTokenizer says what is wrong, or goes on without
+        return transformers.AutoTokenizer
+    own = declared.removesuffix("Fast")
+    if files.config.get("model_type") in _ENCODERS and not remote and (files.path / "tokenizer.json").is_file():
+        if declared in _GENERIC:
+            return transformers.PreTrainedTokenizerFast
+        if own in _OWN:
+            return getattr(transformers, own)
+    return transformers.AutoTokenizer

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
@@ -69,6 +71,20 @@ def test_plan_and_evaluate_report(job: BulkJob) -> None:
     assert json.loads(report.read_text())["entries"]["tag"]["accuracy"] == 0
 
 
+def test_version() -> None:
+    """As installed."""
+    done = call("--version")
+    assert (done.exit_code, done.stdout) == (0, f"tagstream {importlib.metadata.version('tagstream')}\n")
+
+
+def test_keep_all_columns(job: BulkJob) -> None:
+    """A star on the command line: every column but the text."""
+    out = job.folder / "all"
+    done = call("run", job.folder / "job.yaml", "--keep", "*", "--set", f"sink.path={out}")
+    assert done.exit_code == 0, done.output
+    assert pq.read_table(out).column_names == ["id", "tag", "tag_score", "tag_truncated"]
+
+
 def test_replay(job: BulkJob) -> None:
     """By the same specification."""
     fail = ("--set", "infer.0.backend.fail_on=text 9$")
@@ -106,7 +122,7 @@ def test_column_names(model: str, column: str) -> None:
     [
         (["--set", "source.pth=x"], 2, "did you mean 'path'?"),
         (["--set", "nonsense"], 2, "write it as FIELD=VALUE"),
-        (["--set", "infer.0.backend.fail_on=("], 2, "no RE2 pattern"),
+        (["--set", "infer.0.backend.fail_on=("], 2, "not an RE2 pattern"),
         (["--set", "sink.path={folder}/in/x"], 2, "lies inside source.path"),
         (["--set", "source.path={folder}/none"], 3, "none: no such file"),
         (["--text", "txet"], 3, "no column 'txet' (source.text); did you mean 'text'?"),
@@ -172,7 +188,7 @@ FLINK = "runner={type: flink, job_server: 'localhost:1', rest: 'http://localhost
     ("options", "code", "message"),
     [
         (["--runner", "spark"], 2, "'local', 'flink', 'beam', 'dataflow'"),
-        (["--runner", "beam"], 2, "runner.beam.options: is missing"),
+        (["--runner", "beam"], 2, "runner.options: is missing"),
         (["--runner", "flink", "--set", "runner.job_server=localhost:1"], 6, "job_server localhost:1 does not answer"),
         (["--set", FLINK, "--metrics-port", "0"], 2, "--metrics-port does not go with this: the job runs in workers"),
         (["--set", FLINK, "--detach", "--show", "3"], 2, "--show does not go with this: --detach leaves the job"),

@@ -64,7 +64,7 @@ def ids(db: Database, table: str = "labels", where: str = "true") -> list[int]:
 
 
 def check_ledger(db: Database, rows: int) -> None:
-    """One commit a planned range, ranges follow each other, rows add up."""
+    """Check that each planned range has one commit, that ranges are adjacent, and that the rows add up."""
     plans = db.query('SELECT "splits" FROM tagstream_plans ORDER BY "number"')
     planned = [split for plan in plans for split in json.loads(plan["splits"])]
     for before, after in pairwise(planned):
@@ -101,7 +101,7 @@ def test_update_adds_label_columns_to_the_table(db: Database) -> None:
 
 
 def test_upsert_keeps_one_row_a_key(db: Database) -> None:
-    """A second job with the same keys, and leave to write to the first one's table, replaces the labels."""
+    """A second job with the same keys replaces the labels, if it may write to the first job's table (`adopt`)."""
     db.fill("messages", messages(300), key="id")
     run(spec(db, sink={"mode": "upsert"}))
     run(spec(db, sink={"mode": "upsert", "adopt": True}, label="spam", name="second"))
@@ -109,7 +109,7 @@ def test_upsert_keeps_one_row_a_key(db: Database) -> None:
 
 
 def test_only_new_rows(db: Database) -> None:
-    """A rerun does nothing; with `only_new` rows above the highest key are labelled, without they are not."""
+    """A rerun does nothing. Rows above the highest key are labelled only with `only_new`."""
     db.fill("messages", messages(250), key="id")
     run(spec(db))
     again = run(spec(db))
@@ -128,7 +128,7 @@ def test_only_new_rows(db: Database) -> None:
 
 
 def test_rows_come_and_go_while_the_job_is_away(db: Database) -> None:
-    """Ranges are fixed once: rows that appear in one that is not done are labelled, and nothing is labelled twice."""
+    """Ranges never change. A row that appears in an unread range is labelled, and no row is labelled twice."""
     db.fill("messages", messages(400), key="id")
     limited = run(spec(db), limit=150)
     assert (limited.counts.rows_in, limited.state) == (200, "done")
@@ -143,7 +143,7 @@ def test_rows_come_and_go_while_the_job_is_away(db: Database) -> None:
 
 
 def test_keys_of_several_columns(db: Database) -> None:
-    """Ordered, cut and found by both."""
+    """Rows are ordered, cut into ranges and found by both columns."""
     table = pa.table({"a": [i // 7 for i in range(300)], "b": [f"k{i % 7}" for i in range(300)], "body": ["x"] * 300})
     db.fill("messages", table)
     run(spec(db, source={"id": ["a", "b"], "split_rows": 40}, sink={"table": "messages", "mode": "update"}))
@@ -151,7 +151,7 @@ def test_keys_of_several_columns(db: Database) -> None:
 
 
 def test_a_query_as_source(db: Database) -> None:
-    """Instead of a table; its text may be computed."""
+    """A query may take the place of a table, and may compute the text."""
     db.fill("messages", messages(200), key="id")
     query = 'SELECT "id" + 1 AS "id", "body" || \' !\' AS "body" FROM messages WHERE "id" < 300'
     run(spec(db, source={"table": None, "query": query}))
@@ -159,7 +159,7 @@ def test_a_query_as_source(db: Database) -> None:
 
 
 def test_a_query_may_end_in_a_comment(db: Database) -> None:
-    """It hides nothing of the statement around it."""
+    """The comment does not hide the rest of the statement."""
     db.fill("messages", messages(20), key="id")
     run(spec(db, source={"table": None, "query": "SELECT * FROM messages -- all of them"}))
     assert ids(db) == [3 * i for i in range(1, 20)]
@@ -184,7 +184,7 @@ def test_awkward_names(db: Database) -> None:
         ([], {"text": "txt"}, r"no column 'txt' \(source\.text\)"),
         ([], {"text": "id"}, "column 'id' is int64, not text"),
         (['UPDATE messages SET "id" = NULL WHERE "id" = 30'], {}, "there are rows whose key .* is NULL"),
-        (['UPDATE messages SET "id" = 27 WHERE "id" = 30'], {}, r"not unique: \{'id': 27\} is there twice"),
+        (['UPDATE messages SET "id" = 27 WHERE "id" = 30'], {}, r"not unique: \{'id': 27\} occurs twice"),
     ],
 )
 def test_bad_tables_are_refused_before_work_starts(db: Database, setup: list, source: dict, message: str) -> None:
@@ -197,7 +197,7 @@ def test_bad_tables_are_refused_before_work_starts(db: Database, setup: list, so
 
 
 def test_key_is_required() -> None:
-    """And a table or a query, not both; the URI must be one."""
+    """A source needs a key, a valid URI, and either a table or a query."""
     for change, message in [
         ({"id": []}, "name the key column"),
         ({"table": None}, "either table or query"),
@@ -234,7 +234,7 @@ def test_columns_of_others_are_left_alone(db: Database) -> None:
 
 
 def test_another_model_is_refused_and_overwrite_starts_anew(db: Database) -> None:
-    """Names the difference; --overwrite takes away what the job made, and nothing else."""
+    """The message names the difference. --overwrite removes only what the job made."""
     db.fill("messages", messages(120), key="id")
     update = {"table": "messages", "mode": "update"}
     run(spec(db, sink=update))
@@ -275,7 +275,7 @@ def test_from_parquet_to_a_table(db: Database, tmp_path: Path) -> None:
 
 
 def test_nul_in_nested_columns(db: Database, tmp_path: Path) -> None:
-    """Of kept lists and structs: dead letters where the database can't hold it; a backslash before u0000 is text."""
+    """A NUL inside kept lists and structs makes a dead letter. An escaped backslash before u0000 is text."""
     inner = ["a\x00", "\x00", "\\\x00", "\\u0000", "\\\\u0000", "plain"]
     rows = pa.table({"id": range(6), "body": ["x"] * 6, "more": [[{"k": text}] for text in inner]})
     pq.write_table(rows, tmp_path / "in.parquet")
@@ -290,7 +290,7 @@ def test_nul_in_nested_columns(db: Database, tmp_path: Path) -> None:
 
 
 def test_a_key_that_is_there_twice(db: Database, tmp_path: Path) -> None:
-    """Upsert: the last row of a key stays, of one commit too."""
+    """With upsert, the last row of a key stays, also within one commit."""
     pq.write_table(pa.table({"id": [*range(100), 7, 8, 7], "body": [*["x"] * 100, *"yyz"]}), tmp_path / "in.parquet")
     base = spec(db).model_dump(mode="json", by_alias=True)
     source = {"type": "parquet", "path": str(tmp_path / "in.parquet"), "text": "body", "id": "id", "keep": ["body"]}
@@ -343,7 +343,7 @@ def test_types_of_keys(postgres: Postgres, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [{}, {"table": None, "query": "SELECT * FROM messages"}])
 def test_keys_that_are_selected_as_text(postgres: Postgres, tmp_path: Path, source: dict[str, Any]) -> None:
-    """Pages follow each other in the order of the numbers, not of their digits."""
+    """Pages follow each other in numeric order, not in the order of the keys' text."""
     db = PostgresDatabase(postgres, f"digits_{tmp_path.parent.name}_{bool(source)}".replace("-", "_").lower())
     db.run(
         "DROP TABLE IF EXISTS messages", "CREATE TABLE messages (id numeric(20) PRIMARY KEY, body text)",
@@ -414,9 +414,9 @@ def test_locks_of_others_are_waited_for(db: Database) -> None:
 def test_sink_mode_needs_keys_and_tables(db: Database) -> None:
     """Said before work starts."""
     db.fill("messages", messages(10), key="id")
-    with pytest.raises(SinkError, match="table nowhere is not there"):
+    with pytest.raises(SinkError, match="table nowhere does not exist"):
         run(spec(db, sink={"table": "nowhere", "mode": "update"}))
-    with pytest.raises(SpecError, match=r"sink\.key: 'lang' is no id or kept column"):
+    with pytest.raises(SpecError, match=r"sink\.key: 'lang' is neither the source's id nor one of its kept columns"):
         run(spec(db, sink={"mode": "upsert", "key": "lang"}))
-    with pytest.raises(SpecError, match="is no table name"):
+    with pytest.raises(SpecError, match="is not a table name"):
         run(spec(db, sink={"table": 'a"b'}))

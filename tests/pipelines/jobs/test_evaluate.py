@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,12 @@ def truth_of(job: BulkJob) -> list[str | None]:
     import pyarrow.parquet as pq
 
     return pq.read_table(job.folder / "in/a.parquet")["truth"].to_pylist()
+
+
+def test_without_scikit_learn_the_extra_is_named(job: BulkJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(SpecError, match=r"needs scikit-learn: pip install 'tagstream\[evaluate\]'"):
+        evaluate(job, None)
 
 
 @pytest.mark.parametrize("without", [(), ("b",)])

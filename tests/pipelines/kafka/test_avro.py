@@ -47,7 +47,7 @@ def unpacked(schema, value):
 
 
 def test_avro_by_a_given_schema(topics, tmp_path):
-    """Records of a given schema; what is none is a dead letter."""
+    """Records of a given schema are read. Other messages are dead letters."""
     (tmp_path / "m.avsc").write_text(json.dumps(MESSAGE))
     value = b"\x00\x00\x00\x00\x07" + packed(MESSAGE, {"body": "hello", "n": 5})
     topics.send([value, b"\x00", b"junk that is long enough"], partition=0)
@@ -72,7 +72,7 @@ def test_avro_out(topics):
 
 
 def test_a_row_that_the_schema_can_not_hold_is_a_dead_letter(topics, tmp_path):
-    """With its bytes; counted as one."""
+    """A row that the schema can't hold is a dead letter with its bytes, and is counted as one."""
     fields = [{"name": n, "type": t} for n, t in (("key", "bytes"), ("tag", "string"), ("tag_score", "float"))]
     fields.append({"name": "tag_truncated", "type": "boolean"})
     (tmp_path / "out.avsc").write_text(json.dumps({"type": "record", "name": "Mine", "fields": fields}))
@@ -121,13 +121,13 @@ def test_through_a_registry(topics, registry):
     assert json.loads(client.get_latest_version(f"{topics.target}-value").schema.schema_str)["name"]
     reasons = [headers_of(r)["tagstream.message"].decode() for r in topics.all(topics.dead)]
     assert [r.value for r in topics.all(topics.dead)] == bad
-    assert "no schema of id 1048575" in reasons[0]
+    assert "no schema with id 1048575" in reasons[0]
     assert "is JSON, not Avro" in reasons[1]
     assert "no schema id precedes" in reasons[2]
 
 
 def test_schemas_that_refer_to_others(topics, registry):
-    """Named types that another subject has."""
+    """A schema may refer to named types of another subject."""
     client = SchemaRegistryClient({"url": registry.url})
     user = {"type": "record", "name": "com.example.User", "fields": [{"name": "name", "type": "string"}]}
     client.register_schema(f"{topics.name}-user", Schema(json.dumps(user), "AVRO"))
@@ -144,20 +144,20 @@ def test_schemas_that_refer_to_others(topics, registry):
 
 
 def test_a_schema_that_the_registry_does_not_take_stops_the_job(topics, registry):
-    """Before anything is written, with the registry's reason."""
+    """The job stops before anything is written, with the registry's reason."""
     client = SchemaRegistryClient({"url": registry.url})
     subject = f"{topics.target}-value"
     client.register_schema(subject, Schema(json.dumps(MESSAGE), "AVRO"))
     client.set_compatibility(subject, "FULL")
     topics.send([b"hello"])
     spec = topics.spec({"until": "latest"}, {"mode": "avro", "registry": {"url": registry.url}})
-    with pytest.raises(SinkError, match=f"does not take this job's schema as a version of subject '{subject}'"):
+    with pytest.raises(SinkError, match=f"does not accept this job's schema as a version of subject '{subject}'"):
         run_job(spec, Console(file=io.StringIO()))
     assert not topics.labelled()
 
 
 def test_a_registry_that_does_not_answer(topics):
-    """Said at once; no message becomes a dead letter for it."""
+    """The error comes at once, and no message becomes a dead letter."""
     topics.send([b"\x00\x00\x00\x00\x01" + packed(MESSAGE, {"body": "hello", "n": 5})])
     away = {"registry": {"url": "http://user:secret@127.0.0.1:1", "client": QUIET}}
     quiet = Console(file=io.StringIO())
@@ -169,7 +169,7 @@ def test_a_registry_that_does_not_answer(topics):
 
 
 def test_a_live_job_waits_for_its_registry(topics, mortal_registry):
-    """What comes while it is away is labelled when it is back, and nothing is dead-lettered."""
+    """Messages that arrive while the registry is away are labelled later, and none becomes a dead letter."""
     client = SchemaRegistryClient({"url": mortal_registry.url})
     schema_id = client.register_schema("m-value", Schema(json.dumps(MESSAGE), "AVRO"))
     value = b"\x00" + schema_id.to_bytes(4, "big") + packed(MESSAGE, {"body": "hello", "n": 5})

@@ -172,5 +172,5 @@ def test_what_can_not_be_replayed(topics):
         replay(JobSpec.model_validate(spec))
     topics.send([b"no letter"])
     strange = topics.spec(sink={"topic": topics.target}, dead_letters={"type": "kafka", "topic": topics.source})
-    with pytest.raises(SourceError, match="holds messages that are no dead letters"):
+    with pytest.raises(SourceError, match="holds messages that are not dead letters"):
         replay(strange)

@@ -1,4 +1,4 @@
-"""Iceberg and Delta tables in jobs: what is new, whose table it is, crash points, what others do to the tables."""
+"""Iceberg and Delta tables in jobs: new rows, owners of tables, crash points, changes by other writers."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_from_table_to_table(lake: Lake) -> None:
 
 
 def test_only_new_rows(lake: Lake) -> None:
-    """Rows that were appended since; only with `only_new`; the version is pinned when the job begins."""
+    """With `only_new`, a second run labels the rows appended since. A job reads the version at which it began."""
     lake.append("messages", messages(250))
     run(spec(lake), limit=100)
     lake.append("messages", messages(130, first=250))
@@ -107,7 +107,7 @@ def test_only_new_rows(lake: Lake) -> None:
 
 
 def test_rewritten_rows_are_not_new(lake: Lake) -> None:
-    """Compaction changes nothing; a commit that changed rows is refused, since its rows can't be told apart."""
+    """Compaction brings no new rows. A commit that changed rows is refused: new rows can't be told from old ones."""
     lake.append("messages", messages(100))
     lake.append("messages", messages(100, first=100))
     job = spec(lake, source={"only_new": True})
@@ -117,14 +117,14 @@ def test_rewritten_rows_are_not_new(lake: Lake) -> None:
         lake.delete("messages", "id < 10")
         assert run(job).counts.rows_in == 0
     lake.rewrite("messages")
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new: .* rewrote rows"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows: .* rewrote rows"):
         run(job)
     assert run(spec(lake)).counts.rows_in == 0
     check(lake, 200)
 
 
 def labelled(folder: Path) -> tuple[DeltaLake, JobSpec]:
-    """A table of 20 rows, and the job that has done them and looks for new ones only."""
+    """A table of 20 labelled rows, and its job with `only_new`."""
     lake = DeltaLake(folder)
     lake.append("messages", messages(20))
     job = spec(lake, source={"only_new": True})
@@ -133,7 +133,7 @@ def labelled(folder: Path) -> tuple[DeltaLake, JobSpec]:
 
 
 def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
-    """Not labelled; what is left of their files is, also if these were compacted meanwhile."""
+    """Deleted rows are not labelled. The rest of their files is, also after compaction."""
     lake, job = labelled(tmp_path)
     for first in (20, 40, 60):
         lake.append("messages", messages(20, first))
@@ -144,12 +144,12 @@ def test_new_rows_that_were_deleted(tmp_path: Path) -> None:
     assert ids(lake) == [*range(1, 30), *range(60, 80)]
     lake.append("messages", messages(20, 80))
     lake.delete("messages", "id = 79 OR id = 80")
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new: .* rewrote rows"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows: .* rewrote rows"):
         run(job)
 
 
 def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
-    """With old ones: read from their own file; without it the job ends and says what to do."""
+    """New rows compacted with old ones are read from their own file. If that file is gone, the job says what to do."""
     lake, job = labelled(tmp_path)
     lake.append("messages", messages(20, 20))
     lake.compact("messages")
@@ -158,14 +158,14 @@ def test_new_rows_that_were_compacted(tmp_path: Path) -> None:
     lake.append("messages", messages(20, 40))
     lake.compact("messages")
     lake.vacuum("messages")
-    with pytest.raises(SourceError, match=r"compacted, then vacuumed\?.*--overwrite begins anew"):
+    with pytest.raises(SourceError, match=r"compacted, then vacuumed\?.*--overwrite starts again"):
         run(job)
     run(job, overwrite=True)
     check(lake, 60)
 
 
 def test_new_rows_that_a_deletion_vector_hides(tmp_path: Path) -> None:
-    """Of a file that came after the last plan."""
+    """A deletion vector may hide rows of a file that is newer than the last plan."""
     lake, job = labelled(tmp_path)
     lake.append("messages", messages(40, 100))
     lake.hide("messages")
@@ -175,7 +175,7 @@ def test_new_rows_that_a_deletion_vector_hides(tmp_path: Path) -> None:
 
 
 def test_history_may_go(lake: Lake) -> None:
-    """Expired snapshots and cleaned logs take no position with them."""
+    """The ledger survives expired snapshots and cleaned logs."""
     lake.append("messages", messages(500))
     run(spec(lake), limit=300)
     lake.expire("labels")
@@ -187,35 +187,35 @@ def test_history_may_go(lake: Lake) -> None:
 
 
 def test_history_of_the_source_is_gone(lake: Lake) -> None:
-    """What was planned is still read; what is new can't be told any more, and that is said."""
+    """Planned rows are still read. New rows can't be found any more, and the job says so."""
     lake.append("messages", messages(200))
     run(spec(lake), limit=100)
     for first in (200, 250):
         lake.append("messages", messages(50, first))
     lake.expire("messages")
     assert run(spec(lake)).counts.rows_in == 100
-    with pytest.raises(SourceError, match=r"only_new can't tell what is new"):
+    with pytest.raises(SourceError, match=r"only_new can't find the new rows"):
         run(spec(lake, source={"only_new": True}))
 
 
 def test_labels_that_were_taken_back_are_noticed(lake: Lake) -> None:
-    """The ledger's numbers outlive a rollback of the rows: refused, not believed. --overwrite starts anew."""
+    """After a rollback of the table, the ledger counts rows that are gone. The job stops; --overwrite starts again."""
     lake.append("messages", messages(200))
     run(spec(lake), limit=100)
     before = lake.version("labels")
     run(spec(lake))
     lake.roll_back("labels", before)
-    with pytest.raises(LedgerError, match=r"to before the last commit of job 'job'; --overwrite starts anew"):
+    with pytest.raises(LedgerError, match=r"to before the last commit of job 'job'; --overwrite starts again"):
         run(spec(lake))
     assert run(spec(lake), overwrite=True).counts.rows_in == 200
     check(lake, 200)
 
 
 def test_tables_of_others_are_left_alone(lake: Lake) -> None:
-    """Unless `adopt` says so; then rows are added, and --overwrite takes none away."""
+    """A foreign table is refused without `adopt`. With it, rows are added, and --overwrite removes none."""
     lake.append("messages", messages(60))
     lake.append("labels", pa.table({"id": [-1], "tag": ["mine"]}))
-    with pytest.raises(LedgerError, match=r"is there already and was not made by job 'job'.*adopt: true"):
+    with pytest.raises(LedgerError, match=r"already exists and was not made by job 'job'.*adopt: true"):
         run(spec(lake))
     run(spec(lake, sink={"adopt": True}))
     assert ids(lake) == [-1, *(i for i in range(60) if i % 50)]
@@ -258,7 +258,7 @@ def test_plan_is_for_one_table(lake: Lake) -> None:
 
 
 def test_empty_tables(lake: Lake) -> None:
-    """No rows, no splits; rows that come later are read as in a first run."""
+    """An empty table has no splits. Rows that come later are read as in a first run."""
     lake.append("messages", messages(0))
     assert run(spec(lake)).rows_total == 0
     lake.append("messages", messages(60))
@@ -297,7 +297,7 @@ def test_deletion_vectors(tmp_path: Path) -> None:
 
 
 def test_partition_columns(tmp_path: Path) -> None:
-    """Values that are in the log and not in the files of a Delta table."""
+    """Partition values of a Delta table are in its log, not in its files."""
     from deltalake import write_deltalake
 
     rows = messages(90).append_column("day", pa.array([i % 3 for i in range(90)], pa.int32()))
@@ -313,13 +313,13 @@ def test_partition_columns(tmp_path: Path) -> None:
 
 
 class Killed(BaseException):
-    """Stands for a process that dies."""
+    """Raised in place of the death of a process."""
 
 
 @pytest.mark.parametrize("step", ["put", "append", "take", "dead.append", "drop"])
 @pytest.mark.parametrize("contract", SINKS)
 def test_crash_points(tmp_path: Path, contract: Any, step: str) -> None:
-    """Dead before each step of a commit: the next process has the rows once, dead letters included."""
+    """If a process dies before any step of a commit, the next one still writes each row and dead letter once."""
     suite = contract()
     sink = suite.ready(tmp_path)
     writer = sink.open(SPLIT)
@@ -348,7 +348,7 @@ def test_crash_points(tmp_path: Path, contract: Any, step: str) -> None:
 
 @pytest.mark.parametrize("outage", [False, True])
 def test_answer_to_a_commit_is_lost(lake: Lake, monkeypatch: pytest.MonkeyPatch, outage: bool) -> None:
-    """The commit was made, nobody heard of it: found by looking, or by the next run if nothing can be reached."""
+    """If the answer to a commit is lost, the writer looks for the commit; if it can't, the next run finds it."""
     lake.append("messages", messages(200))
     lost: list[str] = []
 
@@ -402,7 +402,7 @@ def test_answer_to_a_commit_is_lost(lake: Lake, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize("contract", SINKS)
 def test_dead_letters_of_a_dead_process_come_first(tmp_path: Path, contract: Any) -> None:
-    """Also if another process was running already: it moves them in before its own commit, or when it loses."""
+    """A process that was already running moves them in before its own commit, or after it loses a race."""
     suite = contract()
     running, loser = suite.ready(tmp_path), suite.ready(tmp_path).open(SPLIT)
     loser.write(block(0, 5))
@@ -467,7 +467,7 @@ def test_missing_packages(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
-    """Neither in errors nor in the specification when it is printed."""
+    """Secrets appear neither in errors nor in a printed specification."""
     secret = "Tr0ub4dor-s3cret"
     catalog = {"type": "sql", "uri": f"postgresql://user:{secret}@127.0.0.1:1/none", "token": secret}
     job = spec(IcebergLake(tmp_path), source={"type": "iceberg", "catalog": catalog, "table": "a.b"})

@@ -1,4 +1,4 @@
-"""A device that engines share: as many passes as its users want, in turn."""
+"""Engines that share a device run at most as many passes as wanted, in turn."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tagstream.transforms.inference.device_lock import _DEVICES, Device
 
 
 def most_at_once(device: Device, threads: int = 6) -> int:
-    """How many of some threads that take the device have it at the same time."""
+    """The largest number of threads that hold the device at the same time."""
     lock, here, most = threading.Lock(), [0], [0]
 
     def work() -> None:
@@ -33,7 +33,7 @@ def most_at_once(device: Device, threads: int = 6) -> int:
 
 
 def test_who_wants_most_decides() -> None:
-    """However many others there are; who has gone does not count."""
+    """The limit is the largest wish of the present users. A user that has left does not count."""
     first = Device.join("shared", 1)
     assert most_at_once(first) == 1
     second = Device.join("shared", 3)
@@ -46,7 +46,7 @@ def test_who_wants_most_decides() -> None:
 
 
 def test_who_waited_longest_is_next() -> None:
-    """A thread that takes it again and again does not keep the others out."""
+    """A thread that takes the device again and again does not keep the others out."""
     device, order = Device.join("in turn", 1), []
     started = threading.Event()
 

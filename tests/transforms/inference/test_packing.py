@@ -1,4 +1,4 @@
-"""The pool gives every sequence out once, within budget, with little padding, fairly."""
+"""The pool gives out every sequence once, within the budget, with little padding, and is fair to all submitters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def drain(pool: Pool, budget: int, max_rows: int):
 
 @given(lengths_of_owners, st.integers(1, 4096), st.integers(1, 64))
 def test_every_sequence_once_within_budget(owners: list[list[int]], budget: int, max_rows: int) -> None:
-    """Nothing is lost or given twice; rows x longest stays within the budget unless a sequence alone is over it."""
+    """No sequence is lost or given twice, and rows x longest stays within the budget.
+
+    Only a sequence that is longer than the budget may exceed it, alone.
+    """
     pool = Pool()
     for owner, lengths in enumerate(owners):
         pool.add(owner, np.array(lengths, np.int32))
@@ -37,7 +40,7 @@ def test_every_sequence_once_within_budget(owners: list[list[int]], budget: int,
 
 
 def test_padding_is_low_on_lognormal_lengths() -> None:
-    """Median 30, mean 46 tokens, blocks of 2,048 in flight: at most 3 % of what is computed is padding."""
+    """At most 3 % of the computed tokens are padding, with median 30, mean 46 tokens and blocks of 2,048 in flight."""
     chooser = np.random.default_rng(0)
     pool = Pool()
     for owner in range(4):
@@ -48,7 +51,7 @@ def test_padding_is_low_on_lognormal_lengths() -> None:
 
 
 def test_small_submitter_goes_before_large_one() -> None:
-    """One row beside thousands is in the very next micro-batch."""
+    """A single row is in the next micro-batch, although thousands of others are pending."""
     pool = Pool()
     pool.add("bulk", np.full(5000, 40, np.int32))
     pool.take(2048, 4096)
@@ -57,7 +60,7 @@ def test_small_submitter_goes_before_large_one() -> None:
 
 
 def test_small_submitter_does_not_wait_for_a_budget_full_of_others() -> None:
-    """Beside thousands its micro-batch is a part of the budget; where one takes all that is pending, it does."""
+    """A small submitter's micro-batch uses part of the budget, unless one micro-batch holds all pending sequences."""
     for count, padded in ((5000, 2048 // SMALL_PART), (40, 41 * 40)):
         pool = Pool()
         pool.add("bulk", np.full(count, 40, np.int32))
@@ -68,7 +71,7 @@ def test_small_submitter_does_not_wait_for_a_budget_full_of_others() -> None:
 
 
 def test_large_submitter_is_not_starved() -> None:
-    """However many small ones keep coming, the oldest gets its turn after PATIENCE micro-batches."""
+    """The oldest submitter gets its turn after PATIENCE micro-batches, however many small ones arrive."""
     pool = Pool()
     pool.add("bulk", np.full(5000, 400, np.int32))
     owners = []
@@ -88,8 +91,10 @@ def test_micro_batches_mix_owners() -> None:
 
 @given(lengths_of_owners, st.integers(1, 4096), st.integers(1, 64))
 def test_buckets_are_the_only_lengths(owners: list[list[int]], budget: int, max_rows: int) -> None:
-    """Every sequence once; padded to the bucket of the longest one, within budget; none from the bucket below but in a
-    small micro-batch."""
+    """Every sequence comes once, is padded to the bucket of the longest one, and fits the budget.
+
+    Only a small micro-batch takes sequences from the bucket below.
+    """
     buckets = (16, 24, 32, 64, 128, 256, 512, 600)
     pool = Pool(buckets)
     for owner, lengths in enumerate(owners):
@@ -106,7 +111,7 @@ def test_buckets_are_the_only_lengths(owners: list[list[int]], budget: int, max_
 
 
 def test_many_equal_lengths_go_without_padding() -> None:
-    """A GPU's worth of one length leaves the shorter ones for the next; less than that takes them along."""
+    """Enough sequences of one length to fill a GPU go without shorter ones. With fewer, shorter ones come along."""
     for enough in (True, False):
         pool = Pool()
         count = EQUAL_TOKENS // 64 if enough else EQUAL_TOKENS // 64 - 1

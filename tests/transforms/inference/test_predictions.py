@@ -1,4 +1,4 @@
-"""The memory of answers: what it knows is right, what it holds is bounded, and errors are asked again."""
+"""The memory of answers gives right answers, is bounded, and does not remember errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def texts(*values: str) -> pa.LargeStringArray:
 
 
 def answers(values: list[str]) -> Prediction:
-    """Scores that tell the text: its length and its hash."""
+    """Scores that identify the text: its length and its hash."""
     scores = np.array([[len(v), hash(v) % 1000] for v in values], np.float32).reshape(-1, 2)
     lengths = scores[:, 0].astype(np.int32)
     return Prediction(scores, lengths, lengths % 2 == 1, {})
@@ -87,7 +87,7 @@ def test_equal_texts_of_different_blocks_are_inferred_once(engine) -> None:
 
 @pytest.fixture
 def held():
-    """An engine whose backend waits until it is let go, and remembers next to nothing."""
+    """An engine with a tiny memory, whose backend waits until the test releases it."""
     backend = LengthBackend()
     backend.free = threading.Event()
     forward = backend.forward
@@ -107,7 +107,7 @@ def held():
 
 
 def test_equal_texts_in_flight_are_inferred_once(held) -> None:
-    """Whoever comes while a text is with the model waits for its answer, an error too."""
+    """If a text is with the model already, other submissions wait for its answer or its error."""
     engine, backend = held
     backend.poison = "poison"
     blocks = [["a", "bb", "poison"], ["bb", "ccc", "a", "bb"], ["ccc", "poison"], ["a"]]
@@ -124,7 +124,7 @@ def test_equal_texts_in_flight_are_inferred_once(held) -> None:
 
 
 def test_blocks_of_few_texts_share_them(held) -> None:
-    """Rows make a block large, not its different texts."""
+    """A block counts as large by its rows, not by its distinct texts."""
     engine, backend = held
     futures = [engine.submit(texts(*(["x", "yy", "zzz"] * SMALL))) for _ in range(3)]
     wait_until(lambda: len(engine._live) == 3, 10, "all are asked for")
@@ -135,7 +135,7 @@ def test_blocks_of_few_texts_share_them(held) -> None:
 
 
 def test_many_blocks_that_ask_each_other_are_given_up_at_once(held) -> None:
-    """Each asks all before it: a walk over all ways through them would not end."""
+    """Each block waits for all blocks before it. Following every path between them would never end."""
     engine, backend = held
     futures = [engine.submit(texts(*("t" * n for n in range(1, k + 2)))) for k in range(40)]
     wait_until(lambda: len(engine._live) == 40, 20, "all are asked for")
@@ -148,14 +148,14 @@ def test_many_blocks_that_ask_each_other_are_given_up_at_once(held) -> None:
 
 
 def test_whatever_the_tokeniser_thread_meets_is_told(held) -> None:
-    """Texts that are no array: not a future that never ends."""
+    """An argument that is not an array raises an error, instead of a future that never ends."""
     engine, _ = held
     with pytest.raises(AttributeError):
         engine.submit(["a list"]).result(10)
 
 
 def test_small_submission_waits_for_no_large_one(held) -> None:
-    """Its text is with the model already, but in a block whose results come together."""
+    """A small submission asks the model itself, if its text is otherwise in a large block that would take long."""
     engine, backend = held
     large = engine.submit(texts(*("x" * n for n in range(1, SMALL + 30))))
     wait_until(lambda: len(engine._asked) > SMALL, 10, "the large one is with the model")
@@ -194,7 +194,7 @@ def test_blocks_at_once_are_answered_as_alone(blocks: list[list[int]]) -> None:
 
 
 def test_scores_are_those_of_a_model_that_is_asked(tmp_path) -> None:
-    """Against an engine without a memory, over blocks that share texts."""
+    """An engine with a memory gives the same scores as one without, over blocks that share texts."""
     entry = InferEntry.model_validate(
         {"model": str(make_model(tmp_path / "bert")), "as": "x", "backend": {"type": "pytorch"}}
     )
@@ -211,7 +211,7 @@ def test_scores_are_those_of_a_model_that_is_asked(tmp_path) -> None:
 
 
 def test_a_memory_is_shared_by_submitters(engine) -> None:
-    """Many threads at once: every answer is there, and the memory stays consistent."""
+    """With many threads at once, every text gets its answer and the memory stays consistent."""
     done: list[int] = []
 
     def submit(n: int) -> None:

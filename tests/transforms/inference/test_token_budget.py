@@ -1,4 +1,4 @@
-"""A busy engine finds the fastest token budget, keeps it for the next process, and an idle one leaves it alone."""
+"""A busy engine finds the fastest token budget and keeps it for the next process. An idle engine does not search."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SEARCH = len(TURNS) * (RUN_PASSES + 3)
 
 
 def run(budget: TokenBudget, rate: Callable[[int, float], float], passes: int, *, busy: bool = True) -> list[int]:
-    """Full micro-batches, one after the other; `rate`: tokens/s by budget and time. The budgets that were used."""
+    """Report full micro-batches, one after the other. `rate`: tokens/s by budget and time. Returns the budgets used."""
     now, used = 0.0, []
     for _ in range(passes):
         used.append(tokens := budget.tokens)
@@ -44,7 +44,7 @@ def run(budget: TokenBudget, rate: Callable[[int, float], float], passes: int, *
 
 @given(st.sampled_from([1, 2, 4, 8]), st.floats(-0.3, 0.3))
 def test_finds_the_fastest(factor: int, drift: float) -> None:
-    """Twice as much while that is faster, whichever way the texts' lengths move the speed meanwhile."""
+    """The budget doubles while that is faster, even if changing text lengths also change the speed."""
     found: list[int] = []
     budget = TokenBudget(100, seek=True, found=found.append)
     assert {*run(budget, lambda tokens, _: tokens, FIRST_PASSES)} == {100}, "a short job is left alone"
@@ -54,7 +54,7 @@ def test_finds_the_fastest(factor: int, drift: float) -> None:
 
 
 def test_a_little_faster_is_not_worth_it() -> None:
-    """More padding and longer waits for 3 %."""
+    """3 % more speed is not worth more padding and longer waits."""
     budget = TokenBudget(100, seek=True)
     run(budget, lambda tokens, _: 1e4 * (1.03 if tokens > 100 else 1.0), FIRST_PASSES + SEARCH)
     assert budget.tokens == 100
@@ -63,7 +63,7 @@ def test_a_little_faster_is_not_worth_it() -> None:
 @pytest.mark.parametrize("parallel", [1, 2, 4, 8])
 @pytest.mark.parametrize(("gain", "wrong"), [(1.0, {200, 400, 800}), (1.3, {100, 400, 800})])
 def test_passes_that_run_at_once(parallel: int, gain: float, wrong: set[int]) -> None:
-    """Passes with the old budget that end among those with the new one favour neither."""
+    """Passes with the old budget may end during the new budget's run. They favour neither budget."""
     mistakes = 0
     for seed in range(30):
         chance = random.Random(seed)
@@ -81,18 +81,18 @@ def test_passes_that_run_at_once(parallel: int, gain: float, wrong: set[int]) ->
 
 
 def test_idle_engine_tries_nothing() -> None:
-    """What it does says nothing of speed, and a stream's rows are not to wait for larger micro-batches."""
+    """An idle engine's passes say nothing about speed, and its rows must not wait for larger micro-batches."""
     budget = TokenBudget(100, seek=True)
     assert set(run(budget, lambda tokens, _: tokens, 3 * SEARCH, busy=False)) == {100}
 
 
 def test_given_budget_stays() -> None:
-    """Whatever would be faster."""
+    """A budget from the specification is never changed, even if another one is faster."""
     assert set(run(TokenBudget(100), lambda tokens, _: tokens, 3 * SEARCH)) == {100}
 
 
 def test_shortage_of_memory_ends_the_search() -> None:
-    """What fits is found and goes for good; what was halved comes back after a while, but no further."""
+    """The budget is halved until it fits. After a while it grows again, but not beyond the best budget."""
     found: list[int] = []
     budget = TokenBudget(100, seek=True, found=found.append)
     run(budget, lambda tokens, _: tokens, FIRST_PASSES + SEARCH + 2 * RUN_PASSES)
@@ -105,7 +105,7 @@ def test_shortage_of_memory_ends_the_search() -> None:
 
 
 def test_budget_that_was_too_much_is_not_kept() -> None:
-    """The next process would run out of memory at once."""
+    """A budget that ran out of memory is not stored, because the next process would fail at once."""
     found: list[int] = []
     budget = TokenBudget(100, seek=True, found=found.append)
     budget.short_of_memory(100)
@@ -119,7 +119,7 @@ def test_budget_that_was_too_much_is_not_kept() -> None:
 
 @dataclass
 class Measured:
-    """Of a backend what its budget depends on."""
+    """The part of a backend that the budget depends on."""
 
     speed_key: str
     token_budget: int = 100
@@ -133,7 +133,7 @@ def spam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> InferEntry:
 
 
 def test_found_budget_is_kept(spam: InferEntry, tmp_path: Path) -> None:
-    """For the next process with such a machine, not for another; a damaged file is looked over."""
+    """The budget is stored for processes on the same kind of machine only. A damaged file is ignored."""
     run(budget_of(Measured("here"), spam), lambda tokens, _: min(tokens, 200), 4 * SEARCH)
     assert set(run(budget_of(Measured("here"), spam), lambda tokens, _: tokens, 3 * SEARCH)) == {200}
     there = budget_of(Measured("there"), spam)
@@ -146,7 +146,7 @@ def test_found_budget_is_kept(spam: InferEntry, tmp_path: Path) -> None:
 
 
 def test_folder_that_cannot_be_written_to(spam: InferEntry, tmp_path: Path) -> None:
-    """The search is made anew in each process, and nothing is said to the user for it."""
+    """Each process searches again, without a message to the user."""
     (tmp_path / "cache").write_text("a file")
     budget = budget_of(Measured("here"), spam)
     run(budget, lambda tokens, _: min(tokens, 200), 4 * SEARCH)
@@ -154,7 +154,7 @@ def test_folder_that_cannot_be_written_to(spam: InferEntry, tmp_path: Path) -> N
 
 
 def test_busy_engine_finds_it() -> None:
-    """A backend for which every pass costs the same gets larger micro-batches by itself."""
+    """If every pass takes the same time, the engine chooses larger micro-batches."""
     backend = load_backend(InferEntry.model_validate({"as": "tag", "backend": {"type": "constant", "label": "x"}}))
     forward = backend.forward
     backend.forward = lambda parts: (time.sleep(0.002), forward(parts))[1]  # type: ignore[method-assign]

@@ -30,7 +30,7 @@ def is_dead(position: int) -> bool:
 
 
 def block(start: int, stop: int, split: Split = SPLIT) -> Block:
-    """Rows `start` to `stop` labelled; every tenth is dead, by turns for two reasons."""
+    """Rows `start` to `stop`, labelled. Every tenth row is a dead letter, for two reasons in turn."""
     alive = [p for p in range(start, stop) if not is_dead(p)]
     dead = [p for p in range(start, stop) if is_dead(p)]
     batch = pa.record_batch(
@@ -59,10 +59,10 @@ def block(start: int, stop: int, split: Split = SPLIT) -> Block:
 
 
 class SinkContract:
-    """Subclasses implement the first three methods. Opening a sink again stands for another process."""
+    """A subclass implements the first three methods. Opening a sink again simulates another process."""
 
     def open_sink(self, folder: Path, **settings: Any) -> Sink:
-        """A sink for the output that `folder` stands for."""
+        """A sink for the output that belongs to `folder`."""
         raise NotImplementedError
 
     def labels(self, folder: Path) -> pa.Table:
@@ -110,7 +110,7 @@ class SinkContract:
         assert progress.get(SPLIT.id, Progress(start)).stop == stop
 
     def test_commits_labels_and_dead_letters(self, tmp_path: Path) -> None:
-        """Every column of both arrives unchanged; the commit says span, rows in, rows out and dead by code."""
+        """Every column of labels and dead letters arrives unchanged. The commit holds the span and all counts."""
         writer = self.ready(tmp_path).open(SPLIT)
         writer.write(block(0, 30))
         writer.write(block(30, 50))
@@ -132,7 +132,7 @@ class SinkContract:
         self.check(tmp_path, 0)
 
     def test_commit_of_nothing(self, tmp_path: Path) -> None:
-        """No block, no commit; also right after one."""
+        """Without a block there is no commit, also right after a commit."""
         writer = self.ready(tmp_path).open(SPLIT)
         assert writer.commit() is None
         writer.write(block(0, 5))
@@ -141,7 +141,7 @@ class SinkContract:
         self.check(tmp_path, 5)
 
     def test_closed_writer_gives_up(self, tmp_path: Path) -> None:
-        """What was not committed is gone, the next writer starts where the chain ends."""
+        """Uncommitted rows are gone, and the next writer starts where the chain ends."""
         sink = self.ready(tmp_path)
         writer = sink.open(SPLIT)
         writer.write(block(0, 20))
@@ -152,7 +152,7 @@ class SinkContract:
         self.check(tmp_path, 20)
 
     def test_drops_rows_below_its_position(self, tmp_path: Path) -> None:
-        """A block that comes again, or overlaps, adds only what is new; `write` says what was taken."""
+        """Of a repeated or overlapping block, only new rows are added. `write` returns the rows that it took."""
         writer = self.ready(tmp_path).open(SPLIT)
         writer.write(block(0, 20))
         again = writer.write(block(5, 15))
@@ -165,7 +165,7 @@ class SinkContract:
         self.check(tmp_path, 30)
 
     def test_refuses_a_gap(self, tmp_path: Path) -> None:
-        """Rows that are missing are never skipped in silence; what is there stays as it is."""
+        """A gap raises an error and changes nothing: rows are never skipped silently."""
         writer = self.ready(tmp_path).open(SPLIT)
         writer.write(block(0, 20))
         with pytest.raises(LedgerError, match="rows 20 to 21 are missing"):
@@ -175,7 +175,7 @@ class SinkContract:
         self.check(tmp_path, 30)
 
     def test_one_of_two_writers_wins(self, tmp_path: Path) -> None:
-        """Both start at the same position: the first commit stands, the second writer drops its rows and goes on."""
+        """Both start at the same position. The first commit wins; the second writer drops its rows and continues."""
         first, second = (self.ready(tmp_path).open(SPLIT) for _ in range(2))
         first.write(block(0, 30))
         second.write(block(0, 50))
@@ -189,7 +189,7 @@ class SinkContract:
         self.check(tmp_path, 60)
 
     def test_loser_stands_at_the_end_of_the_chain(self, tmp_path: Path) -> None:
-        """However many commits it has missed, and whatever their sizes."""
+        """After a lost race a writer continues from the chain's end, however many commits it has missed."""
         winner, loser = (self.ready(tmp_path).open(SPLIT) for _ in range(2))
         loser.write(block(0, 12))
         for start, stop in [(0, 7), (7, 23), (23, 24)]:
@@ -201,7 +201,7 @@ class SinkContract:
         self.check(tmp_path, 24)
 
     def test_shorter_and_longer_spans_can_not_both_stand(self, tmp_path: Path) -> None:
-        """The race is for the start of a span: where it stops does not matter."""
+        """Two spans with the same start conflict, wherever they stop."""
         first, second = (self.ready(tmp_path).open(SPLIT) for _ in range(2))
         first.write(block(0, 90))
         second.write(block(0, 1))
@@ -211,7 +211,7 @@ class SinkContract:
         self.check(tmp_path, 1)
 
     def test_resumes_where_the_chain_ends(self, tmp_path: Path) -> None:
-        """Another process finds it by itself, and from any position that the chain has reached."""
+        """A new process finds the chain's end, with or without a known position that the chain has reached."""
         writer = self.ready(tmp_path).open(SPLIT)
         for start in range(0, 50, 10):
             writer.write(block(start, start + 10))
@@ -225,7 +225,7 @@ class SinkContract:
         self.check(tmp_path, 70)
 
     def test_splits_are_independent(self, tmp_path: Path) -> None:
-        """A commit moves its own chain only; a split may start anywhere."""
+        """A commit moves only the chain of its split. A split may start at any position."""
         sink = self.ready(tmp_path)
         one, two = sink.open(SPLIT), sink.open(OTHER)
         assert (one.position, two.position) == (0, 100)
@@ -238,7 +238,7 @@ class SinkContract:
         self.check(tmp_path, 20)
 
     def test_no_output_no_progress(self, tmp_path: Path) -> None:
-        """Asked before anything was prepared, and after."""
+        """There is no progress before `prepare`, and none right after it."""
         assert self.open_sink(tmp_path).progress() == {}
         assert self.ready(tmp_path).progress() == {}
 
@@ -254,7 +254,7 @@ class SinkContract:
         self.check(tmp_path, 3 if alive else 4, start)
 
     def test_output_of_another_job_is_refused(self, tmp_path: Path) -> None:
-        """Nothing is touched; the same job goes on."""
+        """The other job's output is not changed, and that job can continue."""
         writer = self.ready(tmp_path).open(SPLIT)
         writer.write(block(0, 20))
         writer.commit()
@@ -264,7 +264,7 @@ class SinkContract:
         assert self.ready(tmp_path).open(SPLIT).position == 20
 
     def test_overwrite_starts_anew(self, tmp_path: Path) -> None:
-        """Another job's output is replaced, dead letters included; from then on it belongs to the new one."""
+        """Overwriting replaces another job's labels and dead letters. The output then belongs to the new job."""
         writer = self.ready(tmp_path).open(SPLIT)
         writer.write(block(0, 40))
         writer.commit()
@@ -281,7 +281,7 @@ class SinkContract:
         assert self.ready(tmp_path, other).progress()[SPLIT.id].stop == 25
 
     def test_due_by_time(self, tmp_path: Path) -> None:
-        """Only with rows to commit; long before its time it is not due."""
+        """A writer is due after `commit_every`, if it has rows; not earlier."""
         writer = self.ready(tmp_path, commit_every=1e-9).open(SPLIT)
         assert not writer.due
         writer.write(block(0, 5))
@@ -301,7 +301,7 @@ class SinkContract:
         self.check(tmp_path, 20)
 
     def test_many_writers_at_once(self, tmp_path: Path) -> None:
-        """Threads that all append to one chain: each row is there once, whoever wrote it."""
+        """Many threads append to one chain, and each row arrives exactly once."""
         sinks = [self.ready(tmp_path) for _ in range(4)]
         failures: list[BaseException] = []
         lost = []
@@ -337,7 +337,7 @@ class SinkContract:
         )
     )
     def test_any_order_of_things(self, tmp_path_factory: pytest.TempPathFactory, steps: list) -> None:
-        """Three writers that write, commit, give up and start again as they like: the chain is one run of rows."""
+        """Three writers write, commit, give up and restart in any order. The chain never has a gap or a duplicate."""
         folder = tmp_path_factory.mktemp("any")
         writers: list[Writer] = [self.ready(folder).open(SPLIT) for _ in range(3)]
         starts, end = [0, 0, 0], 0

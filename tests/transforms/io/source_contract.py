@@ -23,7 +23,7 @@ ROWS = 500
 
 
 def job(source: dict[str, Any], **blocks: int) -> JobSpec:
-    """A job that reads from `source`; what it does with the rows does not matter."""
+    """A job that reads from `source`. The rest of its specification does not matter."""
     return JobSpec.model_validate(
         {
             "source": source,
@@ -35,7 +35,7 @@ def job(source: dict[str, Any], **blocks: int) -> JobSpec:
 
 
 def plain_table(rows: int = ROWS) -> pa.Table:
-    """Ids that tell the row, texts of 0 to 19 words, some null."""
+    """Ids are row numbers; texts have 0 to 19 words or are null."""
     texts = [None if i % 13 == 0 else " ".join([f"word{i}"] * (i % 20)) for i in range(rows)]
     return pa.table({"id": pa.array(range(rows), pa.int64()), "text": pa.array(texts, pa.string())})
 
@@ -93,13 +93,13 @@ class SourceContract:
         raise NotImplementedError
 
     def source(self, folder: Path, table: pa.Table | None = None, blocks: Any = None, **settings: Any) -> Source:
-        """`open_source` with what most tests want."""
+        """`open_source` with defaults for most tests."""
         settings = {"id": self.id, "split_rows": 120, **settings}
         return self.open_source(folder, plain_table() if table is None else table, blocks or {"rows": 50}, **settings)
 
     @staticmethod
     def read(source: Source, split: Any, start: int) -> list[Block]:
-        """Blocks of a split, each checked for what must hold of every block."""
+        """The blocks of a split. Checks each of them for the promises that hold for every block."""
         blocks = list(source.read(split, start))
         at = start
         for block in blocks:
@@ -127,7 +127,7 @@ class SourceContract:
 
     @pytest.mark.parametrize("split_rows", [1, 7, 50, 10_000])
     def test_every_row_once_and_in_order(self, tmp_path: Path, split_rows: int) -> None:
-        """However the input is split, each row is read once, with its own text and position."""
+        """Each row is read once, with its own text and position, however the input is split."""
         table = plain_table(60)
         source = self.source(tmp_path, table, split_rows=split_rows)
         splits = source.splits()
@@ -137,7 +137,7 @@ class SourceContract:
         assert self.rows(source, TEXT) == table["text"].to_pylist()
 
     def test_reads_from_any_position(self, tmp_path: Path) -> None:
-        """From position p a split gives exactly its rows at and above p; at its end it gives nothing."""
+        """Read from position p, a split gives exactly its rows at and above p. Read from its end, it gives nothing."""
         source = self.source(tmp_path, plain_table(60), {"rows": 7}, split_rows=25)
         for split in source.splits():
             whole = [id_ for b in self.read(source, split, split.start) for id_ in self.ids(b)]
@@ -156,7 +156,7 @@ class SourceContract:
 
     @pytest.mark.parametrize("start", [0, 11])
     def test_blocks_have_at_most_so_many_bytes(self, tmp_path: Path, start: int) -> None:
-        """Skewed texts: a block has few bytes more than the limit at most, or is a single row."""
+        """With very uneven texts, a block exceeds the limit by a few bytes at most, or is a single row."""
         sizes = [200_000 if i == 77 else 3_000 if 100 <= i < 120 else i % 50 for i in range(300)]
         table = pa.table({"id": range(300), "text": ["x" * size for size in sizes]})
         source = self.source(tmp_path, table, {"rows": 1_000, "bytes": 10_000}, split_rows=1_000)
@@ -169,21 +169,21 @@ class SourceContract:
         assert found == sizes[start:]
 
     def test_ids_are_stable_and_distinct(self, tmp_path: Path) -> None:
-        """Opened again, the same input has the same splits; their ids are fit for file names."""
+        """Opening the same input again gives the same splits. Their ids can be file names."""
         splits = self.source(tmp_path).splits()
         assert self.source(tmp_path).splits() == splits
         assert len({split.id for split in splits}) == len(splits) > 3
         assert all(re.fullmatch(r"[a-z0-9][a-z0-9-]*", split.id) for split in splits)
 
     def test_travels_to_workers(self, tmp_path: Path) -> None:
-        """Source and splits are pickled; the copy reads the same."""
+        """A pickled copy of source and splits reads the same rows."""
         source = self.source(tmp_path)
         copy, splits = pickle.loads(pickle.dumps((source, source.splits())))
         ids = [id_ for split in splits for b in self.read(copy, split, split.start) for id_ in self.ids(b)]
         assert ids == list(range(ROWS))
 
     def test_kept_columns_pass_unchanged(self, tmp_path: Path) -> None:
-        """Type and value of every kept column, in the order asked for."""
+        """Kept columns keep their types and values, in the requested order."""
         held = {name: array for name, array in columns_of_all_types(60).items() if name in self.kept_types}
         keys = {self.key: pa.array(range(60))} if self.key else {}
         table = pa.table({"text": [f"t{i}" for i in range(60)], **held, **keys})
@@ -197,15 +197,28 @@ class SourceContract:
             assert str(got[name].to_pylist()) == str(table[name].to_pylist()), name
         assert got[TEXT].to_pylist() == table["text"].to_pylist()
 
+    def test_all_columns(self, tmp_path: Path) -> None:
+        """`keep: '*'`: every column but the text, in the order of the input, its values unchanged."""
+        keys = {self.key: pa.array(range(60))} if self.key else {}
+        table = pa.table(
+            {"a": range(60), "text": [f"t{i}" for i in range(60)], **keys, "Z": [f"z{i}" for i in range(60)]}
+        )
+        source = self.source(tmp_path, table, {"rows": 7}, split_rows=20, id=self.key, keep="*")
+        assert source.kept.names == [name for name in table.column_names if name != "text"]
+        blocks = [b for split in source.splits() for b in self.read(source, split, split.start)]
+        got = pa.Table.from_batches([b.batch for b in blocks])
+        assert got.select(source.kept.names).to_pylist() == table.select(source.kept.names).to_pylist()
+        assert got[TEXT].to_pylist() == table["text"].to_pylist()
+
     def test_only_what_is_asked_for(self, tmp_path: Path) -> None:
-        """Other columns are not even in the block."""
+        """A block holds only the columns that the specification names."""
         table = plain_table(10).append_column("other", pa.array(range(10)))
         source = self.source(tmp_path, table, id=self.key)
         assert source.kept.names == ([self.key] if self.key else [])
         assert self.rows(source, TEXT) == table["text"].to_pylist()
 
     def test_null_and_invalid_texts_are_kept(self, tmp_path: Path) -> None:
-        """A source judges no text: null, empty and invalid UTF-8 arrive as they are."""
+        """Null, empty and invalid UTF-8 texts arrive unchanged, because a source does not check texts."""
         raw = [b"ok", None, b"", b"\xff\xfe", b"nul\x00byte", "ü".encode()[:1], "😀".encode()]
         table = pa.table({"id": range(7), "text": pa.array(raw, pa.binary()).view(pa.string())})
         source = self.source(tmp_path, table)
@@ -213,7 +226,7 @@ class SourceContract:
         assert [t for b in blocks for t in b.batch[TEXT].cast(pa.large_binary()).to_pylist()] == raw
 
     def test_no_rows_no_splits(self, tmp_path: Path) -> None:
-        """Empty input is no error."""
+        """Empty input has no splits and raises no error."""
         assert self.source(tmp_path, plain_table(0)).splits() == []
 
     @pytest.mark.parametrize(
@@ -226,12 +239,12 @@ class SourceContract:
         ],
     )
     def test_wrong_columns_before_work_starts(self, tmp_path: Path, settings: dict, message: str) -> None:
-        """Names column, field, suggestion and what there is."""
+        """The message names the column, the field, a suggestion and the existing columns."""
         with pytest.raises(SourceError, match=message):
             self.source(tmp_path, **settings)
 
     def test_can_be_left_early(self, tmp_path: Path) -> None:
-        """A reader that goes away after the first block leaves nothing behind that hurts the next one."""
+        """A reader that stops after the first block does not disturb the next reader."""
         source = self.source(tmp_path)
         split = source.splits()[0]
         blocks = source.read(split, split.start)

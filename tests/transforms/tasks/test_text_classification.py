@@ -1,4 +1,4 @@
-"""From logits to columns: what is computed equals the formula, what is written equals what was announced."""
+"""From logits to columns: scores follow the formulas, and columns are as announced."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def columns(head: Head, scores: list[list[float]]) -> dict[str, list]:
 @given(logits)
 @pytest.mark.filterwarnings("error")
 def test_softmax(values: np.ndarray) -> None:
-    """Rows sum to one and keep the order of the logits; large logits overflow nothing."""
+    """Rows sum to one and keep the order of the logits. Large logits cause no overflow."""
     scores = activate(values, "softmax")
     assert scores.dtype == np.float32
     exact = np.exp(values.astype(np.float64) - values.max(axis=1, keepdims=True, initial=-1e9))
@@ -44,7 +44,7 @@ def test_softmax(values: np.ndarray) -> None:
 @given(logits)
 @pytest.mark.filterwarnings("error")
 def test_sigmoid(values: np.ndarray) -> None:
-    """Each label for itself; large logits overflow nothing and warn of nothing."""
+    """Each label has its own sigmoid. Large logits cause no overflow and no warning."""
     scores = activate(values, "sigmoid")
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, 1 / (1 + np.exp(-values.astype(np.float64))), atol=1e-6)
@@ -86,7 +86,7 @@ def test_highest_score_wins() -> None:
 
 
 def test_threshold_is_that_of_the_winner() -> None:
-    """Below it the row abstains; at it the label stands; other labels' thresholds do not matter. The score stays."""
+    """Below the winner's threshold the row abstains; at the threshold the label stands. The score stays."""
     spec = {"thresholds": {"x": 0.5, "z": 0.9}, "provenance": []}
     scores = [[0.5, 0.3, 0.2], [0.49, 0.3, 0.21], [0.2, 0.45, 0.35], [0.1, 0.05, 0.85]]
     got = columns(head("softmax", abstain="?", **spec), scores)
@@ -97,7 +97,7 @@ def test_threshold_is_that_of_the_winner() -> None:
 
 @pytest.mark.parametrize("threshold", [0.0, 0.1, 0.3, 0.7, 1.0])
 def test_threshold_equal_to_the_score(threshold: float) -> None:
-    """Thresholds are decimal numbers and scores are float32: equal means reached."""
+    """A score equal to the threshold, as float32, reaches the threshold."""
     score = np.float32(threshold)
     got = columns(head("softmax", ["x"], thresholds={"x": threshold}, abstain="?", provenance=[]), [[score]])
     assert got["tag"] == ["x"]
@@ -126,14 +126,14 @@ def test_abstaining_among_several_labels(scores: np.ndarray) -> None:
 
 
 def test_regression() -> None:
-    """One number is a column of its own, several are a struct; neither has a score."""
+    """One number is a plain column, several are a struct. Neither has a score."""
     assert columns(head("identity", ["x"], scores="all", provenance=[]), [[1.5], [-2.0]]) == {"tag": [1.5, -2.0]}
     got = columns(head("identity", provenance=[]), [[1.0, 2.0, 3.0]])
     assert got == {"tag": [{"x": 1.0, "y": 2.0, "z": 3.0}]}
 
 
 def test_label_map() -> None:
-    """Columns, scores and thresholds speak of the user's names; labels that are not mapped keep theirs."""
+    """Columns, scores and thresholds use the user's names. Labels that are not mapped keep theirs."""
     spec = {"labels": {"x": "yes"}, "thresholds": {"yes": 0.9}, "scores": "all", "provenance": []}
     got = columns(head("softmax", **spec), [[0.8, 0.1, 0.1], [0, 1, 0]])
     assert got["tag"] == [None, "y"]
@@ -150,18 +150,18 @@ def test_label_map() -> None:
     ],
 )
 def test_labels_that_the_model_does_not_have(spec: dict, message: str) -> None:
-    """Named, with those that there are."""
+    """The message names the unknown label and the existing ones."""
     with pytest.raises(SpecError, match=message):
         head("softmax", **spec)
 
 
 def test_labels_may_swap_names() -> None:
-    """A map is applied at once, not one after the other."""
+    """All names are mapped at once, so that two labels can swap names."""
     assert head("softmax", labels={"x": "y", "y": "x"}).names == ("y", "x", "z")
 
 
 def test_provenance() -> None:
-    """Tokens, truncation and model, in the order asked for."""
+    """Tokens, truncation and model come in the requested order."""
     made = head("softmax", scores="none", provenance=["model", "tokens", "truncated"])
     arrays = made.columns(np.eye(3, dtype=np.float32), np.array([5, 6, 7], np.int32), np.array([True, False, True]))
     got = dict(zip([f.name for f in made.fields], [a.to_pylist() for a in arrays], strict=True))

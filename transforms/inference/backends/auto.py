@@ -1,4 +1,4 @@
-"""`backend: auto`: what `tagstream optimize` certified for this model, or fp32 with a notice."""
+"""`backend: auto`: the backend that `tagstream optimize` certified for this model, or else fp32 with a notice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from tagstream.transforms.runtime.machine import cpu_name
 
 
 class Choice(NamedTuple):
-    """backend: as in a SPEC; notice: why it is fp32; rows_per_s: of the engine alone, as measured on this machine."""
+    """`backend`: as a SPEC writes it. `notice`: why fp32 was chosen, if it was for lack of a certificate.
+
+    `rows_per_s`: the engine alone; None if it was measured on another machine.
+    """
 
     backend: dict[str, Any]
     notice: str | None = None
@@ -27,12 +30,12 @@ class Choice(NamedTuple):
 
 
 def load(entry: InferEntry) -> LoadedBackend:
-    """The backend that the certificate names. Raises ModelError for a certificate that does not hold."""
+    """The chosen backend, loaded. Raises ModelError for a certificate that does not fit the model or the entry."""
     return backends.load_backend(resolve(entry)[0])
 
 
 def identity(entry: InferEntry) -> dict[str, Any]:
-    """That of the backend that runs."""
+    """The identity of the chosen backend."""
     return backends.identify(resolve(entry)[0])
 
 
@@ -43,7 +46,10 @@ def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
 
 
 def certified_rows_per_s(entry: InferEntry) -> float | None:
-    """Of the engine alone, if its certificate is this machine's. Raises ModelError for one that does not hold."""
+    """The certified speed of the engine alone; None without a certificate from this machine.
+
+    Raises ModelError for a certificate that does not fit the model or the entry.
+    """
     return _choose(entry.model_dump_json()).rows_per_s
 
 
@@ -52,11 +58,11 @@ def _with(entry: InferEntry, backend: dict[str, Any]) -> InferEntry:
 
 
 def certificate_folder(entry: InferEntry) -> Path:
-    """Where the entry's certificate lies: the SPEC's folder, or one of the model's cache folder."""
+    """The folder of the entry's certificate: named by the SPEC, or else a subfolder of the model's cache folder."""
     if isinstance(auto := entry.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
     name = f"{entry.max_length or 'window'}-{entry.long_text}"
-    if entry.thresholds:  # they decide where labels change
+    if entry.thresholds:  # thresholds change labels, so agreement holds only for the same thresholds
         name += f"-{hashlib.sha256(json.dumps(entry.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
     return files_of(entry).cache_folder() / name
 
@@ -70,19 +76,19 @@ def _choose(entry_json: str) -> Choice:
     fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
     certificate = Certificate.read(folder)
     if certificate is None:
-        what = "SPEC" if entry.thresholds else files.name  # they decide how many labels change
-        notice = f"{files.name}: no certificate, so fp32 it is; `tagstream optimize {what}` may make it faster"
+        what = "SPEC" if entry.thresholds else files.name  # only a SPEC can hold the thresholds to certify with
+        notice = f"{files.name}: runs in fp32, without a certificate; `tagstream optimize {what}` may make it faster"
         return Choice(fp32, notice)
     certificate.check(folder, files, entry, spec.min_agreement)
     chosen = dict(certificate.backend)
     here = backends.device_kind(_with(entry, chosen))
     if certificate.device != here:
-        there = certificate.device or "a device that it does not name"
-        notice = f"{files.name}: {folder / FILE} was measured on {there}, and here it would run on {here}"
-        return Choice(fp32, f"{notice}, so fp32 it is; `tagstream optimize` on this machine may make it faster")
+        there = certificate.device or "an unnamed device"
+        notice = f"{files.name}: runs in fp32, because {folder / FILE} was measured on {there}, not on {here}"
+        return Choice(fp32, f"{notice}; `tagstream optimize` on this machine may make it faster")
     same_machine = certificate.machine == cpu_name()
     if not same_machine:
-        chosen["token_budget"] = None  # the fastest there may be far from it here
+        chosen["token_budget"] = None  # the fastest budget of that machine may be slow here
     if certificate.file is not None:
         chosen["file"] = str(folder / certificate.file)
     return Choice(chosen, rows_per_s=certificate.rows_per_s if same_machine else None)

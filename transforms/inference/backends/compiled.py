@@ -1,10 +1,11 @@
-"""`torch.compile` for a stream of micro-batches: all graphs are made before the first row.
+"""`torch.compile` for a stream of micro-batches. All graphs are compiled before the first row.
 
-A graph holds for any number of rows from 2 on; PyTorch makes one of its own for a single row, so the caller adds one.
+A graph serves any number of rows from 2 on. For a single row PyTorch would compile another graph, so the caller adds
+a second row.
 
-On a CPU there is one for each of a few lengths, of the whole model. The attention mask is always given, for a graph
-without it would be another one. On a GPU there is one of the block that the model repeats, for any length, with a mask
-and without; one thread at a time calls a replica's.
+On a CPU, the whole model is compiled once for each of a few lengths. Every call passes an attention mask, because a
+call without one would need another graph. On a GPU, only the block that the model repeats is compiled, for any length,
+with a mask and without. Only one thread at a time may call a GPU replica's graphs.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ SHORTEST = 16
 WARM_UP_ROWS = 8
 MOST_ROWS = 4096
 GRAPHS = 64
-"""Most of them for one function: beyond PyTorch's own limit of 8 it would run as it is, and only a log would say so."""
+"""Limit of graphs for one function. Beyond PyTorch's default of 8, a function silently runs uncompiled."""
 
 
 def length_buckets(max_length: int) -> tuple[int, ...]:
-    """Ascending lengths to pad to, the last one `max_length`: steps of 3/2 and 4/3, 11 of them at most.
+    """The lengths to pad to, ascending up to `max_length`, in steps of 3/2 and 4/3. There are at most 11.
 
-    Padding comes to about 18 % with lognormal lengths of median 30 and mean 46 tokens (5 to 10 % without buckets).
+    With lognormal lengths of median 30 and mean 46 tokens, padding is about 18 %; without buckets it is 5 to 10 %.
     """
     lengths, power = [max_length], max(SHORTEST, 1 << max(0, (max_length - 1).bit_length() - 5))
     while power < max_length:
@@ -39,7 +40,7 @@ def length_buckets(max_length: int) -> tuple[int, ...]:
 
 
 class CompiledModel:
-    """For a CPU: a model with any number of rows, and a compiled function for each length."""
+    """For a CPU: one compiled function for each length, which takes any number of rows from 2 on."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
@@ -67,11 +68,11 @@ class CompiledModel:
 
 
 def compile_blocks(model: Any) -> Any:
-    """For a GPU: the model itself, its repeated blocks (or all of it, if it has none) compiled where they are."""
+    """For a GPU: compile the model's repeated blocks in place, or the whole model if it has none. Returns the model."""
     import torch
 
     if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # of keys and values, for tokens that nobody will ask for
+        model.config.use_cache = False  # the cache of keys and values serves text generation only
     for blocks in _repeated(model, torch.nn.ModuleList) or [[model]]:
         forward = _alone(type(blocks[0]).forward)
         for block in blocks:
@@ -80,7 +81,7 @@ def compile_blocks(model: Any) -> Any:
 
 
 def _repeated(module: Any, list_type: Any) -> list[list[Any]]:
-    """The outermost lists of several modules of one type."""
+    """The outermost module lists that hold several modules of the same type."""
     found: list[list[Any]] = []
     for child in module.children():
         blocks = list(child) if isinstance(child, list_type) else []
@@ -90,10 +91,11 @@ def _repeated(module: Any, list_type: Any) -> list[list[Any]]:
 
 
 def _alone(function: FunctionType) -> FunctionType:
-    """The same function, whose graphs no other has a share in.
+    """A copy of the function with a code object of its own, so that it shares no list of graphs with other functions.
 
-    PyTorch keeps graphs with the code object, in a list that a thread moves the graph it found to the front of;
-    another thread that searches the list then misses its own and compiles it anew, in the middle of a stream.
+    PyTorch keeps a list of graphs with each code object. A thread moves the graph that it finds to the front of the
+    list. Another thread that is searching the list can then miss its graph and compile it again, in the middle of a
+    stream.
     """
     code, closure = function.__code__.replace(), function.__closure__
     alone = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)
@@ -102,9 +104,10 @@ def _alone(function: FunctionType) -> FunctionType:
 
 
 def every_length(longest: int) -> list[dict[str, Array]]:
-    """Inputs that make all graphs of `compile_blocks`, whose texts have at most `longest` tokens.
+    """Inputs that trigger every graph of `compile_blocks`. `longest`: the longest sequence, in tokens.
 
-    With a mask they differ by the powers of 2 that divide the length, in some models by whether a window is full.
+    With a mask, graphs differ by the powers of 2 that divide the length; in some models also by whether the sequence
+    fills the model's window.
     """
     inputs = []
     for length in sorted({min(length, longest) for length in (SHORTEST, SHORTEST + 1, SHORTEST + 4, longest)}):
@@ -115,7 +118,7 @@ def every_length(longest: int) -> list[dict[str, Array]]:
 
 
 def each_length(lengths: tuple[int, ...]) -> list[dict[str, Array]]:
-    """Inputs that make all graphs of `CompiledModel`."""
+    """Inputs that trigger every graph of `CompiledModel`."""
     ones = [np.ones((WARM_UP_ROWS, length), np.int64) for length in lengths]
     return [{"input_ids": ids, "attention_mask": ids} for ids in ones]
 
@@ -123,7 +126,8 @@ def each_length(lengths: tuple[int, ...]) -> list[dict[str, Array]]:
 def warm_up(replicas: list[Replica], inputs: list[dict[str, Array]], threads: int, name: str) -> None:
     """Compile every graph of every replica. Raises ModelError.
 
-    In a thread of its own with as many `threads` as a pass will have: graphs hold for one number of threads.
+    `threads`: PyTorch threads of each pass. A graph is valid only for the number of threads with which it was
+    compiled, so compiling happens in a new thread where that number can be set.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="compile") as thread:
         try:
@@ -131,8 +135,8 @@ def warm_up(replicas: list[Replica], inputs: list[dict[str, Array]], threads: in
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(
-                f"{name}: torch.compile failed: {type(error).__name__}: {reason}. It needs a C++ compiler (g++, or "
-                "what $CXX names) for a CPU, a C compiler for a GPU; without backend.compile the model runs as it is"
+                f"{name}: torch.compile failed: {type(error).__name__}: {reason}. It needs a C++ compiler (g++ or "
+                "$CXX) for a CPU, a C compiler for a GPU. Remove backend.compile to run the model uncompiled"
             ) from error
 
 

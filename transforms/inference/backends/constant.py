@@ -1,4 +1,7 @@
-"""The backend without a model: one label for every row, at a chosen speed, with chosen failures. Loads no PyTorch."""
+"""A backend without a model, for tests and benchmarks. Loads no PyTorch.
+
+It gives every row the same label, at a chosen speed and with chosen failures.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,8 @@ import pyarrow.compute as pc
 
 from tagstream.schemas.errors import OutOfMemoryError, SpecError
 from tagstream.schemas.spec import ConstantBackend, InferEntry
+from tagstream.transforms.tasks.model import NoModel
+from tagstream.transforms.tasks.registry import identity_of, open_head
 from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
@@ -20,7 +25,7 @@ Array = np.ndarray
 
 @dataclass
 class EncodedTexts(Encoded):
-    """The texts themselves; a text's bytes count as its tokens."""
+    """The texts themselves. Each byte of a text counts as a token."""
 
     texts: pa.LargeStringArray = None
 
@@ -40,7 +45,7 @@ class _Constant:
             try:
                 pc.match_substring_regex(pa.array([""]), self.spec.fail_on)
             except pa.ArrowInvalid as error:
-                raise SpecError(f"{entry.as_}: backend.fail_on is no RE2 pattern: {error}") from None
+                raise SpecError(f"{entry.as_}: backend.fail_on is not an RE2 pattern: {error}") from None
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTexts:
         tokens = pc.binary_length(texts).to_numpy(zero_copy_only=False).astype(np.int32)
@@ -66,17 +71,17 @@ class _Constant:
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head with the one label, and what identifies it."""
+    """The head with its one label, and its identity for the fingerprint."""
     spec = cast("ConstantBackend", entry.backend)
-    head = Head.of(entry, [spec.label], "softmax", f"constant:{spec.label}")
-    return head, {"backend": "constant", "label": spec.label}
+    model = NoModel(f"constant:{spec.label}", [spec.label])
+    return open_head(entry, model), {"backend": "constant", "label": spec.label, **identity_of(entry, model)}
 
 
 def identity(_: InferEntry) -> dict[str, Any]:
-    """Nothing that `describe` does not know."""
+    """Empty, because `describe` already gives the whole identity."""
     return {}
 
 
 def load(entry: InferEntry) -> _Constant:
-    """Ready at once."""
+    """The backend. There is no model to load."""
     return _Constant(entry)

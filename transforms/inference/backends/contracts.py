@@ -1,30 +1,35 @@
-"""What a backend must do: the seam between the engine and whatever runs a model.
+"""The protocol between the engine and a backend, which runs a model.
 
-A backend turns texts into sequences (`encode`) and micro-batches of sequences into logits (`forward`). It knows
-nothing of blocks, packing or labels. `encode` is called by up to two threads at once, `forward` by up to `parallel`.
+A backend turns texts into sequences (`encode`), and micro-batches of sequences into logits (`forward`). For example,
+`encode` turns three texts into four sequences if one text is split into two windows; the engine then packs sequences
+of several blocks into one micro-batch and calls `forward`. A backend knows nothing of blocks, packing or labels.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
 
+from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
 
 
 class Backend(Protocol):
-    """See the module.
+    """See the module. Up to two threads call `encode` at once, and up to `parallel` threads call `forward`.
 
     `width`: values in the logits of a sequence. `activation`: softmax, sigmoid or identity; it makes scores of logits.
-    `device`: backends with the same one share it, `parallel` forward passes at a time.
 
-    `buckets`: ascending, the only lengths that it pads sequences to; empty if it takes any length. `speed_key`: what
-    its speed depends on besides the model, and so what a token budget holds for that was found to be the fastest; empty
-    if none is to be looked for.
+    `device`: backends with the same device share it, with `parallel` forward passes at a time. `token_budget`: tokens
+    of a micro-batch, padding included, to begin with. `max_rows`: most sequences in a micro-batch.
+    `buckets`: the only lengths that sequences are padded to, ascending; empty if every length is possible.
+    `speed_key`: names the settings and hardware that decide the backend's speed, for example
+    "pytorch fp32, 2 at once on EPYC". The fastest token budget is searched for and remembered under this key. Empty if
+    the budget is fixed.
     """
 
     width: int
@@ -37,13 +42,61 @@ class Backend(Protocol):
     speed_key: str
 
     def encode(self, texts: pa.LargeStringArray) -> Encoded:
-        """Sequences of valid UTF-8 texts without nulls. May raise on a text; the engine then finds which."""
+        """Sequences of the texts, which are valid UTF-8 and not null.
+
+        May raise any exception for a text; the engine then finds out which text caused it.
+        """
 
     def forward(self, parts: list[tuple[Any, Array]]) -> Array:
-        """Logits, float32 [sequences, labels], of sequences picked from one or more `Encoded`, in that order.
+        """Logits, float32 [sequences, labels], of the sequences in `parts`, in that order.
 
-        parts: (what `encode` returned, int32 sequence numbers). Raises OutOfMemoryError if a smaller one may fit.
+        `parts`: pairs of an `Encoded` and the int32 numbers of the sequences to take from it. Raises OutOfMemoryError
+        if a smaller micro-batch may fit.
         """
 
     def close(self) -> None:
-        """Free the device."""
+        """Free the device's memory."""
+
+
+class BackendModule(Protocol):
+    """What the module of a backend offers. A third party registers one by the entry-point group `tagstream.backends`.
+
+    The name of the entry point is the `type` in a specification. The module has, if it is a third party's, a class
+    `Specification`: a `schemas.spec_base.BackendPart` with the fields that follow `type`. Its `needs_model` says which
+    of the optional functions the module has:
+
+    - `describe(entry) -> (Head, dict)`, if it needs no model: the head, and what identifies the entry. Loads nothing.
+      An entry with a model is described by the model's config.
+    - `device_kind(entry) -> str`, if it can be certified: cpu, cuda or mps.
+    - `resolve(entry) -> (entry, notice)`, if it only chooses among other backends, as `auto` does.
+    """
+
+    def load(self, entry: InferEntry) -> Backend:
+        """The backend, ready to run. `entry.backend` is a `Specification`. Raises ModelError."""
+
+    def identity(self, entry: InferEntry) -> dict[str, Any]:
+        """What decides the labels beside the model's config: weights, precision. Part of the job's fingerprint."""
+
+
+@runtime_checkable
+class DescribingModule(BackendModule, Protocol):
+    """A backend without a model: see `BackendModule`."""
+
+    def describe(self, entry: InferEntry) -> tuple[Head, dict[str, Any]]:
+        """Head, and what identifies the entry."""
+
+
+@runtime_checkable
+class CertifiedModule(BackendModule, Protocol):
+    """A backend that a certificate may name: see `BackendModule`."""
+
+    def device_kind(self, entry: InferEntry) -> str:
+        """Kind of the device that it would run on here; loads no model."""
+
+
+@runtime_checkable
+class ChoosingModule(BackendModule, Protocol):
+    """A backend that stands for another one: see `BackendModule`."""
+
+    def resolve(self, entry: InferEntry) -> tuple[InferEntry, str | None]:
+        """The entry with the backend that really runs, and what the user should know of the choice, if anything."""

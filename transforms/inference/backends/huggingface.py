@@ -1,4 +1,4 @@
-"""What a Hugging Face classifier writes, known from its config alone: no PyTorch, no weights."""
+"""Describes a Hugging Face model by its config alone, without PyTorch and without loading weights."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.model_files import ModelFiles, find_model
+from tagstream.transforms.tasks.registry import identity_of, open_head
 from tagstream.transforms.tasks.text_classification import Head
 
 
@@ -18,13 +19,16 @@ def files_of(entry: InferEntry) -> ModelFiles:
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head, and what identifies the model but for its weights and the precision, which depend on files and machine."""
+    """The head, and the part of the model's identity that does not depend on weights or precision."""
     files = files_of(entry)
-    head = Head.of(entry, files.labels, files.activation, files.name)
-    return head, {"model": files.name, "architecture": files.config.get("model_type")}
+    return open_head(entry, files), {
+        "model": files.name,
+        "architecture": files.config.get("model_type"),
+        **identity_of(entry, files),
+    }
 
 
 def weights_of(entry: InferEntry) -> dict[str, str]:
-    """Hashes of weights and tokenizer, for the fingerprint. Reads the weights once."""
+    """Hashes of weights and tokenizer, for the fingerprint. The first call reads the weights."""
     files = files_of(entry)
     return {"weights": files.weights_hash(), "tokenizer": files.tokenizer_hash()}

@@ -1,4 +1,4 @@
-"""ONNX Runtime: an export of any Hugging Face sequence classifier, fp32 or certified int8."""
+"""Runs any Hugging Face sequence classifier in ONNX Runtime, as an fp32 export or as certified int8."""
 
 from __future__ import annotations
 
@@ -14,17 +14,19 @@ from tagstream.schemas.spec import InferEntry, OnnxBackend
 from tagstream.transforms.inference.backends.cores import passes_and_threads, passes_on
 from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
-from tagstream.transforms.inference.backends.onnx_session import exact_options, without_denormals
+from tagstream.transforms.inference.backends.onnx_session import exact_options
+from tagstream.transforms.runtime.denormals import without_denormals
 from tagstream.transforms.runtime.machine import usable_cores
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
 CPU_TOKENS = 512
-"""Tokens of a micro-batch on a CPU. Bundled spam model in int8, two passes at once, rows/s: 2,040 with 256, 2,065 with
-512, 1,950 with 1,024, 1,770 with 2,048, 1,600 with 4,096: activations outgrow a core's cache, padding grows."""
+"""Token budget on a CPU. Larger budgets are slower: activations no longer fit into a core's cache, and padding grows.
+Measured with the bundled spam model in int8, two passes at once: 2,040 rows/s with 256 tokens, 2,065 with 512, 1,950
+with 1,024, 1,770 with 2,048, 1,600 with 4,096."""
 GPU_TOKENS = 65_536
 DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
-"""Of NVIDIA's GPUs on Linux, and on Windows' Linux."""
+"""Files that exist if NVIDIA's driver is installed: on Linux, and on Windows Subsystem for Linux."""
 
 
 class _Onnx:
@@ -34,7 +36,7 @@ class _Onnx:
         self.width, self.activation = len(head.names), head.activation
         self._tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
         self.parallel, threads = passes_and_threads(usable_cores())
-        pool = 1 + self.parallel * (threads - 1)  # one for all passes; each pass brings its own thread along
+        pool = 1 + self.parallel * (threads - 1)  # all passes share the pool, and each calling thread computes too
         file = model_file(entry)
         self._session, self.device = _session(file, spec.device, pool)
         if self.device != "cpu":
@@ -49,7 +51,7 @@ class _Onnx:
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         ids, mask = self._tokenizer.pad(parts)
-        if ids.shape[1] < 2:  # the export's shortest sequence
+        if ids.shape[1] < 2:  # the export takes at least 2 tokens
             ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=self._tokenizer.pad_id)
             mask = np.pad(mask, ((0, 0), (0, 1)))
         inputs = {"input_ids": ids, "attention_mask": mask}
@@ -60,13 +62,13 @@ class _Onnx:
             else:
                 logits = self._bound(inputs)
         except Exception as error:
-            if "allocate memory" in str(error) or "bad_alloc" in str(error):  # the arena's words
+            if "allocate memory" in str(error) or "bad_alloc" in str(error):  # texts of the memory arena's errors
                 raise OutOfMemoryError(str(error)) from error
             raise
         return np.asarray(logits, np.float32)
 
     def _bound(self, inputs: dict[str, Array]) -> Array:
-        """Inputs and logits in the device's memory: one copy to it before the pass, one from it after."""
+        """Run with inputs and logits in the device's memory. Each is copied once: before the pass, and after it."""
         import onnxruntime as ort
 
         kind, _, index = self.device.partition(":")
@@ -83,19 +85,19 @@ class _Onnx:
 
 
 def load(entry: InferEntry) -> _Onnx:
-    """The session, ready to run. Raises ModelError."""
+    """The backend, with its model loaded. Raises ModelError."""
     return _Onnx(entry)
 
 
 def identity(entry: InferEntry) -> dict[str, Any]:
-    """Hashes of the model and of the export that runs."""
+    """Hashes of the model, and of the ONNX file that runs."""
     with model_file(entry).open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
     return {**weights_of(entry), "backend": "onnx", "file": digest}
 
 
 def device_kind(entry: InferEntry) -> str:
-    """Kind of the device that it would run on here; loads no model."""
+    """The kind of device that the entry would run on here, cpu or cuda. Loads no model."""
     spec = cast("OnnxBackend", entry.backend)
     if spec.device != "auto":
         return spec.device.partition(":")[0]
@@ -111,14 +113,14 @@ def _built_for_cuda(ort: Any) -> bool:
 
 
 def model_file(entry: InferEntry) -> Path:
-    """The file that the specification names, or the fp32 export in the cache, made now if need be."""
+    """The file that the specification names, or the fp32 export in the cache, which is created if necessary."""
     spec = cast("OnnxBackend", entry.backend)
     if spec.file is None:
         files = files_of(entry)
         return export_fp32(files, files.cache_folder())
     path = Path(spec.file).expanduser()
     if not path.is_file():
-        raise ModelError(f"{entry.as_}: backend.file {spec.file}: no such file; `tagstream optimize` makes one")
+        raise ModelError(f"{entry.as_}: backend.file {spec.file}: no such file; `tagstream optimize` can create it")
     return path
 
 
@@ -129,23 +131,23 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
         raise ModelError("backend onnx needs onnxruntime: pip install 'tagstream[onnx]'") from None
     gpu = _built_for_cuda(ort)
     if device.startswith("cuda") and not gpu:
-        raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or device: cpu")
+        raise ModelError(f"device {device}: this onnxruntime has no CUDA; install onnxruntime-gpu, or set device: cpu")
     on_gpu = gpu and device != "cpu"
     options = exact_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin for work would take the tokenizer's core between two micro-batches.
+    # Threads that spin while they wait for work would take the tokenizer's core between two micro-batches.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # in its own threads; see without_denormals
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")  # in the pool's threads only
     options.log_severity_level = 4
     index = int(device.partition(":")[2] or 0)
     providers = [("CUDAExecutionProvider", {"device_id": index})] if on_gpu else []
-    # On a CPU the fused kernel adds up row by row without vectors: the plain LayerNormalization beside an Add makes the
-    # whole of a small int8 model 1.4 times as fast, of an fp32 one 1.2 times (onnxruntime 1.32).
+    # On a CPU the fused kernel sums without vector instructions. With a plain LayerNormalization after an Add, a small
+    # int8 model is 1.4 times as fast, an fp32 model 1.2 times (onnxruntime 1.32).
     unfused = [] if on_gpu else ["SkipLayerNormFusion"]
     try:
-        with without_denormals():  # the first session of a process leaves the thread that makes it as its option says
+        with without_denormals():  # the first session of a process changes the setting of the thread that creates it
             session = ort.InferenceSession(
                 path, options, providers=[*providers, "CPUExecutionProvider"], disabled_optimizers=unfused
             )
@@ -153,6 +155,8 @@ def _session(path: Path, device: str, threads: int) -> tuple[Any, str]:
         raise ModelError(f"{path}: onnxruntime can't load it: {' '.join(str(error).split())[:300]}") from error
     if on_gpu and "CUDAExecutionProvider" not in session.get_providers():
         if device.startswith("cuda"):
-            raise ModelError(f"device {device}: onnxruntime can't use CUDA here; is its CUDA version the driver's?")
+            raise ModelError(
+                f"device {device}: onnxruntime can't use CUDA here. Check that its CUDA version fits the driver"
+            )
         return _session(path, "cpu", threads)
     return session, f"cuda:{index}" if on_gpu else "cpu"

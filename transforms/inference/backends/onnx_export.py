@@ -1,4 +1,4 @@
-"""From a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`."""
+"""Exports the model of a Hugging Face folder to an fp32 ONNX file. Needs the extra `onnx`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPSET = 20
 
 
 def export_fp32(files: ModelFiles, folder: Path) -> Path:
-    """The model as ONNX in `folder`; made at the first call. Raises ModelError."""
+    """The path of the model's ONNX file in `folder`. The first call creates the file. Raises ModelError."""
     path = folder / "fp32-eager.onnx"
     if path.exists():
         return path
@@ -29,10 +29,10 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
     from tagstream.transforms.inference.backends.pytorch import load_model
 
     model = load_model(files, "cpu", "fp32")
-    model.set_attn_implementation("eager")  # the other looks for NaN in each attention: 9 % of a small model's time
+    model.set_attn_implementation("eager")  # sdpa checks each attention for NaN, 9 % of a small model's time
     batch = torch.export.Dim("batch", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
-    # two tensors: one object for both inputs would be exported as one input
+    # two tensors, because one object for both inputs would be exported as one input
     example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     with writing(path) as tmp, quiet():
         torch.onnx.export(
@@ -53,7 +53,7 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
 
 
 def _compare(files: ModelFiles, model: Any, path: Path) -> None:
-    """Logits of the export and of the model on padded random input. Raises ModelError if they differ by over 1e-3."""
+    """Compare the export with the model on padded random input. Raises ModelError if logits differ by over 1e-3."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -66,12 +66,14 @@ def _compare(files: ModelFiles, model: Any, path: Path) -> None:
     session = cpu_session(path)
     (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
     if (worst := float(np.abs(logits - expected).max())) > 1e-3 * max(1.0, float(np.abs(expected).max())):
-        raise ModelError(f"{files.name}: the ONNX export's logits differ by {worst:.3g}; backend: pytorch works")
+        raise ModelError(
+            f"{files.name}: the ONNX export's logits differ from the model's by {worst:.3g}; use backend: pytorch"
+        )
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` when the body is done: no half-written model is ever loaded."""
+    """A temporary path. It is renamed to `path` after the `with` body, so that nobody loads a half-written model."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{os.getpid()}-{path.name}")
     try:
@@ -84,19 +86,19 @@ def writing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exporting() -> Iterator[None]:
-    """Whatever the libraries raise becomes a ModelError that says what to do."""
+    """Turns every error of the export libraries into a ModelError that says what to do."""
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"ONNX export failed: {type(error).__name__}: {reason}. backend: pytorch works") from error
+        raise ModelError(f"ONNX export failed: {type(error).__name__}: {reason}. Use backend: pytorch") from error
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings or log lines of the libraries that export and quantise."""
+    """Suppresses warnings and log lines of the libraries that export and quantise."""
     import logging
 
     level = logging.root.manager.disable
@@ -110,7 +112,7 @@ def quiet() -> Iterator[None]:
 
 
 def need(package: str) -> None:
-    """Raises ModelError if it is not installed."""
+    """Raises ModelError if the package is not installed."""
     import importlib.util
 
     if importlib.util.find_spec(package) is None:

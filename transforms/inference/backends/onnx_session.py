@@ -1,10 +1,8 @@
-"""ONNX Runtime sessions that give the same scores on every CPU. Needs the extra `onnx`."""
+"""Makes ONNX Runtime sessions that give the same scores on every CPU. Needs the extra `onnx`."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ _PRODUCT = (
 
 
 def cpu_session(model: Path | bytes) -> Any:
-    """A session for a few rows: an onnxruntime.InferenceSession on the CPU."""
+    """An onnxruntime.InferenceSession on the CPU with default threads, for a few rows."""
     import onnxruntime as ort
 
     return ort.InferenceSession(model, exact_options(), providers=["CPUExecutionProvider"])
@@ -27,8 +25,9 @@ def cpu_session(model: Path | bytes) -> Any:
 def exact_options() -> Any:
     """An onnxruntime.SessionOptions with which a file gives the same scores on every CPU.
 
-    CPUs without VNNI add up products of uint8 and int8 in 16 bits, where they saturate. There the option makes weights
-    of more than 7 bits uint8, which is slower and exact. With AMX it would halve the speed, and nothing saturates.
+    CPUs without VNNI sum products of uint8 and int8 in 16 bits, and the sums can saturate. On these CPUs the option
+    `x64quantprecision` is set. It turns weights of more than 7 bits into uint8, which is slower but exact. With AMX
+    nothing saturates and the option would halve the speed, so it is set only where a test product saturates.
     """
     import onnxruntime as ort
 
@@ -38,23 +37,9 @@ def exact_options() -> Any:
     return options
 
 
-@contextmanager
-def without_denormals() -> Iterator[None]:
-    """On a CPU, numbers below 1e-38 are zero in this thread. Softmax leaves them where attention is masked, and each
-    takes a hundred cycles: a quarter of the time of a small int8 model where half of the tokens are padding.
-    """
-    import torch
-
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
-
-
 @functools.cache
 def products_saturate() -> bool:
-    """Whether onnxruntime's products of uint8 and int8 are wrong on this CPU where they are largest."""
+    """Whether the largest products of uint8 and int8 saturate on this CPU, so that onnxruntime's result is wrong."""
     import onnxruntime as ort
 
     session = ort.InferenceSession(_PRODUCT, providers=["CPUExecutionProvider"])

@@ -1,8 +1,8 @@
-"""SmoothQuant (Xiao et al. 2023) on an ONNX graph: activations with outliers become easier to quantise.
+"""SmoothQuant (Xiao et al. 2023) on an ONNX graph. It makes activations with outliers easier to quantise.
 
-Each input channel j of a weight product is divided by s_j and row j of the weight multiplied by it, with
-s_j = sqrt(max|X_j| / max|W_j|), so that both have the same range; what the product means stays the same. onnxruntime's
-own option needs a module that neural-compressor 3 no longer has, and only covers static quantisation.
+Input channel j of a weight product is divided by s_j, and row j of the weight is multiplied by s_j, with
+s_j = sqrt(max|X_j| / max|W_j|). Both then have the same range, and the product stays the same. onnxruntime's own
+option needs a module that neural-compressor 3 no longer has, and works only with static quantisation.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ def weight_products(model: Any) -> list[Any]:
 
 
 def insert_before(model: Any, nodes: dict[str, Any]) -> None:
-    """Put each of `nodes` into the graph right before the node that it is filed under by name."""
+    """Insert each of `nodes` into the graph, directly before the node whose name is its key."""
     ordered = [n for node in model.graph.node for n in (nodes.get(node.name), node) if n is not None]
     del model.graph.node[:]
     model.graph.node.extend(ordered)
 
 
 def largest_inputs(model: Any, tensors: Iterable[str], rows: Iterable[Inputs]) -> dict[str, Array]:
-    """The largest |x| of each channel, float32 [channels], of each of `tensors` over all `rows`, run one by one.
+    """The largest |x| in each channel of each of `tensors`, over all `rows`: float32 [channels] by tensor name.
 
-    Rows should hold no padding: no label depends on what a model computes there.
+    Rows should hold no padding, because no label depends on the values that a model computes there.
     """
     import onnx
 
@@ -53,9 +53,9 @@ def largest_inputs(model: Any, tensors: Iterable[str], rows: Iterable[Inputs]) -
 
 
 def smooth(model: Any, rows: Iterable[Inputs], exclude: Iterable[str] = ()) -> None:
-    """Scale the inputs and the weights of all weight products but `exclude` (names of nodes), in place.
+    """Scale the inputs and weights of all weight products, in place. `exclude`: names of nodes to leave out.
 
-    Products of one input share one scaling and one Mul.
+    Products with the same input share one scale and one Mul node.
     """
     from onnx import helper, numpy_helper
 
@@ -75,7 +75,7 @@ def smooth(model: Any, rows: Iterable[Inputs], exclude: Iterable[str] = ()) -> N
             "Mul", [name, f"{name}_smoothing"], [f"{name}_smooth"], name=f"{name}_smooth"
         )
         for node, matrix in zip(nodes, matrices, strict=True):
-            # a new name: another node may use the matrix as it is
+            # under a new name, because another node may use the unscaled matrix
             stored = numpy_helper.from_array(matrix * scale[:, None], f"{node.name}_smooth_weight")
             model.graph.initializer.append(stored)
             node.input[:] = [f"{name}_smooth", stored.name]
@@ -87,7 +87,7 @@ def smooth(model: Any, rows: Iterable[Inputs], exclude: Iterable[str] = ()) -> N
 
 
 def _scale(activations: Array, weights: Array) -> Array:
-    """Each channel's s, float32; 1 where a channel is never used, so that nothing is divided by 0."""
+    """Each channel's s_j, float32. 1 for a channel that is always zero, so that nothing is divided by 0."""
     used = (activations > 0) & (weights > 0)
     ratio = np.divide(activations, weights, out=np.ones_like(activations), where=used)
     scale: Array = np.sqrt(ratio).astype(np.float32)

@@ -1,4 +1,4 @@
-"""PyTorch: any Hugging Face sequence classifier, fp32 or bf16, on a CPU, all CUDA devices or one, or MPS."""
+"""Runs any Hugging Face sequence classifier in PyTorch: fp32 or bf16, on a CPU, one or all CUDA devices, or MPS."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextToken
 Array = np.ndarray
 
 CPU_TOKENS = 768
-"""Tokens of a micro-batch on a CPU. Measured with MiniLM-L6: from 384 to 1,536 the rows/s differ by less than 5 %, as
-a core reaches its peak with any of them. Smaller ones have less padding (1.5 % at 512, 2.4 % at 768, 3.6 % at 1,024
-when 1,000 rows are pending) and let a stream's row wait less; larger ones pay a forward pass's Python less often."""
+"""Token budget on a CPU. Measured with MiniLM-L6: between 384 and 1,536 tokens the rows/s differ by less than 5 %,
+because each of these budgets keeps a core busy. A smaller budget has less padding (1.5 % at 512, 2.4 % at 768, 3.6 % at
+1,024 when 1,000 rows are pending) and a stream's row waits less. A larger budget runs a pass's Python code less often.
+"""
 GPU_TOKENS = 65_536
 GPU_PASSES = 2
-"""Threads of each GPU: one waits for its pass, the other prepares the next."""
+"""Threads for each GPU. While one waits for its pass, the other prepares the next."""
 _CORES = torch.get_num_threads()
-"""What PyTorch would use by itself: the physical cores that this process may run on, or OMP_NUM_THREADS."""
+"""PyTorch's default: the physical cores that this process may use, or OMP_NUM_THREADS."""
 
 
 class _PyTorch:
     def __init__(self, entry: InferEntry, devices: list[str], replica: type[Replica]) -> None:
-        """A `replica` on each of `devices`, which are all of one kind."""
+        """Puts one `replica` on each of `devices`, which must be of the same kind."""
         spec = cast("PyTorchBackend", entry.backend)
         files = files_of(entry)
         head, _ = describe(entry)
@@ -62,7 +63,7 @@ class _PyTorch:
         self._tokenizer = TextTokenizer(files, entry.max_length, entry.long_text)
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
-        self._lengths = self.buckets or ((2,) if spec.compile else ())  # of one token there would be a graph of its own
+        self._lengths = self.buckets or ((2,) if spec.compile else ())  # a length of 1 would need another graph
         given = spec.token_budget or spec.compile
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
@@ -96,14 +97,17 @@ class _PyTorch:
             shortage = str(error)
         except RuntimeError as error:
             shortage = str(error)
-            if "not enough memory" not in shortage and "can't allocate memory" not in shortage:  # the CPU allocator's
+            if "not enough memory" not in shortage and "can't allocate memory" not in shortage:  # on a CPU
                 raise
         if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()  # the error is gone, and with it the activations that its frames kept
+            torch.cuda.empty_cache()  # outside of `except`, where the error's frames would still hold activations
         raise OutOfMemoryError(shortage)
 
     def _replica(self) -> Replica:
-        """The calling thread's, always the same: on a device that died, a row that worked before must fail too."""
+        """The replica of the calling thread. It never changes.
+
+        The engine tells a bad row from a dead device by trying a row that worked before, on the same device.
+        """
         if not hasattr(self._of_thread, "replica"):
             self._of_thread.replica = next(self._turns)
         replica: Replica = self._of_thread.replica
@@ -113,37 +117,40 @@ class _PyTorch:
         self.replicas.clear()
         del self._turns, self._of_thread
         if self._compiled:
-            gc.collect()  # compiled blocks refer to themselves
+            gc.collect()  # compiled blocks are reference cycles
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()
 
 
 def load(entry: InferEntry) -> _PyTorch:
-    """The model on its devices. Raises ModelError."""
+    """The backend, with its model on every device. Raises ModelError."""
     devices = choose_devices(cast("PyTorchBackend", entry.backend).device)
     return _PyTorch(entry, devices, OverlappedReplica if devices[0].startswith("cuda") else Replica)
 
 
 def identity(entry: InferEntry) -> dict[str, Any]:
-    """What needs the files, the hashes of weights and tokenizer, and the precision."""
+    """Hashes of weights and tokenizer, and the precision."""
     spec = cast("PyTorchBackend", entry.backend)
     return {**weights_of(entry), "backend": "pytorch", "precision": spec.precision}
 
 
 def device_kind(entry: InferEntry) -> str:
-    """Kind of the device that it would run on here; loads no model."""
+    """The kind of device that the entry would run on here: cpu, cuda or mps. Loads no model."""
     return choose_devices(cast("PyTorchBackend", entry.backend).device)[0].partition(":")[0]
 
 
 def choose_devices(wanted: str) -> list[str]:
-    """`auto`: all CUDA devices, else MPS, else the CPU; `cuda`: all. Raises ModelError for a device not there."""
+    """The devices to use. `auto`: all CUDA devices, else MPS, else the CPU. `cuda`: all CUDA devices.
+
+    Raises ModelError if there is no such device.
+    """
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     mps = ["mps"] if torch.backends.mps.is_available() else []
     if wanted == "auto":
         return gpus or mps or ["cpu"]
     found = {"cpu": ["cpu"], "mps": mps, "cuda": gpus}.get(wanted, [gpu for gpu in gpus if gpu == wanted])
     if not found:
-        raise ModelError(f"device {wanted}: PyTorch finds no such device here; device: auto takes the best there is")
+        raise ModelError(f"device {wanted}: PyTorch finds no such device here; device: auto takes the best one")
     return found
 
 
@@ -163,7 +170,7 @@ def load_model(files: ModelFiles, device: str, precision: str) -> Any:
         raise ModelError(f"{files.name}: the model in {files.path} can't be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ModelError(
-            f"{files.name}: the weights lack {missing[0]} and {len(missing) - 1} more; "
-            "they would be random. Give a model whose classification head is trained"
+            f"{files.name}: the weights lack {missing[0]} and {len(missing) - 1} more, which would be random. "
+            "Choose a model with a trained classification head"
         )
     return model.eval().to(device)

@@ -1,4 +1,4 @@
-"""Which backends there are, by the `type` that a specification names."""
+"""The backends by the `type` that a specification names: ours, and those of entry points."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from tagstream.schemas import plugins
+from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.backends.contracts import Backend
+from tagstream.transforms.inference.backends import huggingface
+from tagstream.transforms.inference.backends.contracts import (
+    Backend,
+    BackendModule,
+    CertifiedModule,
+    ChoosingModule,
+    DescribingModule,
+)
 from tagstream.transforms.tasks.text_classification import Head
 
 Array = np.ndarray
@@ -20,15 +29,18 @@ _REGISTRY = {
     "onnx": "tagstream.transforms.inference.backends.onnx",
     "pytorch": "tagstream.transforms.inference.backends.pytorch",
 }
-_DESCRIBES = {"constant": "tagstream.transforms.inference.backends.constant"}
-"""What describes an entry without loading it; by default its Hugging Face config does."""
+
+
+def backend_module(kind: str) -> BackendModule:
+    """The module of a backend. Raises SpecError."""
+    name = _REGISTRY.get(kind)
+    module: BackendModule = importlib.import_module(name) if name else plugins.required(plugins.BACKENDS, kind, "load")
+    return module
 
 
 def load_backend(entry: InferEntry) -> Backend:
-    """The backend of an entry, its model loaded. Raises ModelError or SpecError."""
-    module = importlib.import_module(_REGISTRY[entry.backend.type])
-    backend: Backend = module.load(entry)
-    return backend
+    """The backend of an entry, with its model loaded. Raises ModelError or SpecError."""
+    return backend_module(entry.backend.type).load(entry)
 
 
 def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
@@ -36,27 +48,28 @@ def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
 
     Only a backend that chooses among others (`auto`) returns another entry. Raises ModelError.
     """
-    module = importlib.import_module(_REGISTRY[entry.backend.type])
-    resolved: tuple[InferEntry, str | None] = module.resolve(entry) if hasattr(module, "resolve") else (entry, None)
-    return resolved
+    module = backend_module(entry.backend.type)
+    return module.resolve(entry) if isinstance(module, ChoosingModule) else (entry, None)
 
 
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
-    """Head and identity (the fingerprint's parts, weights left out) of an entry; loads no model."""
-    module = importlib.import_module(
-        _DESCRIBES.get(entry.backend.type, "tagstream.transforms.inference.backends.huggingface")
-    )
-    head, identity = module.describe(entry)
-    return head, identity
+    """An entry's head, and its parts of the fingerprint except weights and precision. Loads no model."""
+    if entry.backend.needs_model:  # its config says it; the backend's module may take seconds to import
+        return huggingface.describe(entry)
+    module = backend_module(entry.backend.type)
+    if not isinstance(module, DescribingModule):
+        raise SpecError(f"backend {entry.backend.type}: its module has no describe, which one without a model needs")
+    return module.describe(entry)
 
 
 def device_kind(entry: InferEntry) -> str:
-    """Kind of the device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
-    kind: str = importlib.import_module(_REGISTRY[entry.backend.type]).device_kind(entry)
-    return kind
+    """The kind of device that an entry's model would run on here: cpu, cuda or mps. Raises ModelError."""
+    module = backend_module(entry.backend.type)
+    if not isinstance(module, CertifiedModule):
+        raise SpecError(f"backend {entry.backend.type}: its module has no device_kind, so no certificate is for it")
+    return module.device_kind(entry)
 
 
 def identify(entry: InferEntry) -> dict[str, Any]:
-    """The whole identity of an entry for the fingerprint, weights and precision included. Raises ModelError."""
-    module = importlib.import_module(_REGISTRY[entry.backend.type])
-    return {**describe(entry)[1], **module.identity(entry)}
+    """All of an entry's parts of the fingerprint, including weights and precision. Raises ModelError."""
+    return {**describe(entry)[1], **backend_module(entry.backend.type).identity(entry)}

@@ -1,4 +1,4 @@
-"""One copy of a PyTorch model on one device, and how micro-batches get onto it and logits off it."""
+"""One copy of a PyTorch model on one device: moves micro-batches to the device and logits back."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ Array = np.ndarray
 
 
 class Replica:
-    """Threads that call at once compute at once. For CPU and MPS."""
+    """For a CPU or MPS. Several threads may call `logits` at once, and compute at once."""
 
     def __init__(self, model: Any, device: str) -> None:
         self.model = model
         self.device = device
 
     def logits(self, inputs: dict[str, Array]) -> Array:
-        """Float32 [rows, labels] of the model's inputs, int64 [rows, length] each."""
+        """Logits, float32 [rows, labels]. `inputs`: the model's inputs by name, each int64 [rows, length]."""
         with torch.inference_mode():
             on_device = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
             return np.asarray(self.model(**on_device).logits.float().cpu().numpy())
 
 
 class OverlappedReplica(Replica):
-    """For a GPU and two threads: while the pass of one runs, the other's micro-batch is copied, and its pass queued.
+    """For a GPU and two threads. While one thread's pass runs, the other copies its micro-batch and queues its pass.
 
-    Copies to the device have a stream of their own. Passes share one, so the next begins when the one before it ends,
-    in the memory that that one frees. On a CPU, whose streams do nothing, it computes the same: for tests.
+    Copies to the device use a stream of their own. All passes share one stream, so a pass begins when the one before
+    has ended, and can use the memory which that pass frees. Tests run this class on a CPU, where streams do nothing.
     """
 
     def __init__(self, model: Any, device: str) -> None:
@@ -40,18 +40,18 @@ class OverlappedReplica(Replica):
         self._queueing = threading.Lock()
 
     def logits(self, inputs: dict[str, Array]) -> Array:
-        """As above; returns when this pass is done, whatever is queued behind it."""
+        """See `Replica.logits`. Returns when this pass is done, without waiting for passes queued after it."""
         on_host = {name: torch.from_numpy(array) for name, array in inputs.items()}
         if self._on_gpu:
             on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
-        # A thread that waits for a blocking event sleeps, and leaves its core to the tokenizer.
+        # A thread that waits for a blocking event sleeps, so its core is free for the tokenizer.
         done = self._module.Event(blocking=True) if self._on_gpu else self._module.Event()
         with torch.inference_mode():
             with self._module.stream(self._copies):
                 on_device = {name: tensor.to(self.device, non_blocking=True) for name, tensor in on_host.items()}
                 copied = self._copies.record_event()
             try:
-                with self._queueing, self._module.stream(self._passes):  # all kernels of a pass, then the next one's
+                with self._queueing, self._module.stream(self._passes):  # kernels of two passes must not mix
                     self._passes.wait_event(copied)
                     logits = self.model(**on_device).logits.float().to("cpu", non_blocking=True)
                     done.record(self._passes)

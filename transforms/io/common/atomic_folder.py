@@ -1,7 +1,8 @@
-"""A folder to which files are added whole or not at all, on a local disk or an object store.
+"""Adds whole files to a folder on a local disk or an object store. Readers never see a half-written file.
 
-`publish` is the compare-and-set that Parquet chains rest on: a name is created once, exclusively, with all its bytes.
-Locally by `os.link` after fsync; elsewhere by fsspec's mode `xb`, which object stores answer with a conditional write.
+`publish` is the compare-and-set under the Parquet chains. It creates a name exclusively, with all the bytes of the
+file. On a local disk it uses `os.link` after an fsync. On an object store it uses fsspec's mode `xb`, which becomes a
+conditional write.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from tagstream.schemas.errors import SinkError
 
 TMP = "_tmp"
 _ASIDE = "~"
-"""Between the name that a file will have and what tells it from others that want the same name."""
+"""Separates a file's final name from the unique part. Two writers may want the same final name."""
 _STALE_SECONDS = 24 * 3600
 
 
 class Folder:
-    """One folder by path or fsspec URL. Temporary files live in its `_tmp`; of object stores in the user's own here."""
+    """One folder, given by path or fsspec URL.
+
+    Temporary files of a local folder live in its `_tmp`; those of an object store in a local folder of the user's own.
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -64,12 +68,12 @@ class Folder:
         return bool(self.fs.exists(self.at(name)))
 
     def new_tmp(self) -> Path:
-        """A local path for a temporary file; its name tells which process it belongs to."""
-        self._tmp.mkdir(parents=True, exist_ok=True)  # a worker elsewhere did not create the folder
+        """A local path for a temporary file. The name holds host and process id."""
+        self._tmp.mkdir(parents=True, exist_ok=True)  # `create` may have run on another machine
         return self._tmp / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}.tmp"
 
     def publish(self, tmp: Path, name: str) -> bool:
-        """Make the complete file `tmp` visible as `name`, unless that exists: then False. `tmp` stays."""
+        """Make the complete file `tmp` visible as `name`. False if `name` exists. `tmp` is kept either way."""
         with tmp.open("rb") as opened:
             os.fsync(opened.fileno())
             if not self.local:
@@ -87,7 +91,7 @@ class Folder:
         return True
 
     def publish_text(self, text: str, name: str) -> bool:
-        """The same for a small file of text."""
+        """Like `publish`, for a short text instead of a file."""
         tmp = self.new_tmp()
         tmp.write_text(text)
         try:
@@ -96,7 +100,10 @@ class Folder:
             tmp.unlink(missing_ok=True)
 
     def put_aside(self, tmp: Path, name: str) -> str:
-        """Keep the complete file `tmp` in the folder's `_tmp`, for `move_in` as `name`. Returns its name there."""
+        """Move the complete file `tmp` to the folder's `_tmp`. `move_in` later makes it visible as `name`.
+
+        Returns the name under `_tmp`, which `move_in` and `drop_aside` take.
+        """
         aside = f"{name}{_ASIDE}{tmp.name}"
         with tmp.open("rb") as opened:
             os.fsync(opened.fileno())
@@ -111,7 +118,7 @@ class Folder:
         return aside
 
     def waiting(self, prefix: str = "") -> list[tuple[str, str]]:
-        """Files that were put aside and are still there: (name there, name to be) of those to be named `prefix`…"""
+        """Files that are still put aside, as (name under `_tmp`, final name). `prefix` filters by the final name."""
         try:
             found = self.fs.ls(f"{self.path}/{TMP}", detail=False, refresh=True)
         except FileNotFoundError:
@@ -120,7 +127,7 @@ class Folder:
         return [(name, name.partition(_ASIDE)[0]) for name in names if _ASIDE in name and name.startswith(prefix)]
 
     def move_in(self, aside: str, name: str) -> None:
-        """Make a file that was put aside visible. Repeating it changes nothing."""
+        """Make a file that was put aside visible as `name`. Calling this again changes nothing."""
         source = f"{self.path}/{TMP}/{aside}"
         if self.local:
             try:
@@ -134,7 +141,7 @@ class Folder:
             self.fs.rm_file(source)
 
     def drop_aside(self, aside: str) -> None:
-        """Forget a file that was put aside."""
+        """Delete a file that was put aside, if there is one."""
         with suppress(FileNotFoundError):
             self.fs.rm_file(f"{self.path}/{TMP}/{aside}")
 
@@ -145,7 +152,11 @@ class Folder:
             return
 
     def clear_tmp(self, *, everything: bool) -> None:
-        """Remove what killed processes left: a day old, or all of it if no other folder's lies there too."""
+        """Remove temporary files that killed processes left behind.
+
+        Only files older than a day are removed, because a running process may own a younger one. `everything` removes
+        the younger ones too, but not for object stores: their temporary folder is shared with other outputs.
+        """
         if not self._tmp.is_dir():
             return
         everything = everything and self.local
@@ -157,17 +168,17 @@ class Folder:
                 continue
 
     def error(self, error: OSError, doing: str) -> SinkError:
-        """What a failing disk or store means for the user."""
+        """A SinkError that tells the user what went wrong and what to do."""
         what = {
             errno.ENOSPC: "no space left; free some and start again",
             errno.EDQUOT: "disk quota used up; free some and start again",
             errno.EROFS: "read-only file system; choose another sink.path",
             errno.EACCES: "permission denied; choose another sink.path or change its rights",
-            errno.EPERM: "operation not permitted (no hard links there?); choose another sink.path",
+            errno.EPERM: "operation not permitted (perhaps no hard links there); choose another sink.path",
             errno.ENOTDIR: "part of the path is a file; choose another sink.path",
             errno.EEXIST: "a file of that name is in the way; choose another sink.path",
         }.get(error.errno or 0, str(error) or type(error).__name__)
-        return SinkError(f"{self.url}: {doing}: {what}. What was committed before stays and is continued from")
+        return SinkError(f"{self.url}: {doing}: {what}. Committed output is kept; the next run continues from there")
 
     def _sync(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY)

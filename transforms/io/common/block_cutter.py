@@ -1,4 +1,7 @@
-"""From record batches of any system to blocks: columns checked, renamed, cut by rows and bytes. For every source."""
+"""Turns a source's record batches into blocks: checks and renames columns, cuts by rows and bytes.
+
+Every source uses this module, whatever system its batches come from.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,51 @@ from tagstream.schemas.block import POSITION, TEXT, Block, Span, Split
 from tagstream.schemas.dead_letters import no_dead
 from tagstream.schemas.errors import LedgerError, SourceError
 from tagstream.schemas.spec import Blocks
-from tagstream.schemas.spec_base import TextColumns
+from tagstream.schemas.spec_base import SourcePart
 from tagstream.transforms.tokenization.text_checks import as_text, is_text
 
 
 def check_planned(planned: list[Split], name: str, here: str) -> None:
-    """Raises LedgerError if the plan was made for another input: its splits' payload has that under `name`."""
+    """Raises LedgerError if the plan was made for another input than `here`.
+
+    Each split's payload holds its input under the key `name`, for example "table".
+    """
     if planned and planned[0].payload[name] != here:
         raise LedgerError(
-            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name (and "
-            "output), or --overwrite"
+            f"the output was begun for {planned[0].payload[name]}, not for {here}: give the job another name and "
+            "output, or start again with --overwrite"
         )
 
 
-def check_columns(schema: pa.Schema, columns: TextColumns, where: str) -> pa.Schema:
-    """Schema of the id and kept columns. Raises SourceError, naming `where`, if one is missing or no text."""
-    for name, field in [(columns.text, "source.text"), *((kept, "source.keep") for kept in columns.kept)]:
+def check_columns(schema: pa.Schema, columns: SourcePart, where: str) -> pa.Schema:
+    """Schema of the key and kept columns; with `keep: '*'`, of all but the text, in the order of `schema`.
+
+    Raises SourceError, naming `where`, if a column is missing, there twice, or holds no text.
+    """
+    names = columns.kept
+    if columns.keeps_all:
+        names = tuple(name for name in schema.names if name != columns.text or name in columns.key)
+    wanted = [(columns.text, "source.text"), *((name, "source.id") for name in columns.key)]
+    for name, field in [*wanted, *((name, "source.keep") for name in names if name not in columns.key)]:
         if schema.get_field_index(name) < 0:
             if name in schema.names:
                 raise SourceError(f"{where}: has several columns named {name!r}")
             close = difflib.get_close_matches(name, schema.names, 1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SourceError(
-                f"{where}: no column {name!r} ({'source.id' if name == columns.id else field}); "
-                f"{hint}there are: {', '.join(schema.names[:20])}"
-            )
+            raise SourceError(f"{where}: no column {name!r} ({field}); {hint}there are: {', '.join(schema.names[:20])}")
     text = schema.field(columns.text)
     if not is_text(text.type):
         raise SourceError(
             f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
         )
-    # nullable: rows of a file that can't be read have no values, and another file may allow nulls
-    return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in columns.kept])
+    # nullable: rows of an unreadable file have no values, and another file of the source may allow nulls
+    return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names])
 
 
 class BlockCutter:
-    """Cuts a source's record batches into blocks of the size that the specification allows."""
+    """Cuts record batches into blocks no larger than the specification's `blocks` allows."""
 
-    def __init__(self, columns: TextColumns, kept: pa.Schema, blocks: Blocks) -> None:
+    def __init__(self, columns: SourcePart, kept: pa.Schema, blocks: Blocks) -> None:
         self.columns = columns
         self.kept = kept
         self.blocks = blocks
@@ -59,7 +69,7 @@ class BlockCutter:
         self._no_dead = no_dead(kept)
 
     def cut(self, split: str, batch: pa.RecordBatch, start: int) -> Iterator[Block]:
-        """Blocks of consecutive positions from `start` on: one a row."""
+        """Blocks of `batch`. Row `i` gets position `start + i`."""
         positions = pa.array(np.arange(start, start + batch.num_rows, dtype=np.int64))
         arrays = [batch.column(name) for name in self.kept.names]
         text = as_text(batch.column(self.columns.text), self.columns.text)

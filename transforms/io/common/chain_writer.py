@@ -1,6 +1,7 @@
-"""What every writer of a chain does the same way: drop, refuse, count, and start again after a lost race.
+"""The part of a chain writer that is the same for every sink.
 
-A sink's writer derives from `ChainWriter` and supplies three steps: `_stage` rows, `_append` them, `_discard` them.
+`ChainWriter` drops rows that are already committed, refuses gaps, counts rows, and starts again after a lost race.
+A sink's writer derives from it and supplies three steps: `_stage` rows, `_append` them, `_discard` them.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ class ChainWriter(ABC):
         self._dead: Counter[str] = Counter()
 
     def write(self, block: Block) -> Block:
-        """Stage the part of the block at and above `position`."""
+        """Stage the rows at and above `position`, and return the block of those rows."""
         if block.span.start > self.position:
             raise LedgerError(
-                f"split {self.split.id}: rows {self.position:,} to {block.span.start:,} are missing before this block; "
-                "was output deleted while the job ran? Start the job again"
+                f"split {self.split.id}: rows {self.position:,} to {block.span.start:,} are missing before this block. "
+                "Output may have been deleted while the job ran. Start the job again"
             )
         if block.span.stop <= self.position:
             return block.after(block.span.stop)
@@ -55,16 +56,16 @@ class ChainWriter(ABC):
 
     @property
     def due(self) -> bool:
-        """By time; sinks add their size."""
+        """Whether `commit_every` has passed or `hurry` was called. A sink may add a limit by size."""
         late = self._hurried or time.monotonic() - self._opened >= self._commit_every
         return self.position > self._start and late
 
     def hurry(self) -> None:
-        """Until the next commit."""
+        """Make staged rows due at once. The next commit resets this."""
         self._hurried = True
 
     def commit(self) -> Commit | None:
-        """Append the staged rows; on a lost race forget them and stand at the chain's end."""
+        """Append the staged rows. After a lost race, drop them and continue from the chain's new end."""
         if self.position == self._start:
             return None
         commit = self.check()
@@ -78,7 +79,7 @@ class ChainWriter(ABC):
         return commit
 
     def check(self) -> Commit:
-        """What is staged. Raises LedgerError if it does not add up."""
+        """The commit for the staged rows. Raises LedgerError unless rows in = rows out + dead letters."""
         commit = Commit(Span(self.split.id, self._start, self.position), self._rows_in, self._rows_out, self._dead)
         if commit.rows_in != commit.rows_out + commit.dead.total():
             raise LedgerError(
@@ -87,7 +88,7 @@ class ChainWriter(ABC):
         return commit
 
     def close(self) -> None:
-        """Give up what is staged."""
+        """Drop the staged rows."""
         self._restart(self._start)
 
     def _restart(self, position: int) -> None:
@@ -100,16 +101,17 @@ class ChainWriter(ABC):
 
     @abstractmethod
     def _stage(self, block: Block) -> None:
-        """Keep the block's labels and dead letters for the next append; nothing may be visible."""
+        """Keep the block's labels and dead letters for the next `_append`. Readers must not see them yet."""
 
     @abstractmethod
     def _append(self, commit: Commit, seconds: float) -> Commit | None:
-        """The one atomic step: staged rows and span become visible if the chain ends at `commit.span.start`.
+        """Make the staged rows and their span visible in one atomic step, if the chain ends at `commit.span.start`.
 
-        `seconds`: how long the rows took. Returns the commit if it became another: a label that the system does not
-        take is a dead letter. Raises ChainMovedError with the chain's end if it does not, or SinkError.
+        `seconds`: time since the last commit. Returns a new commit if the counts changed, because the system refused
+        a label and the row became a dead letter; otherwise None. Raises ChainMovedError with the chain's end if
+        another writer was first, or SinkError.
         """
 
     @abstractmethod
     def _discard(self) -> None:
-        """Drop what is staged, if anything is. Must not raise for what is already gone."""
+        """Drop the staged rows, if there are any. Must not raise if they are already gone."""

@@ -1,6 +1,7 @@
-"""Dead letters as rows of a table that several jobs may share, and back. For every sink whose dead letters are a table.
+"""Converts dead letters to rows of a table and back. Every sink that keeps dead letters in a table uses this module.
 
-The id and the kept columns of a row are JSON there, so that the table is the same for every job.
+Several jobs may share one table. Its columns must not depend on a job's kept columns, so the id and the kept columns
+of a row become one JSON column.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from tagstream.schemas.dead_letters import DEAD_ROW, dead_schema
 from tagstream.transforms.io.common.json_text import as_json, from_json
 
 REPLACES = "replaces"
-"""In the payload of a split of dead letters: split and stop of those that its commit takes away."""
+"""Payload key of a replayed split: split and stop of the dead letters that the commit removes."""
 
 
 def letter_rows(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
-    """Dead letters with the name of their job in front."""
+    """Dead letters as table rows. The first column is the job's name."""
     n = dead.num_rows
     rows = as_json(dead.column(DEAD_ROW)) if DEAD_ROW in dead.schema.names else pa.nulls(n, pa.string())
     columns = {name: dead.column(name) for name in dead.schema.names}
@@ -25,7 +26,7 @@ def letter_rows(job: str, dead: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def letters_of(rows: pa.Table, kept: pa.Schema) -> pa.Table:
-    """Dead letters as they were before they became rows of a table; `kept`: the columns that they have kept."""
+    """The inverse of `letter_rows`. `kept`: schema of the id and kept columns inside the JSON."""
     schema = dead_schema(kept)
     held = from_json(rows[DEAD_ROW].to_pylist(), pa.struct(list(kept)))
     columns = [held if f.name == DEAD_ROW else rows[f.name].cast(f.type) for f in schema]

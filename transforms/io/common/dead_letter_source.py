@@ -1,7 +1,8 @@
-"""Dead letters as a source: what `replay` reads. Of a Parquet sink's folder, or of a sink's table.
+"""Dead letters as a source, read by `replay` from a Parquet sink's folder or a sink's table.
 
-Rows keep the id and kept columns they had, and remember where they were first seen. What was replayed is labelled now,
-or is a newer dead letter; the old one goes: a file moves to `_replayed`, the rows of a table are deleted by the commit.
+Rows keep their id and kept columns and the position where they were first seen. After a replay each row is labelled,
+or is a newer dead letter. The old dead letter then goes: a file moves to `_replayed`, and table rows are deleted by
+the commit.
 """
 
 from __future__ import annotations
@@ -32,8 +33,11 @@ from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letters_of
 from tagstream.transforms.io.contracts import Progress
 
 
-class Letters(ABC):
-    """See `io.contracts.LetterSource`. `where`: the dead letters as they may be shown."""
+class ArrowLetterSource(ABC):
+    """A `io.contracts.LetterSource` for dead letters that are stored as Arrow rows.
+
+    `where`: names the dead letters in messages, without secrets.
+    """
 
     def __init__(self, where: str, kept: pa.Schema, blocks: Blocks) -> None:
         self.where = where
@@ -46,13 +50,15 @@ class Letters(ABC):
 
     @abstractmethod
     def _letters(self, split: Split) -> pa.Table:
-        """The split's dead letters, in the schema of dead letters."""
+        """The split's dead letters, with the columns of `dead_schema`."""
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """See `io.contracts.Source`."""
         table = self._letters(split)
         if table.num_rows and pc.all(pc.is_null(table["payload"])).as_py() and not _without_payload(table):
-            raise SourceError(f"{self.where}: the dead letters have no payload (payload: false); nothing to replay")
+            raise SourceError(
+                f"{self.where}: the dead letters were written without their text (payload: false) and can't be replayed"
+            )
         position = start
         for batch in table.slice(start).combine_chunks().to_batches(max_chunksize=self.blocks.rows):
             yield self._block(split.id, batch, position)
@@ -62,7 +68,7 @@ class Letters(ABC):
             yield Block(Span(split.id, position, END), end.batch, end.dead)
 
     def _block(self, split: str, batch: pa.RecordBatch, start: int) -> Block:
-        """Rows with a payload as text; the others stay dead, for the reason they had."""
+        """A row with a payload becomes a text again. Any other row stays a dead letter, for its old reason."""
         positions = pa.array(range(start, start + batch.num_rows), pa.int64())
         alive = pc.is_valid(batch.column("payload")).to_numpy(zero_copy_only=False)
         kept = batch.column(DEAD_ROW).flatten() if len(self.kept) else []
@@ -92,11 +98,13 @@ class Letters(ABC):
         return Block(Span(split, start, start + batch.num_rows), live, dead)
 
 
-class TableLetters(Letters):
-    """The dead letters of each split are one split, committed as a whole by a sink that takes them away with it.
+class TableLetterSource(ArrowLetterSource):
+    """Dead letters in a sink's table. The dead letters of one input split form one split here.
 
-    `groups`: split, stop above its last position, and number, of the dead letters that there are; `fetch`: their rows
-    by split and stop, as the table has them. Raises SourceError if there is none.
+    The sink commits such a split as a whole and deletes the dead letters in the same commit.
+
+    `groups`: for each input split its id, the position after its last dead letter, and the number of dead letters.
+    `fetch`: the table's rows of a split, below a position. Raises SourceError if there are no dead letters.
     """
 
     def __init__(
@@ -130,9 +138,9 @@ class TableLetters(Letters):
         return letters_of(self._fetch(below["split"], below["stop"]), self.kept).sort_by("position")
 
     def retire(self, progress: dict[str, Progress]) -> None:
-        """Nothing is left to do: the commit has taken them away."""
+        """Does nothing, because each commit has already deleted its dead letters."""
 
 
 def _without_payload(table: pa.Table) -> bool:
-    """Every letter is of a kind that never has a payload."""
+    """Whether every dead letter has a code that never comes with a payload."""
     return bool(pc.all(pc.is_in(table["code"], pa.array(["null_text", "bad_file"]))).as_py())

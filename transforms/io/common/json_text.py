@@ -1,4 +1,4 @@
-"""Arrow arrays of any type as JSON text, column by column, for systems that have no nested types."""
+"""Converts Arrow arrays to JSON text and back, for systems that have no nested types."""
 
 from __future__ import annotations
 
@@ -14,12 +14,18 @@ from tagstream.schemas.block import unwrapped
 
 
 def as_json(array: pa.Array) -> pa.StringArray:
-    """One JSON document a value; null stays null. Bytes are base64, times ISO 8601, NaN and infinities null."""
+    """One JSON document for each value; null stays null.
+
+    Bytes become base64, times ISO 8601, NaN and infinities null.
+    """
     return _text(array).cast(pa.string())
 
 
 def from_json(texts: Sequence[str | None], kind: pa.DataType) -> pa.Array:
-    """What `as_json` was given, as far as JSON tells it. For few values: one after the other."""
+    """The inverse of `as_json`, except for values that JSON can't hold, such as NaN.
+
+    Slow: converts one value at a time. Meant for dead letters, which are few.
+    """
     return pa.array([None if text is None else _value(json.loads(text), kind) for text in texts], kind)
 
 
@@ -39,7 +45,7 @@ def _value(value: Any, kind: pa.DataType) -> Any:
 
 
 def _text(array: pa.Array) -> pa.Array:
-    """large_string: JSON of each value, null where the value is."""
+    """JSON of each value as large_string; null where the value is null."""
     array = unwrapped(array)
     kind = array.type
     if pa.types.is_struct(kind):
@@ -71,7 +77,7 @@ def _struct(array: pa.StructArray) -> pa.Array:
 
 
 def _quoted(array: pa.Array, to_text: Any) -> pa.Array:
-    """As JSON strings; each distinct value is escaped once."""
+    """JSON strings. Each distinct value is escaped only once."""
     encoded = array.dictionary_encode()
     words = pa.array(
         [json.dumps(to_text(value), ensure_ascii=False) for value in encoded.dictionary.to_pylist()], pa.large_string()
@@ -88,5 +94,5 @@ def _or_null(text: pa.Array) -> pa.Array:
 
 
 def _blank(text: pa.Array, like: pa.Array) -> pa.Array:
-    """Null where `like` is."""
+    """`text`, but null where `like` is null."""
     return pc.if_else(pc.is_valid(like), text, pa.scalar(None, pa.large_string())) if like.null_count else text

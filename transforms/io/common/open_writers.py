@@ -18,6 +18,7 @@ class OpenWriters:
 
     def __init__(self, _: JobContext) -> None:
         self._writers: dict[str, Writer] = {}
+        self._opened: set[str] = set()
         self._lock = threading.Lock()
 
     def open(self, sink: Sink, split: Split, known: int | None = None) -> Writer:
@@ -30,14 +31,20 @@ class OpenWriters:
         opened = sink.open(split, known)  # outside the lock: this may take long, and other splits must not wait
         with self._lock:
             writer = self._writers.setdefault(split.id, opened)
+            self._opened.add(split.id)
         if writer is not opened:
             opened.close()
         return writer
 
     def of(self, split: str) -> Writer | None:
-        """The open writer of a split; None if the split was given up."""
+        """The open writer of a split; None if the split was given up, or was never opened in this process."""
         with self._lock:
             return self._writers.get(split)
+
+    def was_opened(self, split: str) -> bool:
+        """Whether this process has ever had the split's writer. If not, another process reads the split."""
+        with self._lock:
+            return split in self._opened
 
     def forget(self, split: str) -> Writer | None:
         """Take a split's writer out of reach without closing it. The thread that uses the writer closes it."""

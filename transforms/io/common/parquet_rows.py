@@ -1,4 +1,4 @@
-"""Rows of one Parquet file by number: how a file is cut into ranges, and how a range is streamed. For every source."""
+"""Cuts one Parquet file into ranges of row numbers, and streams a range. Used by every source of files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _READ_BUFFER = 1 << 20
 
 
 def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Blocks) -> Iterator[pa.RecordBatch]:
-    """Batches of exactly the rows `start` to `stop`; a large row group is streamed, never held whole.
+    """Batches of exactly the rows `start` to `stop`. A large row group is streamed, never held whole in memory.
 
-    `opened`: a seekable binary file. Raises OSError if it has fewer rows, ArrowException.
+    `opened`: a seekable binary file. Raises OSError if the file has fewer rows, and ArrowException.
     """
     file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
     at = position = 0
@@ -33,28 +33,28 @@ def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Bl
                 position += batch.num_rows
                 if position >= stop:
                     return
-            if position != at + rows:  # a damaged footer, or a damaged page that Arrow takes for the end
-                raise OSError(f"row group {group} says {rows:,} rows and holds {position - at:,}")
+            if position != at + rows:  # the footer is damaged, or a page is and Arrow takes it for the end
+                raise OSError(f"the footer says {rows:,} rows for row group {group}, which holds {position - at:,}")
         at += rows
     if start < stop and at < stop:
-        raise OSError(f"ends at row {at:,} of {stop:,}")
+        raise OSError(f"the file ends at row {at:,} of {stop:,}")
 
 
 def row_groups(opened: Any) -> tuple[int, ...]:
-    """Rows of each row group of a file."""
+    """The number of rows in each row group of a file."""
     return counted(pq.ParquetFile(opened).metadata)
 
 
 def counted(metadata: Any) -> tuple[int, ...]:
-    """Rows of each row group. Raises OSError if they are not together what the file says it holds."""
+    """The number of rows in each row group. Raises OSError if their sum is not the file's number of rows."""
     groups = tuple(metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
     if sum(groups) != metadata.num_rows or any(rows < 0 for rows in groups):
-        raise OSError(f"the footer says {metadata.num_rows:,} rows, its row groups {sum(groups):,}")
+        raise OSError(f"the footer says {metadata.num_rows:,} rows, but its row groups hold {sum(groups):,}")
     return groups
 
 
 def row_ranges(groups: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Row ranges of at most `most` rows: whole row groups together where they fit, large ones cut evenly."""
+    """Ranges of at most `most` rows. Small row groups share a range; a large row group is cut evenly."""
     start = stop = 0
     for rows in groups:
         if stop - start + rows > most and stop > start:
@@ -71,7 +71,7 @@ def row_ranges(groups: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def _batch_rows(group: Any, columns: list[str], blocks: Blocks) -> int:
-    """Rows to decode at a time, so that an average block of this row group stays within its bytes."""
+    """How many rows to decode at once, so that an average batch of this row group stays below `blocks.bytes`."""
     chunks = (group.column(i) for i in range(group.num_columns))
     size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
     fitting = int(blocks.bytes * group.num_rows / max(1, size))

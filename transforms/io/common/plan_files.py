@@ -1,6 +1,7 @@
-"""The plan of a source that would plan differently tomorrow, kept in an output folder: one file an extension.
+"""Keeps the plan of a `PlanningSource` in an output folder, because tomorrow the source would plan other splits.
 
-A file's name holds how many splits were planned before it, and is created exclusively: whoever plans first wins.
+Each extension of the plan is one file. Its name holds the number of splits planned before it, and is created
+exclusively: if two processes extend the plan at once, the first one wins.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ _PLAN = re.compile(r"^_plan-\d{9}\.json$")
 
 
 def read_plan(folder: Folder) -> list[Split]:
-    """The splits that were agreed on, in order."""
+    """The planned splits, in order."""
     splits: list[Split] = []
     for name in plan_files(folder):
         with folder.fs.open(folder.at(name), "rb") as opened:
@@ -24,7 +25,7 @@ def read_plan(folder: Folder) -> list[Split]:
 
 
 def write_plan(folder: Folder, planned: int, more: list[Split]) -> None:
-    """Append `more` to a plan of `planned` splits, unless another process was first."""
+    """Append `more` to a plan of `planned` splits. Does nothing if another process was first."""
     folder.publish_text(splits_to(more), f"_plan-{planned:09d}.json")
 
 
@@ -34,10 +35,10 @@ def plan_files(folder: Folder) -> list[str]:
 
 
 def splits_to(splits: list[Split]) -> str:
-    """A part of a plan as JSON."""
+    """Splits as JSON."""
     return json.dumps([split.__dict__ for split in splits])
 
 
 def splits_from(text: str | bytes) -> list[Split]:
-    """What `splits_to` was given."""
+    """The inverse of `splits_to`."""
     return [Split(**split) for split in json.loads(text)]

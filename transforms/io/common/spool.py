@@ -1,6 +1,6 @@
-"""Rows that wait for a commit: in a temporary file, so that memory stays bounded however long a split is.
+"""Keeps rows that wait for a commit in a temporary file, so that a long split does not fill the memory.
 
-The file has no name, so nothing is left of it however the process ends.
+The file has no name. The system removes it even if the process is killed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tagstream.schemas.errors import SinkError
 
 
 class Spool:
-    """Record batches of one schema, written once, read as often as the commit is tried."""
+    """Record batches of one schema. They are written once and can be read again for every try of a commit."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self.schema = schema
@@ -30,12 +30,12 @@ class Spool:
         try:
             self._stream.write_batch(batch)
         except OSError as error:
-            raise SinkError(f"{tempfile.gettempdir()}: rows that wait for a commit can't be kept: {error}") from None
+            raise SinkError(f"{tempfile.gettempdir()}: can't store rows that wait for a commit: {error}") from None
         self.rows += batch.num_rows
         self.nbytes += batch.nbytes
 
     def reader(self) -> pa.RecordBatchReader:
-        """The rows from the first one on. Nothing can be added after the first call."""
+        """A reader from the first row on. After the first call, no rows can be added."""
         if not self._finished:
             self._stream.close()
             self._file.flush()

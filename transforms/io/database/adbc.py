@@ -1,4 +1,4 @@
-"""Databases through ADBC: which driver, what its errors mean, and no password in any of them."""
+"""Connects to databases through ADBC: chooses the driver, classifies errors, and keeps passwords out of messages."""
 
 from __future__ import annotations
 
@@ -98,17 +98,20 @@ class _AdbcSession:
 
 
 def connect(uri: str) -> Session:
-    """A new session. Raises SourceError for an unknown scheme or a driver that is not installed, DatabaseError."""
+    """A new session.
+
+    Raises SourceError for an unknown scheme or a missing driver, and DatabaseError if the database can't be reached.
+    """
     return _AdbcSession(uri)
 
 
 def check_target(uri: str) -> None:
-    """Raises SpecError for a database that a sink can't write each row to once; opens no connection."""
+    """Raises SpecError for a database in which a sink can't write each row exactly once. Opens no connection."""
     if not _driver_of(uri)[2].enforces_keys:
         keeping = ", ".join(f"{scheme}://" for scheme, (*_, dialect) in _DRIVERS.items() if dialect.enforces_keys)
         raise SpecError(
-            f"sink.uri: {masked(uri)}: this database may only be a source: two runs could write the same rows, for it "
-            f"is not known to enforce primary keys. Sinks are {keeping} and type: duckdb"
+            f"sink.uri: {masked(uri)}: this database may only be a source. It is not known to enforce primary keys, so "
+            f"two runs could write the same rows. Sinks can be {keeping} and type: duckdb"
         )
 
 
@@ -129,7 +132,7 @@ def _driver_of(uri: str) -> tuple[str, str, type[Dialect]]:
     """Module, package and dialect."""
     scheme = urlsplit(uri).scheme
     if scheme not in _DRIVERS:
-        raise SourceError(f"{masked(uri)}: no driver for {scheme}://; there are {', '.join(_DRIVERS)}")
+        raise SourceError(f"{masked(uri)}: no driver for {scheme}://; there are drivers for {', '.join(_DRIVERS)}")
     return _DRIVERS[scheme]
 
 
@@ -152,13 +155,19 @@ def _bound(values: Sequence[pa.Scalar]) -> pa.RecordBatch:
 
 
 def _as_driver_wants(uri: str) -> str:
-    """SQLite's driver takes a path: three slashes before a relative one, four before an absolute one."""
+    """The URI, or for SQLite the path, which its driver takes instead.
+
+    `sqlite:///x.db` is the relative path x.db, `sqlite:////x.db` the absolute path /x.db.
+    """
     path = uri.removeprefix("sqlite:///").removeprefix("sqlite:")
     return unquote(path) if path != uri else uri
 
 
 def _secrets_of(uri: str) -> list[str]:
-    """Whatever of the URI must not appear in a message: the whole of it, its password as written and as meant."""
+    """The parts of the URI that must not appear in a message, the longest first.
+
+    These are the URI itself, its password as written and decoded, and passwords and tokens in its query.
+    """
     password = urlsplit(uri).password
     query = [part.partition("=")[2] for part in urlsplit(uri).query.split("&") if "password" in part or "token" in part]
     found = [uri, *([password, unquote(password)] if password else []), *query]

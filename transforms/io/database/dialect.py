@@ -1,4 +1,7 @@
-"""How the databases differ: names, types, parameters, upserts. Statements only; opens no connection."""
+"""The differences between databases: names, types, parameters, upserts.
+
+This module only makes the text of statements. It opens no connection.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,19 @@ Query = Callable[[str], pa.Table]
 
 
 def quote(name: str) -> str:
-    """An identifier, taken literally."""
+    """A quoted identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def table_name(text: str) -> str:
-    """`schema.table` as quoted identifier; parts that hold dots or quotes come in double quotes themselves."""
+    """`schema.table` as a quoted identifier.
+
+    In `text`, a part that holds a dot or a quote must itself be in double quotes. Raises SpecError otherwise.
+    """
     parts = re.findall(r'"((?:[^"]|"")+)"|([^".]+)', text)
     names = [quoted.replace('""', '"') or plain for quoted, plain in parts]
     if not names or ".".join(quote(n) if q else n for n, (q, _) in zip(names, parts, strict=True)) != text:
-        raise SpecError(f'{text!r} is no table name: write table, schema.table or "odd.schema"."odd table"')
+        raise SpecError(f'{text!r} is not a table name. Write table, schema.table or "odd.schema"."odd table"')
     return ".".join(quote(name) for name in names)
 
 
@@ -36,16 +42,17 @@ def beside(text: str, name: str) -> str:
 
 
 def last_part(text: str) -> str:
-    """The table's own name, without schema and quotes."""
+    """The table's name without schema and quotes."""
     last: str = re.findall(r'"(?:[^"]|"")+"|[^".]+', text)[-1]
     return last.strip('"').replace('""', '"')
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a relation: how it is selected, as which Arrow type, and the database's name of its type.
+    """A column of a table or query.
 
-    `expression` has the column's own name; `declared` is None where a bound value needs no cast.
+    `expression`: what a SELECT names to get the column, under its own name. `type`: its Arrow type. `declared`: the
+    database's name of its type; None where a bound value needs no cast.
     """
 
     name: str
@@ -56,7 +63,7 @@ class Column:
 
 @dataclass
 class Values:
-    """Collects bound values; `add` gives each one's placeholder."""
+    """The bound values of a statement. `add` takes a value and returns its placeholder."""
 
     dialect: Dialect
     given: list[pa.Scalar] = field(default_factory=list)
@@ -68,25 +75,32 @@ class Values:
 
 
 class Dialect:
-    """Standard SQL, as the databases speak it that have nothing special below."""
+    """Standard SQL. Databases without a subclass below use this dialect."""
 
     name = "sql"
     enforces_keys = False
-    """A primary key is unique. What a sink writes once rests on it; where it is a mere note, only sources are open."""
+    """Whether the database rejects a second row with the same primary key.
+
+    Some databases accept the declaration and do not check it. They can't be sinks, because the sink's compare-and-set
+    is an insert into the ledger that must fail if the key exists.
+    """
     row_values = False
-    """Compares (a, b) > (c, d)."""
+    """Whether the database can compare rows: `(a, b) > (c, d)`."""
     numbered = False
-    """A bound value may be named twice in a statement."""
+    """Whether a statement may use the same bound value twice."""
     drops_columns = True
-    """Also of a table that has an index."""
+    """Whether a column can be dropped from a table that has an index."""
     begin: tuple[str, ...] = ()
-    """Run first in a transaction that reads: the database's consistent snapshot."""
+    """Statements that begin a reading transaction, so that it sees one consistent snapshot."""
     setup: tuple[str, ...] = ()
-    """Run once on every connection."""
+    """Statements that run once on every new connection."""
     keep_row = ""
-    """Behind a SELECT: nobody changes the rows before the transaction ends. Empty where one writes at a time anyway."""
+    """Appended to a SELECT (`FOR SHARE`): locks the rows against changes until the transaction ends.
+
+    Empty where the database lets only one transaction write at a time.
+    """
     refuses_nul = False
-    """A text may not hold the character U+0000."""
+    """Whether the database refuses the character U+0000 in a text."""
     types: tuple[tuple[Any, str], ...] = (
         (pa.types.is_boolean, "BOOLEAN"),
         (pa.types.is_integer, "BIGINT"),
@@ -102,22 +116,22 @@ class Dialect:
     json_type = "VARCHAR"
 
     def placeholder(self, number: int) -> str:
-        """The mark of the bound value `number`, from 1."""
+        """The placeholder of bound value `number`, counted from 1."""
         return "?"
 
     def type_of(self, kind: pa.DataType) -> str:
-        """Type of a new column for values of an Arrow type; nested values are JSON."""
+        """The database's type of a new column for values of an Arrow type. Nested values become JSON."""
         kind = unwrapped_type(kind)
         if pa.types.is_nested(kind):
             return self.json_type
         return next((name for test, name in self.types if test(kind)), self.text_type)
 
     def key_type(self, kind: pa.DataType) -> str:
-        """Type of a column in a primary key."""
+        """The database's type of a new primary key column."""
         return self.type_of(kind)
 
     def columns(self, query: Query, relation: str, names: Sequence[str]) -> list[Column]:
-        """The columns of a relation. Types that Arrow does not have are selected as text."""
+        """The named columns of a table or query. Types that Arrow does not have are selected as text."""
         fields = query(f"SELECT {', '.join(quote(name) for name in names)} FROM {relation} WHERE 1 = 0").schema
         return [self._column(field) for field in fields]
 
@@ -129,11 +143,11 @@ class Dialect:
         return Column(field.name, quote(field.name), field.type, declared)
 
     def declared(self, field: pa.Field) -> str | None:
-        """The database's type of a column of a result, where values staged as another type must be cast to it."""
+        """The database's type of a result's column. None if values need no cast to this type."""
         return None
 
     def above(self, columns: Sequence[str], marks: Sequence[str], compare: str) -> str:
-        """Condition `columns` > or <= `marks`, in the order of the key."""
+        """The condition that the key `columns` is above (`>`) or not above (`<=`) the bound values `marks`."""
         names = [quote(column) for column in columns]
         if len(names) == 1:
             return f"{names[0]} {compare} {marks[0]}"
@@ -149,7 +163,7 @@ class Dialect:
         raise SpecError(f"a key of several columns is not supported on {self.name}; give source.query with one column")
 
     def upsert(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
-        """Insert rows, or update those whose key is there."""
+        """A statement that inserts the selected rows, and updates rows whose key exists."""
         names = ", ".join(quote(c) for c in columns)
         sets = ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in columns if c not in key)
         action = f"UPDATE SET {sets}" if sets else "NOTHING"
@@ -158,14 +172,14 @@ class Dialect:
         return f"{insert} ON CONFLICT ({conflict}) DO {action}"
 
     def update(self, target: str, columns: Sequence[str], key: Sequence[str], select: str) -> str:
-        """Set `columns` of the rows whose key is in the selection."""
+        """A statement that sets `columns` in the rows whose key is in the selection."""
         sets = ", ".join(f"{quote(c)} = s.{quote(c)}" for c in columns)
         on = " AND ".join(f"{target}.{quote(k)} = s.{quote(k)}" for k in key)
         return f"UPDATE {target} SET {sets} FROM ({select}) AS s WHERE {on}"
 
 
 class _WithKeys(Dialect):
-    """What sinks write to."""
+    """A database that enforces primary keys, so that a sink may write to it."""
 
     enforces_keys = True
     row_values = True
@@ -197,7 +211,7 @@ class PostgreSQL(_WithKeys):
 
 
 class SQLite(_WithKeys):
-    """SQLite 3.33 and later. Any value may be in any column: what is there decides a column's type."""
+    """SQLite 3.33 and later. A column may hold values of any type, so `columns` looks at the values to find a type."""
 
     name = "SQLite"
     setup = ("PRAGMA busy_timeout = 5000",)
@@ -225,7 +239,10 @@ class SQLite(_WithKeys):
 
 
 class DuckDB(_WithKeys):
-    """DuckDB 1.2 and later. Takes a range of row values for a BETWEEN, and fails."""
+    """DuckDB 1.2 and later.
+
+    `row_values` is off because DuckDB rewrites `(a, b) > … AND (a, b) <= …` as a BETWEEN and then fails.
+    """
 
     name = "DuckDB"
     row_values = False

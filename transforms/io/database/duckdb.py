@@ -1,6 +1,7 @@
-"""A connection to a DuckDB file, or to none: DuckDB then reads whatever a query names. See `database.session.Session`.
+"""Connects to a DuckDB file. Without a file, DuckDB reads the files or tables that the query names.
 
-One process at a time may write to a DuckDB file, and nobody reads it meanwhile; several sessions of that process may.
+Only one process may open a DuckDB file for writing, and no other process can read the file meanwhile. Within that
+process several sessions may be open. See `database.session.Session`.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def open_source(spec: JobSpec, _: JobContext) -> TableSource:
     path = cast("DuckDBSource", spec.source).path
     if path is not None and not Path(path).exists():
         raise SourceError(f"source.path {path}: no such file")
-    same = spec.sink.type == "duckdb" and path is not None and Path(path).resolve() == Path(spec.sink.path).resolve()
+    same = path is not None and spec.sink.writes(path)
     return TableSource(spec, partial(connect, path, read_only=not same), path or "DuckDB")
 
 
@@ -114,10 +115,10 @@ def _kind(message: str) -> Kind:
     low = message.lower()
     if "already exists" in low or "unique constraint" in low or "primary key" in low or "duplicate key" in low:
         return Kind.DUPLICATE
-    return Kind.BUSY if "conflict" in low else Kind.OTHER  # of transactions, or of locks on the file
+    return Kind.BUSY if "conflict" in low else Kind.OTHER  # two transactions, or two locks on the file, conflict
 
 
 def _hint(message: str) -> str:
     if "Could not set lock" not in message:
         return ""
-    return " (DuckDB lets one process at a time open a file for writing: end the other one, or wait for it)"
+    return " (DuckDB lets only one process open a file for writing. End the other process or wait for it)"

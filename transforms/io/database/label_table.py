@@ -1,6 +1,6 @@
-"""The label table: which columns a job writes there, making those that are missing, and moving staged rows in.
+"""The label table: chooses the columns that a job writes, adds the missing ones, and moves staged rows in.
 
-A column that the job did not make is not written to, unless the specification says `adopt: true`.
+A job writes only to columns that it added itself, unless the specification says `adopt: true`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from tagstream.transforms.io.database.session import Session
 Columns = list[str] | None
 """Names of a table's columns; None if there is no such table."""
 TABLE = "*"
-"""In the list of what a job made: the table itself."""
+"""Entry in the list of columns that a job made: the job made the table itself."""
 
 
-class Target:
-    """See the module. `key`: columns by which update and upsert find a row; `kept`: the source's, key included."""
+class LabelTable:
+    """The table that a job's labels go to.
+
+    `key`: the columns by which modes update and upsert find a row. `kept`: the source's kept columns, key included.
+    """
 
     def __init__(self, sink: SqlSink, key: Sequence[str], kept: Sequence[str]) -> None:
         self.sink = sink
@@ -36,26 +39,30 @@ class Target:
 
     @property
     def known(self) -> bool:
-        """`ensure` has seen the columns."""
+        """Whether `ensure` has run, so that the columns are known."""
         return self._declared is not None
 
     def written(self, schema: pa.Schema) -> list[str]:
-        """Names of the columns that go into the table: key and labels for update, kept columns too for the others."""
+        """Names of the columns to write: key and labels in mode update; in other modes the kept columns too."""
         names = [name for name in schema.names if not name.startswith("__")]
         if self.sink.mode == "update":
             names = [name for name in names if name in self.key or name not in self.kept]
         return names
 
     def ensure(self, session: Session, schema: pa.Schema, there: Columns, made: list[str]) -> list[str]:
-        """Make what is missing for columns of `schema`; `there`: the table's columns now, None if it is not there.
+        """Create the table, or add those columns of `schema` that are missing.
 
-        Returns what the job has made by now. Raises SinkError.
+        `there`: the table's present columns, None if there is no table. `made`: the columns that the job made before.
+        Returns `made` with the new columns. Raises SinkError or LedgerError.
         """
         names = self.written(schema)
         self._labels = [name for name in names if name not in self.key]
         if there is None:
             if self.sink.mode == "update":
-                raise SinkError(f"table {self.sink.table} is not there; mode: update writes to the table of the rows")
+                raise SinkError(
+                    f"table {self.sink.table} does not exist. With mode: update the sink must be the table that holds "
+                    "the rows"
+                )
             key = self.key if self.sink.mode == "upsert" else ()
             session.run(create_table(session, self.table, pa.schema([schema.field(name) for name in names]), key))
             made = [TABLE, *names]
@@ -73,8 +80,8 @@ class Target:
         foreign = [name for name in own if name in there and name not in made]
         if foreign and not self.sink.adopt:
             raise LedgerError(
-                f"table {self.sink.table} has a column {foreign[0]!r} that this job did not make; choose another name "
-                "for the entry's columns (as) or the table, or allow it with adopt: true"
+                f"table {self.sink.table} has a column {foreign[0]!r} that this job did not make. Choose another name "
+                "for the label columns (as) or another table, or allow writing to the column with adopt: true"
             )
         if missing := [name for name in self.key if name in names and name not in there]:
             raise SinkError(f"table {self.sink.table} has no key column {missing[0]!r}; it has {', '.join(there)}")
@@ -85,9 +92,10 @@ class Target:
         return made
 
     def clear(self, session: Session, there: Columns, made: list[str]) -> tuple[Columns, list[str]]:
-        """Take away what the job has made; `there` as in `ensure`. Returns what is left, of the table and of `made`.
+        """Remove the table, columns or labels that the job made. Arguments as in `ensure`.
 
-        Raises LedgerError where the job's rows can't be told from others.
+        Returns the remaining columns of the table and the remaining part of `made`. Raises LedgerError if the job's
+        rows can't be told from others.
         """
         if there is None:
             return None, []
@@ -104,15 +112,16 @@ class Target:
             return [name for name in there if name not in made], []
         if self.sink.mode == "append":
             raise LedgerError(
-                f"table {self.sink.table} was not made by this job: its rows can't be told from others. Delete them "
+                f"table {self.sink.table} was not made by this job, so its rows can't be told from others. Delete them "
                 "yourself and give the job another name"
             )
         return there, []
 
     def move(self, session: Session, staged: str, schema: pa.Schema) -> None:
-        """Staged rows into the table, by one statement that casts them to the table's types. By key: the last of each.
+        """Move staged rows into the table by one statement, which casts them to the table's types.
 
-        An upsert can't have two rows of one key in one statement, and an update would take any of them.
+        In modes upsert and update, only the last row of each key is used. An upsert fails if one statement has two
+        rows of the same key, and an update would take any of them.
         """
         names = [name for name in schema.names if name != POSITION]
         rows = staged
@@ -129,7 +138,7 @@ class Target:
             session.run(f"INSERT INTO {self.table} ({', '.join(quote(name) for name in names)}) {select}")
 
     def unlabel(self, session: Session, staged: str, schema: pa.Schema) -> None:
-        """Take the labels away from the rows with the staged keys."""
+        """Remove the labels of the rows whose keys are staged."""
         where = f"EXISTS (SELECT 1 FROM {self.staged_keys(staged)} AS s WHERE {self.same_key('s')})"
         if self.sink.mode == "update":
             sets = ", ".join(f"{quote(name)} = NULL" for name in self._labels)
@@ -138,11 +147,11 @@ class Target:
             session.run(f"DELETE FROM {self.table} WHERE {where}")
 
     def staged_keys(self, staged: str, more: Sequence[str] = ()) -> str:
-        """Staged key columns, with the table's types, and others as they are."""
+        """A subquery: the staged key columns cast to the table's types, and the columns `more` unchanged."""
         return f"(SELECT {', '.join([*map(self._cast, self.key), *map(quote, more)])} FROM {staged})"
 
     def same_key(self, alias: str) -> str:
-        """Condition that a row of the table has the key of `alias`."""
+        """The condition that a row of the table has the same key as a row of `alias`."""
         return " AND ".join(f"{self.table}.{quote(k)} = {alias}.{quote(k)}" for k in self.key)
 
     def _cast(self, name: str) -> str:

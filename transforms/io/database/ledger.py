@@ -1,11 +1,11 @@
-"""The tables that a job keeps beside its labels: who owns what, the plan, the ledger. Statements and their results.
+"""The tables that a job keeps beside its labels.
 
-    tagstream_jobs     one row a job: target table, fingerprint, and the columns that the job made
-    tagstream_plans    splits as first planned: primary key (job, number), so that whoever plans first wins
-    tagstream_ledger   one row a commit: primary key (job, split, start) is the compare-and-set of the chain
-    <table>_dead       dead letters of the table's jobs
+    tagstream_jobs     one row for each job: label table, fingerprint, and the columns that the job made
+    tagstream_plans    the planned splits. Its primary key (job, number) lets only the first of two planners win
+    tagstream_ledger   one row for each commit. Its primary key (job, split, start) is the chain's compare-and-set
+    <table>_dead       dead letters of the jobs that write to the table
 
-Every function works in the session's open transaction and leaves commit and rollback to its caller.
+Every function works in the session's open transaction. The caller commits or rolls back.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _KEYS = {"jobs": ("job",), "plans": ("job", "number"), "ledger": ("job", "split"
 
 @dataclass
 class JobRow:
-    """What the database knows of a job. `made`: columns of the target that the job made; `*` if it made the table."""
+    """A job's row in `tagstream_jobs`. `made`: label table columns that the job made; `*` if it made the table."""
 
     target: str
     fingerprint: Fingerprint
@@ -49,7 +49,7 @@ class JobRow:
 
 
 class Ledger:
-    """The tables of one job. `target`: the label table as the specification names it; `dead`: that of dead letters."""
+    """The tables of one job. `target`: the label table as the specification names it. `dead`: the dead-letter table."""
 
     def __init__(self, job: str, target: str, dead: str) -> None:
         self.job = job
@@ -58,17 +58,17 @@ class Ledger:
         self.tables["dead"] = dead
 
     def exists(self, session: Session) -> bool:
-        """The tables are there; if not, the transaction has ended."""
+        """Whether all the tables exist. If one is missing, the open transaction has been rolled back."""
         return all(columns_in(session, table) is not None for table in self.tables.values())
 
     def create(self, session: Session) -> None:
-        """Those tables that are missing. Looks first, which may end the transaction, and makes them then."""
+        """Create the tables that are missing. Looking for them may roll back the open transaction."""
         missing = [name for name, table in self.tables.items() if columns_in(session, table) is None]
         for name in missing:
             session.run(create_table(session, self.tables[name], pa.schema(_COLUMNS[name].items()), _KEYS[name]))
 
     def job_row(self, session: Session, lock: str = "") -> JobRow | None:
-        """`lock`: what is written behind the SELECT."""
+        """The job's row, None if there is none. `lock`: appended to the SELECT, see `Dialect.keep_row`."""
         found = self._select(session, "jobs", ("target", "parts", "made"), lock).to_pylist()
         if not found:
             return None
@@ -92,24 +92,24 @@ class Ledger:
         session.run(f'UPDATE {self.tables["jobs"]} SET "made" = {made_mark} WHERE "job" = {job_mark}', values.given)
 
     def forget(self, session: Session) -> None:
-        """Delete what the tables say of the job, and its dead letters."""
+        """Delete all rows of the job, dead letters included."""
         for table in self.tables.values():
             values = Values(session.dialect)
             session.run(f'DELETE FROM {table} WHERE "job" = {values.add(self.job)}', values.given)
 
     def plan(self, session: Session) -> list[Split]:
-        """The splits that were agreed on, in order."""
+        """The planned splits, in order."""
         rows = self._select(session, "plans", ("number", "splits")).to_pylist()
         bodies = [row["splits"] for row in sorted(rows, key=lambda row: row["number"])]
         return [Split(**split) for body in bodies for split in json.loads(body)]
 
     def insert_plan(self, session: Session, number: int, splits: list[Split]) -> None:
-        """`number`: splits that were planned before. Fails as DUPLICATE if another process was first."""
+        """`number`: how many splits were planned before. Fails as DUPLICATE if another process was first."""
         body = json.dumps([{**split.__dict__} for split in splits])
         self._insert(session, "plans", self.job, number, body)
 
     def progress(self, session: Session) -> dict[str, Progress]:
-        """Where each chain ends; rows and seconds of all its commits."""
+        """The end of each chain, with rows and seconds summed over all its commits."""
         whole, real = session.dialect.type_of(_WHOLE), session.dialect.type_of(_REAL)
         values = Values(session.dialect)
         found = session.query(
@@ -120,7 +120,7 @@ class Ledger:
         return {row["split"]: Progress(row["stop"], row["rows"], row["seconds"]) for row in found.to_pylist()}
 
     def end(self, session: Session, split: str, below: int | None = None) -> int | None:
-        """Where the split's chain ends, or that part of it which begins `below`; None before its first commit."""
+        """Where the split's chain ends; None before the first commit. `below`: count only spans that start below it."""
         values = Values(session.dialect)
         where = f'"job" = {values.add(self.job)} AND "split" = {values.add(split)}'
         if below is not None:
@@ -130,14 +130,14 @@ class Ledger:
         return found
 
     def writer_at(self, session: Session, split: str, start: int) -> str | None:
-        """Who committed the span that begins at `start`."""
+        """The id of the writer that committed the span starting at `start`; None if there is no such span."""
         values = Values(session.dialect)
         where = f'"job" = {values.add(self.job)} AND "split" = {values.add(split)} AND "start" = {values.add(start)}'
         found = session.query(f'SELECT "writer" FROM {self.tables["ledger"]} WHERE {where}', values.given)
         return found["writer"][0].as_py() if found.num_rows else None
 
     def append(self, session: Session, commit: Commit, fingerprint: str, seconds: float, writer: str) -> None:
-        """The compare-and-set: fails as DUPLICATE if the chain already has a span with this start."""
+        """Insert the commit's row. Fails as DUPLICATE if the chain already has a span with this start."""
         span = commit.span
         self._insert(
             session, "ledger", self.job, span.split, span.start, span.stop, commit.rows_in, commit.rows_out,
@@ -145,7 +145,7 @@ class Ledger:
         )  # fmt: skip
 
     def letters(self, session: Session) -> list[tuple[str, int, int]]:
-        """Of each split that has dead letters: the position above the last one, and how many there are."""
+        """For each split with dead letters: its id, the position after the last one, and how many there are."""
         whole, values = session.dialect.type_of(_WHOLE), Values(session.dialect)
         found = session.query(
             f'SELECT "split", CAST(max("position") + 1 AS {whole}) AS "stop", CAST(count(*) AS {whole}) AS "n" '
@@ -155,19 +155,19 @@ class Ledger:
         return [(row["split"], row["stop"], row["n"]) for row in found.to_pylist()]
 
     def letters_below(self, session: Session, split: str, stop: int) -> pa.Table:
-        """The rows of the dead letters of a split at positions below `stop`."""
+        """The dead letters of a split at positions below `stop`."""
         values = Values(session.dialect)
         where = self._below(values, split, stop)
         names = ", ".join(quote(name) for name in _COLUMNS["dead"])
         return session.query(f"SELECT {names} FROM {self.tables['dead']} WHERE {where}", values.given)
 
     def forget_letters(self, session: Session, split: str, stop: int) -> None:
-        """Delete the rows of the dead letters of a split at positions below `stop`."""
+        """Delete the dead letters of a split at positions below `stop`."""
         values = Values(session.dialect)
         session.run(f"DELETE FROM {self.tables['dead']} WHERE {self._below(values, split, stop)}", values.given)
 
     def forget_all_letters(self, session: Session) -> None:
-        """Delete the job's dead letters."""
+        """Delete all dead letters of the job."""
         values = Values(session.dialect)
         session.run(f'DELETE FROM {self.tables["dead"]} WHERE "job" = {values.add(self.job)}', values.given)
 
@@ -191,7 +191,7 @@ class Ledger:
 
 
 def create_table(session: Session, table: str, schema: pa.Schema, key: Sequence[str]) -> str:
-    """Statement for a table with the columns of `schema`; `key`: its primary key, empty for none."""
+    """A CREATE TABLE statement for the columns of `schema`. `key`: the primary key; empty for none."""
     kinds = session.dialect
     columns = [
         f"{quote(f.name)} {kinds.key_type(f.type) if f.name in key else kinds.type_of(f.type)}"
@@ -204,7 +204,7 @@ def create_table(session: Session, table: str, schema: pa.Schema, key: Sequence[
 
 
 def columns_in(session: Session, table: str) -> list[str] | None:
-    """Columns of a table; None, and the transaction has ended, if the database does not know it."""
+    """Columns of a table. None if there is no such table; the open transaction has then been rolled back."""
     try:
         return list(session.query(f"SELECT * FROM {table} WHERE 1 = 0").schema.names)
     except DatabaseError as failure:

@@ -1,8 +1,8 @@
-"""Labelling rows of a table again: another model takes the table over, and which rows it is asked for.
+"""Labels rows of a table again because the model has changed.
 
-What is done once must not be done again by a rerun. So the rows come as splits of their own, appended to the plan in
-the transaction that makes the output the other model's: before it nothing has changed, after it they are work like any
-other, whose chains say how far it is.
+An interrupted reclassification must continue, not begin again. So the rows to label again become new splits of the
+plan, and one transaction appends them and gives the output the new model's fingerprint. Before that transaction
+nothing has changed. After it the new splits are ordinary work, and their chains tell how much of it is done.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import Again, again_of
 from tagstream.transforms.io.database.dialect import Values, quote
-from tagstream.transforms.io.database.label_table import Target
+from tagstream.transforms.io.database.label_table import LabelTable
 from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.session import Session
 
 _ROW = "tagstream_row"
 
 
-def check_choice(session: Session, spec: JobSpec, target: Target, again: Again) -> None:
-    """Raises SpecError if labels can't be replaced there, or the choice names what the table does not have."""
+def check_choice(session: Session, spec: JobSpec, target: LabelTable, again: Again) -> None:
+    """Raises SpecError if the sink can't replace labels, or if `again` needs a column that the table lacks."""
     if target.sink.mode == "append":
         raise SpecError(
-            "--reclassify replaces labels by key; this sink only appends. Set sink.mode: upsert or update, replace the "
-            "output with --overwrite, or write beside it under another name"
+            "--reclassify replaces labels by key, but this sink only appends. Set sink.mode: upsert or update, replace "
+            "the output with --overwrite, or write to another table under another job name"
         )
     there = columns_in(session, target.table) or []
     for entry in spec.infer:
         needed = [entry.as_] if again.labels else []
         needed += [f"{entry.as_}_score"] if again.below is not None else []
         if missing := [name for name in needed if name not in there]:
-            raise SpecError(f"--reclassify-below and -label look at column {missing[0]!r}, which the table lacks")
+            raise SpecError(
+                f"--reclassify-below and --reclassify-label need the column {missing[0]!r}, which the table lacks"
+            )
 
 
 def take_over(session: Session, ledger: Ledger, fingerprint: Fingerprint, planned: int, more: list[Split]) -> None:
-    """The rows of the ledger's tables. Fails as DUPLICATE if another process was first."""
+    """Give the output the new fingerprint and append `more` to the plan of `planned` splits.
+
+    Fails as DUPLICATE if another process was first.
+    """
     if more:
         ledger.insert_plan(session, planned, more)
         if (again := again_of(more[0])) is not None and again.everything:
@@ -49,8 +54,8 @@ def take_over(session: Session, ledger: Ledger, fingerprint: Fingerprint, planne
     ledger.set_fingerprint(session, fingerprint)
 
 
-def rows_chosen(session: Session, spec: JobSpec, target: Target, block: Block, again: Again) -> Block:
-    """The block without the rows whose label in the table is another one, or sure enough."""
+def rows_chosen(session: Session, spec: JobSpec, target: LabelTable, block: Block, again: Again) -> Block:
+    """The rows of the block whose label in the table is one that `again` asks for: by name, by low score, or both."""
     keys = block.batch.select(list(target.key))
     numbers = pa.array(np.arange(block.batch.num_rows, dtype=np.int64))
     rows = pa.RecordBatch.from_arrays([*keys.columns, numbers], [*target.key, _ROW])

@@ -1,4 +1,4 @@
-"""Labelled rows as databases take them: simple types, and no text that the database refuses."""
+"""Prepares labelled rows for a database: simple types only, and no text that the database refuses."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from tagstream.schemas.errors import DeadCode
 from tagstream.transforms.io.common.json_text import as_json
 
 _NUL_IN_JSON = r"(?:^|[^\\])(?:\\\\)*\\u0000"
-"""Behind an odd number of backslashes: an even number is text that reads \\u0000."""
+"""Matches the JSON escape for U+0000.
+
+The escape begins with an odd number of backslashes. With an even number, the text itself reads \\u0000.
+"""
 
 
 def flat(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with types that databases take: nested values as JSON text, dictionaries decoded."""
+    """The batch with types that every database takes: nested values as JSON text, dictionaries decoded."""
     return pa.RecordBatch.from_arrays([plain(column) for column in batch.columns], batch.schema.names)
 
 
 def plain(column: pa.Array) -> pa.Array:
-    """One column of it."""
+    """One column, converted as in `flat`."""
     column = unwrapped(column)
     kind = column.type
     if pa.types.is_nested(kind):
@@ -36,7 +39,7 @@ def plain(column: pa.Array) -> pa.Array:
 
 
 def without_nul(block: Block) -> Block:
-    """Rows with U+0000 in a text that would be written become dead letters, nested texts included."""
+    """The block, with each row that has U+0000 in any text, nested ones included, turned into a dead letter."""
     batch, bad = block.batch, np.zeros(block.batch.num_rows, bool)
     for held, column in zip(batch.columns, flat(batch).columns, strict=True):
         if pa.types.is_string(column.type):

@@ -1,11 +1,11 @@
-"""One connection to a database through ADBC: which driver, what its errors mean, and no password in any of them.
+"""What the source and the sink need of a database connection, as a protocol; a pool of connections; and retries.
 
-Statements are given with bound values; results and staged rows are Arrow. A session is used by one thread at a time.
+Values are bound to statements, never pasted into them. Results and staged rows are Arrow. Only one thread at a time
+may use a session.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -15,15 +15,16 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import TagstreamError
 from tagstream.transforms.io.database.dialect import Dialect
+from tagstream.transforms.runtime.retry import doubling, retrying
 
 RETRY_SECONDS = 60.0
-"""How long lost connections, deadlocks and locks are retried before they are an error."""
+"""How long an operation is retried after lost connections, deadlocks and locks."""
 
 T = TypeVar("T")
 
 
 class Kind(Enum):
-    """What to do about a failure."""
+    """Classes of failures, by what the caller should do."""
 
     LOST = "connection lost or refused: open a new one"
     BUSY = "locked, deadlocked, not serialisable: try again"
@@ -32,7 +33,7 @@ class Kind(Enum):
 
 
 class DatabaseError(Exception):
-    """A statement failed. Internal: source and sink turn it into errors of theirs. The message has no secrets."""
+    """A statement failed. Source and sink turn this internal error into their own. The message has no secrets."""
 
     def __init__(self, message: str, kind: Kind) -> None:
         super().__init__(message)
@@ -40,30 +41,30 @@ class DatabaseError(Exception):
 
 
 class Session(Protocol):
-    """An open connection, always in a transaction."""
+    """An open connection. A transaction is always open. Methods raise DatabaseError."""
 
     dialect: Dialect
 
     def query(self, statement: str, values: Sequence[pa.Scalar] = ()) -> pa.Table:
-        """All rows of a SELECT."""
+        """Run a SELECT and return all its rows."""
 
     def run(self, statement: str, values: Sequence[pa.Scalar] = ()) -> None:
-        """A statement without result."""
+        """Run a statement that returns no rows."""
 
     def stage(self, name: str, rows: pa.RecordBatchReader) -> str:
-        """Rows as a temporary table of this connection; its name, quoted."""
+        """Write rows to a temporary table of this connection. Returns the table's quoted name."""
 
     def commit(self) -> None: ...
 
     def rollback(self) -> None:
-        """Never raises: a connection that can't roll back is lost, and its transaction with it."""
+        """Never raises. If a connection can't roll back, it is lost, and the database ends its transaction."""
 
     def close(self) -> None:
         """Never raises."""
 
 
 class Sessions:
-    """Connections of one process to one database that are open and not used right now. Connecting takes long."""
+    """A pool of idle connections to one database, kept because connecting is slow."""
 
     def __init__(self, opening: Callable[[], Session]) -> None:
         self._opening = opening
@@ -73,14 +74,14 @@ class Sessions:
         return {"_opening": self._opening, "_idle": []}
 
     def take(self) -> Session:
-        """An open session at the begin of a transaction. Raises DatabaseError."""
+        """A session at the start of a transaction. Raises DatabaseError."""
         try:
             return self._idle.pop()
         except IndexError:
             return self._opening()
 
     def give(self, session: Session, *, lost: bool = False) -> None:
-        """What the transaction has not committed is undone. `lost`: do not use the session again."""
+        """Roll back and return the session to the pool. `lost`: close the session instead."""
         if lost:
             session.close()
         else:
@@ -89,7 +90,7 @@ class Sessions:
 
     @contextmanager
     def lent(self) -> Iterator[Session]:
-        """A session for one transaction. Raises DatabaseError."""
+        """A session for the `with` block. Uncommitted work is rolled back at its end. Raises DatabaseError."""
         session, lost = self.take(), False
         try:
             yield session
@@ -103,18 +104,18 @@ class Sessions:
 def retried(
     work: Callable[[], T], error: type[TagstreamError], hint: Callable[[str], str] = lambda message: message
 ) -> T:
-    """What `work` returns; it opens its own session and is done anew when the connection is lost or the database busy.
+    """Call `work` and return its result. Calls it again while the connection is lost or the database is busy.
 
-    Gives up after RETRY_SECONDS. Raises `error` for what does not pass; DatabaseError of kind DUPLICATE as it is.
+    `work` must open its own session each time. Raises `error` after RETRY_SECONDS, or at once for a failure of kind
+    OTHER, with the message passed through `hint`. A failure of kind DUPLICATE is raised unchanged, as DatabaseError.
     """
-    deadline, pause = time.monotonic() + RETRY_SECONDS, 0.05
-    while True:
-        try:
-            return work()
-        except DatabaseError as failure:
-            if failure.kind is Kind.DUPLICATE:
-                raise
-            if failure.kind is Kind.OTHER or time.monotonic() > deadline:
-                raise error(hint(str(failure))) from None
-        time.sleep(pause)
-        pause = min(2 * pause, 2.0)
+    try:
+        return retrying(_passes, doubling(0.05, 2.0), seconds=RETRY_SECONDS)(work)
+    except DatabaseError as failure:
+        if failure.kind is Kind.DUPLICATE:
+            raise
+        raise error(hint(str(failure))) from None
+
+
+def _passes(failure: BaseException) -> bool:
+    return isinstance(failure, DatabaseError) and failure.kind in {Kind.LOST, Kind.BUSY}

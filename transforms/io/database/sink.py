@@ -1,17 +1,17 @@
-"""A table of a database as a sink, with the ledger beside it. For every database that has a `Session`.
+"""A database table as a sink, with the ledger in tables beside it. Works for every database that has a `Session`.
 
-One commit is one transaction: the ledger row first, whose primary key (job, split, start) lets only one writer go on;
-then labels and dead letters, ingested as Arrow into temporary tables and moved by one statement each. Crash points:
+One commit is one transaction. It inserts the ledger row first, because the row's primary key (job, split, start) lets
+only one writer continue. Then it ingests labels and dead letters as Arrow into temporary tables, and moves each into
+its table with one statement. A commit can be interrupted at two points:
 
-1. anywhere before the database commits: nothing happened, whoever comes next does the span again
-2. after that, before we hear of it: the retry finds its own writer's name in the ledger and is done
+1. Before the database commits: nothing is committed. The next writer of the chain does the span again.
+2. After that, but before the answer arrives: the retry finds its own writer id in the ledger and is done.
 
-Rows wait for their commit in a file (`Spool`), so that a lost connection, a deadlock or a lock costs another try only.
+Rows wait for their commit in a file (`Spool`). So a commit can be tried again after a lost connection or a deadlock.
 """
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -27,21 +27,22 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.schemas.sql_spec import SqlSink
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
-from tagstream.transforms.io.common.dead_letter_source import TableLetters
+from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Again, Commit, Progress, again_of
 from tagstream.transforms.io.database.dialect import beside, last_part, quote, table_name
-from tagstream.transforms.io.database.label_table import Target
+from tagstream.transforms.io.database.label_table import LabelTable
 from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
 from tagstream.transforms.io.database.rows import flat, plain, without_nul
 from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
+from tagstream.transforms.runtime.retry import doubling, every, retrying
 
 _SPOOL_BYTES = 256 << 20
 T = TypeVar("T")
 
 
-class _Writer(ChainWriter):
+class _TableWriter(ChainWriter):
     def __init__(self, sink: TableSink, split: Split, position: int, commit_every: float) -> None:
         super().__init__(split, position, commit_every)
         self._sink = sink
@@ -60,7 +61,7 @@ class _Writer(ChainWriter):
         return super().write(without_nul(block) if self._sink.target.refuses_nul else block)
 
     def _stage(self, block: Block) -> None:
-        order = [] if self._sink.sink.mode == "append" else [POSITION]  # which row of a key is the last one
+        order = [] if self._sink.sink.mode == "append" else [POSITION]  # tells which row of a key is the last one
         labels = flat(block.batch.select([*self._sink.target.written(block.batch.schema), *order]))
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
@@ -68,7 +69,7 @@ class _Writer(ChainWriter):
             letters = letter_rows(self._sink.spec.name, block.dead)
             self._letters = self._letters or Spool(letters.schema)
             self._letters.add(letters)
-            if again_of(self.split) is not None:  # what the row was labelled before is not its label any more
+            if again_of(self.split) is not None:  # the old model's label must go, although there is no new one
                 held = block.dead.column(DEAD_ROW)
                 keys = [plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
                 self._unlabelled = self._unlabelled or Spool(
@@ -80,28 +81,30 @@ class _Writer(ChainWriter):
         assert self._labels is not None
         labels = self._labels
         span = commit.span
-        for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None):
+
+        def attempt() -> None:
             try:
-                return self._sink.within(lambda session: self._move(session, commit, seconds, labels))
-            except DatabaseError as failure:  # a key is there already: in the ledger, or in the label table
+                self._sink.within(lambda session: self._move(session, commit, seconds, labels))
+            except DatabaseError:  # a key exists already, in the ledger or in the label table
                 writer = self._sink.within(lambda session: self._sink.ledger.writer_at(session, span.split, span.start))
-                if writer == self._id:
-                    return None
-                if writer is not None:
+                if writer is None:
+                    raise
+                if writer != self._id:
                     raise ChainMovedError(self._sink.end(self.split)) from None
-                if pause is None:
-                    raise SinkError(f"{self._sink.where}: a key is there twice: {failure}") from None
-            time.sleep(pause)  # DuckDB knows of the keys of others before these have committed
-        return None
+
+        try:  # DuckDB reports a duplicate of a key that another transaction has not committed yet
+            retrying(DatabaseError, doubling(0.05, 1.6), attempts=7)(attempt)
+        except DatabaseError as failure:
+            raise SinkError(f"{self._sink.where}: two rows have the same key: {failure}") from None
 
     def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
-        """One transaction, but for its end."""
+        """Everything that the transaction of one commit does. The caller commits."""
         sink = self._sink
         sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
         sink.check_owner(session)
         before = sink.ledger.end(session, commit.span.split, below=commit.span.start)
         before = self.split.start if before is None else before
-        if before < commit.span.start:  # the same job has emptied the ledger: its own chain begins below
+        if before < commit.span.start:  # another run of this job emptied the ledger, and its chain begins lower
             raise LedgerError(sink.overwritten)
         if before > commit.span.start:
             raise ChainMovedError(before)
@@ -126,22 +129,22 @@ class _Writer(ChainWriter):
 
 
 class TableSink:
-    """See `io.contracts.Sink`. `connect` opens a session; `where` is the database as it may be shown."""
+    """See `io.contracts.Sink`. `connect` opens a session. `where` names the database in messages, without secrets."""
 
     def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
         self.spec = spec
         self.sink = cast("SqlSink", spec.sink)
         self.sessions = Sessions(connect)
         self.where = where
-        key = self.sink.key or getattr(spec.source, "key", ()) or tuple(filter(None, [spec.source.id]))
+        key = self.sink.key or spec.source.key
         if self.sink.mode != "append" and not key:
-            raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key: give source.id or sink.key")
+            raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key. Set source.id or sink.key")
         if missing := [name for name in key if name not in spec.source.kept]:
-            raise SpecError(f"sink.key: {missing[0]!r} is no id or kept column of the source")
+            raise SpecError(f"sink.key: {missing[0]!r} is neither the source's id nor one of its kept columns")
         dead = getattr(spec.dead_letters, "table", None)
         self.dead = table_name(dead) if dead else beside(self.sink.table, f"{last_part(self.sink.table)}_dead")
         self.ledger = Ledger(spec.name, self.sink.table, self.dead)
-        self.target = Target(self.sink, key, spec.source.kept)
+        self.target = LabelTable(self.sink, key, spec.source.kept)
         self.fingerprint = ""
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
@@ -154,7 +157,7 @@ class TableSink:
             made = held.made if held else []
             if held is not None and held.target != self.sink.table:
                 raise LedgerError(
-                    f"{self.where}: job {self.spec.name!r} already writes to {held.target}; give this one another name"
+                    f"{self.where}: job {self.spec.name!r} already writes to {held.target}; give this job another name"
                 )
             if held is not None and overwrite:
                 there, made = self.target.clear(session, there, made)
@@ -171,7 +174,7 @@ class TableSink:
         self._first(work)
 
     def know_columns(self, schema: pa.Schema) -> None:
-        """Make the table or the columns that are missing, if `prepare` was not told of them."""
+        """Create the table or add the missing columns, unless `prepare` knew the columns and did so."""
         if self.target.known:
             return
 
@@ -183,12 +186,11 @@ class TableSink:
         self._first(work)
 
     def _first(self, work: Callable[[Session], None]) -> None:
-        """Run what makes tables: another process may make the same ones in this moment, and is then done first."""
-        for _ in range(3):
-            with suppress(DatabaseError):
-                self.within(work)
-                return
-        raise SinkError(f"{self.where}: other processes make and remove the job's tables all the time")
+        """Run `work`, which creates tables. Try again if another process creates the same tables at this moment."""
+        try:
+            retrying(DatabaseError, every(0), attempts=3)(self.within, work)
+        except DatabaseError:
+            raise SinkError(f"{self.where}: other processes keep creating and removing the job's tables") from None
 
     def progress(self) -> dict[str, Progress]:
         return self.within(lambda s: self.ledger.progress(s) if self.ledger.exists(s) else {})
@@ -203,8 +205,8 @@ class TableSink:
             self.within(lambda session: self.ledger.insert_plan(session, planned, more))
         return self.plan()
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
-        return _Writer(self, split, self.end(split), self.sink.commit_every)
+    def open(self, split: Split, known: int | None = None) -> _TableWriter:
+        return _TableWriter(self, split, self.end(split), self.sink.commit_every)
 
     def made_by(self) -> Fingerprint | None:
         """See `io.contracts.ReclassifyingSink`."""
@@ -245,7 +247,7 @@ class TableSink:
 
         return self.within(work)
 
-    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetters:
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetterSource:
         """See `io.contracts.ReplayingSink`."""
         ledger = self.ledger
         groups = self.within(lambda session: ledger.letters(session) if ledger.exists(session) else [])
@@ -253,7 +255,7 @@ class TableSink:
         def fetch(split: str, stop: int) -> pa.Table:
             return self.within(lambda session: ledger.letters_below(session, split, stop))
 
-        return TableLetters(f"{self.where}: {self.dead}", kept(), self.spec.blocks, groups, fetch)
+        return TableLetterSource(f"{self.where}: {self.dead}", kept(), self.spec.blocks, groups, fetch)
 
     def end(self, split: Split) -> int:
         """Where the split's chain ends."""
@@ -261,7 +263,10 @@ class TableSink:
         return split.start if end is None else end
 
     def within(self, work: Callable[[Session], T]) -> T:
-        """What `work` returns, in one transaction, retried as a whole. Raises SinkError; DatabaseError: it exists."""
+        """Run `work` in one transaction and return its result. The transaction is retried as a whole.
+
+        Raises SinkError, and DatabaseError of kind DUPLICATE if a key or a table exists already.
+        """
 
         def attempt() -> T:
             with self.sessions.lent() as session:
@@ -272,14 +277,14 @@ class TableSink:
         return retried(attempt, SinkError, lambda message: f"{self.where}: {message}")
 
     def check_owner(self, session: Session) -> None:
-        """The output still belongs to this job as it was when it began, and does until the transaction ends."""
+        """Raises LedgerError if the output has been overwritten by another run. Locks it until the transaction ends."""
         held = self.ledger.job_row(session, session.dialect.keep_row)
         if held is None or held.fingerprint.hash != self.fingerprint:
             raise LedgerError(self.overwritten)
 
     @property
     def overwritten(self) -> str:
-        """What to tell a run whose output is gone."""
+        """Message for a run whose output was overwritten."""
         return f"{self.where}: the output of job {self.spec.name!r} was overwritten while this one ran"
 
     def move_letters(self, session: Session, staged: str, schema: pa.Schema) -> None:
@@ -287,6 +292,6 @@ class TableSink:
         session.run(f"INSERT INTO {self.dead} ({names}) SELECT {names} FROM {staged}")
 
     def _differs(self, held: Fingerprint, mine: Fingerprint) -> str:
-        told = not_ours(self.sink.path, held, mine, f"another job {self.spec.name!r}")
+        told = not_ours(self.sink.where, held, mine, f"another job {self.spec.name!r}")
         again = "" if self.sink.mode == "append" else "--reclassify labels its rows again, key by key; "
-        return f"{told}\n{again}--overwrite replaces it; another name and table write beside it"
+        return f"{told}\n{again}--overwrite replaces that output; another job name and table keep both"

@@ -1,19 +1,22 @@
-"""A table or a query with a key as a source. For every database that has a `Session`.
+"""A table or a query with a key as a source. Works for every database that has a `Session`.
 
-What is a position that stays true while rows are inserted, deleted and updated? None that counts rows. So:
+A position must stay true while rows are inserted, deleted and updated, so a position can't be a row number of the
+table. Instead:
 
-- **Planning** cuts the key space once into ranges (lo, hi] of `split_rows` rows each: exact quantiles, whatever the
-  distribution. The sink keeps the plan, and whoever plans first wins; later runs and other processes take that plan.
-- **A split is read and committed whole**: its positions, row numbers in key order, matter only inside one attempt. A
-  kill costs at most one split's work. Positions end at `END`, whatever number of rows there was.
-- Rows inserted into a range that is not read yet are labelled with it; into one that was read, or above the last
-  range, they are not: `only_new` plans another range above the highest key each time. Keys must therefore ascend with
-  time for `only_new` to find every row; a row whose key commits late, below the highest key seen, is not found.
-- A split is read in one snapshot where the database has one (PostgreSQL: REPEATABLE READ), page by page, `key > last`,
-  in the key's order as the database sees it; values are bound, never pasted. A connection that is lost in between
-  is opened again and reading goes on above the last key, in a new snapshot.
+- **Planning** cuts the key space once into ranges (lo, hi] of `split_rows` rows each. The bounds are exact quantiles,
+  so the ranges are even for any distribution of keys. The sink keeps the plan. If two processes plan at once, the
+  first one wins, and all processes and later runs follow its plan.
+- **A split is read and committed whole.** Positions inside a split are row numbers in key order, and are valid only
+  for one attempt. A kill costs at most the work of one split. The last position is always `END`.
+- **New rows.** A row inserted into a range that is not read yet is labelled with the range. A row inserted into a
+  range that was read, or above the last range, is not labelled. With `only_new`, each run plans another range above
+  the highest key. This finds every row only if keys ascend with time: a row that commits late with a lower key is
+  missed.
+- **Reading** goes page by page, `key > last`, in the database's order of the key, in one snapshot where the database
+  has snapshots (PostgreSQL: REPEATABLE READ). After a lost connection, reading continues above the last key, in a new
+  snapshot.
 
-The key must be unique and not null; planning checks it, and reading again.
+The key must be unique and not null. Both planning and reading check this.
 """
 
 from __future__ import annotations
@@ -37,12 +40,15 @@ from tagstream.transforms.io.database.session import DatabaseError, Kind, Sessio
 
 _FIRST_PAGE = 256
 _PAGE_BYTES = 32 << 20
-"""Text and kept columns that are fetched at once; a page of rows much longer than those before may exceed it."""
+"""Target size of one page. A page is larger if its rows are much longer than the rows before."""
 Key = list[pa.Scalar]
 
 
 class TableSource:
-    """See `io.contracts.PlanningSource`. `connect` opens a session; `where` is the database as it may be shown."""
+    """See `io.contracts.PlanningSource`.
+
+    `connect` opens a session. `where` names the database in messages, without secrets.
+    """
 
     def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
         self.spec = cast("SqlSource", spec.source)
@@ -55,11 +61,11 @@ class TableSource:
         self.row_bytes: float | None = None
 
     def splits(self) -> list[Split]:
-        """The plan of a first run."""
+        """The splits that a first run plans."""
         return self.more_splits([])
 
     def more_splits(self, planned: list[Split]) -> list[Split]:
-        """Splits of the rows above all that are planned, if the specification asks for them."""
+        """Splits for the rows above the planned ranges. None are planned without `only_new`, except in a first run."""
         check_planned(planned, "relation", self.relation)
         if planned and not self.spec.only_new:
             return []
@@ -67,7 +73,7 @@ class TableSource:
         return retried(lambda: self._plan(low), SourceError, lambda message: f"{self.where}: {message}")
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
-        """The split from its first row on, whatever `start` is; rows below it are dropped."""
+        """Blocks of the split. Reading always begins at the split's first row; rows below `start` are dropped."""
         if start < END:
             yield from (block.after(start) for block in self._blocks(split) if block.span.stop > start)
 
@@ -102,7 +108,8 @@ class TableSource:
         def work() -> list[Column]:
             with self.sessions.lent() as session:
                 every = session.query(f"SELECT * FROM {self.relation} WHERE 1 = 0").schema.names
-                wanted = [n for n in dict.fromkeys([*self.spec.kept, self.spec.text]) if n in every]
+                kept = every if self.spec.keeps_all else self.spec.kept
+                wanted = [n for n in dict.fromkeys([*kept, self.spec.text]) if n in every]
                 found = {c.name: c for c in session.dialect.columns(session.query, self.relation, wanted)}
                 return [found.get(name) or Column(name, quote(name), pa.null()) for name in every]
 
@@ -119,15 +126,13 @@ class TableSource:
             nulls = " OR ".join(f"{quote(name)} IS NULL" for name in self.spec.key)
             if session.query(f"SELECT 1 FROM {self.relation} WHERE {nulls} LIMIT 1").num_rows:
                 raise SourceError(
-                    f"{self.where}: there are rows whose key ({key}) is NULL; give a key that every row has"
+                    f"{self.where}: there are rows whose key ({key}) is NULL. Choose a key that every row has"
                 )
             values = Values(session.dialect)
             where = self.range_clause(values, self._decode(low), None)
             same = f"SELECT {key} FROM {self.relation} {where} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
             if (double := session.query(same, values.given)).num_rows:
-                raise SourceError(
-                    f"{self.where}: the key ({key}) is not unique: {double.to_pylist()[0]} is there twice"
-                )
+                raise SourceError(f"{self.where}: the key ({key}) is not unique: {double.to_pylist()[0]} occurs twice")
             select = ", ".join(column.expression for column in self.columns_of(self.spec.key))
             bounds = session.query(
                 f"SELECT {select}, n_ FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS n_, "
@@ -138,7 +143,7 @@ class TableSource:
         return self._splits(bounds, low)
 
     def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
-        """One split up to each bound; the rows' numbers are in the last column."""
+        """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row."""
         splits, first = [], 0
         numbers = bounds.columns[-1].to_pylist()
         stem = last_part(self.spec.table) if self.spec.table else "query"
@@ -150,7 +155,7 @@ class TableSource:
         return splits
 
     def range_clause(self, values: Values, low: Key | None, high: Key | None) -> str:
-        """WHERE clause of the keys above `low` and up to `high`."""
+        """A WHERE clause for the keys above `low` and up to `high`. None: no bound on that side."""
         parts = []
         for bound, compare in ((low, ">"), (high, "<=")):
             if bound is not None:
@@ -163,7 +168,7 @@ class TableSource:
         return [next(column for column in self.columns if column.name == name) for name in names]
 
     def _refuse_duplicates(self, keys: pa.Table) -> None:
-        """`keys` are in order, so that equal ones are neighbours."""
+        """Raises SourceError if two keys are equal. `keys` must be in order, so that equal keys are neighbours."""
         if keys.num_rows < 2:
             return
         same = [
@@ -186,19 +191,19 @@ class TableSource:
 
 
 class _Reader:
-    """Pages of one split, in one snapshot as long as the connection lives."""
+    """Reads the pages of one split. All pages come from one snapshot, unless the connection is lost."""
 
     def __init__(self, source: TableSource) -> None:
         self.source = source
         self._session: Session | None = None
 
     def rows(self) -> int:
-        """Rows to ask for, by the size of those seen before."""
+        """How many rows the next page should have, estimated from the size of the rows seen before."""
         size = self.source.row_bytes
         return _FIRST_PAGE if size is None else max(1, min(self.source.spec.split_rows, int(_PAGE_BYTES / size)))
 
     def page(self, low: Key | None, high: Key, rows: int) -> pa.Table:
-        """The next rows above `low`, as the columns that blocks are made of."""
+        """The next `rows` rows with keys above `low` and up to `high`."""
         source = self.source
 
         def work() -> pa.Table:
@@ -207,10 +212,10 @@ class _Reader:
                     self._session = source.sessions.take()
                     for statement in self._session.dialect.begin:
                         self._session.run(statement)
-                wanted = source.columns_of(list(dict.fromkeys([*source.spec.kept, source.spec.text])))
+                wanted = source.columns_of(list(dict.fromkeys([*source.kept.names, source.spec.text])))
                 values = Values(self._session.dialect)
                 where = source.range_clause(values, low, high)
-                order = ", ".join(f"q.{quote(name)}" for name in source.spec.key)  # the column, not its selected text
+                order = ", ".join(f"q.{quote(name)}" for name in source.spec.key)  # by the column, not its text
                 relation = f"{source.relation} AS q" if source.spec.table else source.relation
                 found = self._session.query(
                     f"SELECT {', '.join(c.expression for c in wanted)} FROM {relation} {where} "
@@ -238,7 +243,7 @@ class _Reader:
 
 
 def _as_inspected(table: pa.Table, columns: list[Column]) -> pa.Table:
-    """Values as the types that planning saw; a page of nulls has any type."""
+    """The table with the column types that `_inspect` found. A database may give a page of nulls any type."""
     arrays = [
         pa.nulls(table.num_rows, column.type) if values.null_count == len(values) else values.cast(column.type)
         for column, values in zip(columns, table.columns, strict=True)
@@ -252,7 +257,10 @@ def _select(spec: SqlSource) -> str:
 
 
 def _encode(key: Key) -> Any:
-    """JSON for whole numbers and text, an Arrow stream in base64 for everything else: exact, for every type."""
+    """A key as a JSON value, exact for every type.
+
+    Integers and text become a JSON list. A key with any other type becomes an Arrow stream in base64.
+    """
     if all(pa.types.is_integer(value.type) or pa.types.is_string(value.type) for value in key):
         return [value.as_py() for value in key]
     batch = pa.RecordBatch.from_arrays([pa.array([v.as_py()], v.type) for v in key], [str(i) for i in range(len(key))])

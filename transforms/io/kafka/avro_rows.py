@@ -1,7 +1,7 @@
-"""Rows as Avro: the schema of a job's columns, and their values in Avro's binary encoding. Knows no registry.
+"""Encodes rows as Avro: makes the schema of a job's columns, and each row's bytes. Knows no registry.
 
-Columns are brought into Avro's own types in Arrow (times become whole numbers, maps lists of pairs) and encoded a row
-at a time by fastavro's compiled writer, since each record is a message of its own: about 5 microseconds a row.
+Arrow first converts whole columns to Avro's types: times become integers, maps become lists of pairs. Then fastavro's
+compiled writer encodes one row at a time, because each row is a message. This takes about 5 microseconds a row.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _LOGICAL = {
 }
 _UNITS = {"s": "millis", "ms": "millis", "us": "micros", "ns": "nanos"}
 _WIDER = {("int", "long"), ("float", "double")}
-"""A schema of the user's may hold more than the column needs."""
+"""(type of the column, wider type that a schema of the user's may have instead)."""
 
 
 def avro_schema(columns: pa.Schema, name: str) -> Schema:
-    """A record schema, every field of it nullable. Names that Avro does not allow get underscores.
+    """A record schema in which every field is nullable. In names, characters that Avro forbids become underscores.
 
-    Raises SpecError for a column of a type that Avro has no counterpart for, and for two columns of one name.
+    Raises SpecError for a column whose type has no counterpart in Avro, and for two columns with the same Avro name.
     """
     return {"type": "record", "name": _name(name), "namespace": "tagstream", "fields": _fields(list(columns), "")}
 
 
 class AvroRows:
-    """Encodes record batches of the schema `columns`. `schema`: what readers need, as plain JSON values.
+    """Encodes record batches of the schema `columns`. Attribute `schema`: the Avro schema for readers, as JSON values.
 
-    `given`: a file with a schema to use in place of the generated one. It must have a field for each column, of the
-    generated type or a wider one, and may leave out null, rename records, add documentation, reorder, and add
-    fields that have a default. Raises SpecError if it does not.
+    `given`: a file whose schema replaces the generated one. The schema must have a field for each column, of the
+    generated type or a wider one. It may leave out null, rename records, reorder fields, and add documentation and
+    fields with a default. Raises SpecError if the schema does not fit.
     """
 
     def __init__(self, columns: pa.Schema, name: str, given: str | None = None) -> None:
@@ -56,7 +56,7 @@ class AvroRows:
         self._wire = fastavro.parse_schema(_without_logical_types(self.schema))
 
     def __call__(self, batch: pa.RecordBatch, prefix: bytes = b"") -> list[bytes | None]:
-        """One value a row, each behind `prefix`; None for a row that the schema can't hold."""
+        """One encoded value for each row, with `prefix` in front. None for a row that the schema can't hold."""
         columns = pa.StructArray.from_arrays(
             [_plain(batch.column(name)) for name in self.names], names=[_name(name) for name in self.names]
         )
@@ -66,7 +66,7 @@ class AvroRows:
             body.write(prefix)
             try:
                 fastavro.schemaless_writer(body, self._wire, row)
-            except (TypeError, ValueError, OverflowError):  # what fastavro raises for a value of another type
+            except (TypeError, ValueError, OverflowError):  # fastavro raises these for a value of a wrong type
                 values.append(None)
             else:
                 values.append(body.getvalue())
@@ -76,7 +76,7 @@ class AvroRows:
 def _fields(fields: list[pa.Field], at: str) -> list[Schema]:
     names = [_name(field.name) for field in fields]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise SpecError(f"two columns would have the Avro name {min(twice)!r}: rename one of them")
+        raise SpecError(f"two columns would have the Avro name {min(twice)!r}. Rename one of them")
     return [
         {"name": name, "type": _nullable(field.type, f"{at}{name}"), "default": None}
         | ({} if name == field.name else {"column": field.name})
@@ -89,7 +89,7 @@ def _nullable(kind: pa.DataType, at: str) -> Any:
 
 
 def _type(kind: pa.DataType, at: str) -> Any:
-    """Avro's type of a column; `at`: its path, from which nested records get their names."""
+    """Avro's type of a column. `at`: the column's path, which gives nested records their names."""
     types, kind = pa.types, unwrapped_type(kind)
     if types.is_boolean(kind):
         return "boolean"
@@ -120,11 +120,11 @@ def _type(kind: pa.DataType, at: str) -> Any:
         return "string"
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
         return "bytes"
-    raise SpecError(f"Avro has no type for column {at!r} of type {kind}: leave it out, or use sink.mode: json")
+    raise SpecError(f"Avro has no type for column {at!r} of type {kind}. Leave the column out, or set sink.mode: json")
 
 
 def _plain(array: pa.Array) -> pa.Array:
-    """The column in types whose Python values are what the encoder takes, names of nested fields included."""
+    """The column converted so that the encoder takes its Python values. Nested fields get their Avro names."""
     array = unwrapped(array)
     types, kind = pa.types, array.type
     if types.is_uint64(kind):
@@ -162,15 +162,15 @@ def _given(path: str, made: Schema) -> Schema:
     except Exception as error:  # noqa: BLE001  fastavro raises many kinds
         raise SpecError(f"{where}: not an Avro schema: {error}") from None
     if not isinstance(expanded, dict) or expanded.get("type") != "record":
-        raise SpecError(f"{where}: the schema must be that of a record")
+        raise SpecError(f"{where}: the schema must be a record schema")
     if wrong := _misfit(expanded, made):
         raise SpecError(f"{where}: {wrong}; `tagstream schema --avro SPEC` prints a schema that fits")
     return dict(given)
 
 
 def _misfit(given: Any, made: Any, at: str = "") -> str | None:
-    """Why values of the schema `made` can't be written by `given`; None if they can."""
-    if isinstance(made, list):  # null or the type itself; the user may know that there is no null
+    """Why values of the generated schema `made` can't be written with schema `given`. None if they can."""
+    if isinstance(made, list):  # null or the type itself; the user may leave null out
         branches = [b for b in given if b != "null"] if isinstance(given, list) else [given]
         given, made = (branches[0] if len(branches) == 1 else given), made[1]
     mine, theirs = _kind(made), _kind(given)
@@ -183,7 +183,7 @@ def _misfit(given: Any, made: Any, at: str = "") -> str | None:
             if wrong := _misfit(fields.pop(field["name"])["type"], field["type"], f"{here}."):
                 return wrong
         extra = [name for name, field in fields.items() if "default" not in field]
-        return f"field {at}{extra[0]!r} has no default, and there is no such column" if extra else None
+        return f"field {at}{extra[0]!r} has no default, and the job has no such column" if extra else None
     if mine == "array" == theirs:
         return _misfit(given["items"], made["items"], at)
     logical = given.get("logicalType") if isinstance(given, dict) else None
@@ -193,7 +193,7 @@ def _misfit(given: Any, made: Any, at: str = "") -> str | None:
         same = not logical or all(made.get(key) == given.get(key, 0) for key in ("precision", "scale") if key in made)
         if same:
             return None
-    return f"field {at.rstrip('.')!r} is {json.dumps(given)}, the column is {json.dumps(made)}"
+    return f"field {at.rstrip('.')!r} is {json.dumps(given)}, but the column is {json.dumps(made)}"
 
 
 def _kind(schema: Any) -> Any:
@@ -201,7 +201,7 @@ def _kind(schema: Any) -> Any:
 
 
 def _without_logical_types(schema: Any) -> Any:
-    """The same encoding, for plain numbers in place of times; decimals stay, fastavro encodes them."""
+    """A schema with the same encoding that takes plain numbers in place of times. Decimals keep their logical type."""
     if isinstance(schema, list):
         return [_without_logical_types(branch) for branch in schema]
     if not isinstance(schema, dict):
@@ -216,6 +216,6 @@ def _without_logical_types(schema: Any) -> Any:
 
 
 def _name(name: str) -> str:
-    """A name that Avro allows."""
+    """The name with underscores in place of characters that Avro forbids."""
     allowed = re.sub(r"[^A-Za-z0-9_]", "_", name)
     return allowed if re.match(r"[A-Za-z_]", allowed) else f"_{allowed}"

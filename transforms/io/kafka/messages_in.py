@@ -1,7 +1,7 @@
-"""From records of a Kafka partition to blocks: the columns that a source promises, undecodable messages set aside.
+"""Turns records of a Kafka partition into blocks. Messages that can't be decoded become dead letters.
 
-For a Kafka sink a block also carries the message itself in columns whose names begin with `~`: key, value, headers and
-timestamp, so that dead letters and `mode: headers` give them back byte for byte.
+If the sink is Kafka too, a block also carries each message's key, value, headers and timestamp, in columns whose names
+begin with `~`. From these columns, dead letters and `mode: headers` reproduce the message byte for byte.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MESSAGE = {
     "~headers": HEADERS,
     "~timestamp": pa.timestamp("ms"),
 }
-"""The message itself, by column."""
+"""The columns that hold the message itself."""
 _META_TYPES = {
     "topic": pa.string(),
     "partition": pa.int32(),
@@ -36,12 +36,12 @@ _META_TYPES = {
 
 
 class RecordBlocks:
-    """Makes blocks of records of the schema `cluster.RECORDS`."""
+    """Makes blocks from record batches of the schema `cluster.RECORDS`."""
 
     def __init__(self, spec: JobSpec, source: KafkaSource) -> None:
         self.decode = Decoder(source, SchemaRegistry(source.registry) if source.registry else None)
         fields = [pa.field(name, _META_TYPES.get(name, pa.string())) for name in source.kept]
-        if spec.sink.type == "kafka":
+        if spec.sink.wants_messages:
             fields += [pa.field(name, kind) for name, kind in MESSAGE.items()]
         self.kept = pa.schema(fields)
         self.payload = spec.payload
@@ -51,14 +51,14 @@ class RecordBlocks:
         self._no_dead = no_dead(self.kept)
 
     def block(self, split: str, topic: str, start: int, stop: int, records: pa.RecordBatch) -> Block:
-        """One block of the span `start` to `stop`; offsets without a record are covered as well."""
+        """One block that covers offsets `start` to `stop`, including offsets without a record."""
         topics = pa.array([topic]).take(pa.array(np.zeros(records.num_rows, np.int32)))
         return self.of(Span(split, start, stop), topics, records, {POSITION: records.column("offset")})
 
     def of(
         self, span: Span, topics: pa.Array, records: pa.RecordBatch, ours: dict[str, pa.Array], headers: pa.Array = None
     ) -> Block:
-        """A block of records that were read from `topics`, one each; for the other arguments see `batch`."""
+        """A block of records. `topics`: the topic of each record. For the other arguments see `batch`."""
         decoded = self.decode(records.column("value"))
         batch = self.batch(topics, records, decoded, ours, headers)
         dead = self._no_dead
@@ -81,9 +81,9 @@ class RecordBlocks:
         ours: dict[str, pa.Array],
         headers: pa.Array = None,
     ) -> pa.RecordBatch:
-        """Kept columns, text, and `ours`: columns behind the text, POSITION the first.
+        """The kept columns, the text, and then the columns `ours`, of which POSITION must be the first.
 
-        `headers`: what the batch carries as those of the message, if not the record's own.
+        `headers`: replaces the record's own headers in the column `~headers`.
         """
         arrays = [self._column(name, topics, records, decoded) for name in self.kept.names]
         if headers is not None:
@@ -94,7 +94,7 @@ class RecordBlocks:
         return pa.RecordBatch.from_arrays([*arrays, decoded.texts, *ours.values()], schema=schema)
 
     def nothing(self, split: str, at: int) -> Block:
-        """A heartbeat: an empty block at a position."""
+        """A heartbeat: an empty block at position `at`."""
         empty = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in self._schema], schema=self._schema)
         return Block(Span(split, at, at), empty, self._no_dead)
 

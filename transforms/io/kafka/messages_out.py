@@ -1,4 +1,4 @@
-"""From blocks to output records: labels as JSON, as Avro or in headers, dead letters with their reason in headers."""
+"""Turns blocks into output records: labels as JSON, Avro or headers, and dead letters with their reason in headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tagstream.transforms.io.kafka.client.contracts import Record
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 
 PREFIX = "tagstream"
-"""Of the headers that a dead letter has beyond those of its message."""
+"""Begins the names of the headers that a dead letter has in addition to its message's own."""
 REASON = ("code", "message", "split", "position", "topic", "partition", "origin_split", "origin_position", "row")
 NULL_VALUE = f"{PREFIX}.null_value"
 _OURS = {*(f"{PREFIX}.{name}" for name in REASON), NULL_VALUE}
@@ -29,10 +29,10 @@ Headers = list[tuple[str, bytes]]
 Encode = Callable[[pa.RecordBatch], list[bytes | None]]
 
 
-class Staged(NamedTuple):
-    """Records to be sent. `rows`: the row behind each of the first ones, which are labels.
+class StagedRecords(NamedTuple):
+    """Records to send, labels first. `rows`: for each label its block and its row there.
 
-    `refused`: rows that are dead letters only because they can't be encoded.
+    `refused`: how many rows became dead letters because the output's schema can't hold them.
     """
 
     records: list[Record]
@@ -41,10 +41,10 @@ class Staged(NamedTuple):
 
 
 class Messages:
-    """Output records of one split.
+    """Makes the output records of one split.
 
-    `count` gives the number of partitions of a topic, `encode` the values of a batch's rows, None for a row that the
-    output's schema can't hold.
+    `count`: returns a topic's number of partitions. `encode`: returns the value for each row of a batch, or None for a
+    row that the output's schema can't hold.
     """
 
     def __init__(
@@ -53,8 +53,8 @@ class Messages:
         self.job, self.dead_topic, self.split, self._count, self._encode = job, dead_topic, split, count, encode
         self.spec = cast("KafkaSink", job.sink)
 
-    def records(self, block: Block) -> Staged:
-        """Labels in order, then dead letters."""
+    def records(self, block: Block) -> StagedRecords:
+        """The block's records: labels in order, then dead letters."""
         hidden = {POSITION, ORIGIN_SPLIT, ORIGIN_POSITION, *MESSAGE}
         shown = block.batch.select([name for name in block.batch.schema.names if name not in hidden])
         dead, refused = self._dead_letters(block.dead), 0
@@ -68,7 +68,7 @@ class Messages:
                 alive = np.flatnonzero([value is not None for value in values])
                 block = replace(block, batch=take_rows(block.batch, alive))
             labels = self._in_values(block.batch, [value for value in values if value is not None])
-        return Staged(labels + dead, [(block, row) for row in range(len(labels))], refused)
+        return StagedRecords(labels + dead, [(block, row) for row in range(len(labels))], refused)
 
     def _in_values(self, batch: pa.RecordBatch, values: list[bytes]) -> list[Record]:
         if "~key" in batch.schema.names:
@@ -98,13 +98,16 @@ class Messages:
             yield key, own, time, partition
 
     def _origin(self, headers: Headers) -> tuple[Headers, str | None, int | None]:
-        """A message's own headers, and the topic and partition it was read from, of a replay: first read from."""
+        """A message's own headers, and the topic and partition where it was read.
+
+        A replayed message has headers of ours too. They are removed, and tell where the message was first read.
+        """
         if "replays" not in self.split.payload:
             return headers, self.split.payload.get("topic"), self.split.payload.get("partition")
         return without_reason(headers), *origin(headers)
 
     def _dead_letters(self, dead: pa.RecordBatch) -> list[Record]:
-        """The original message if there was one, the reason in headers."""
+        """One record for each dead letter: the original message if there was one, with the reason in headers."""
         records = []
         for letter in dead.to_pylist():
             row = letter.get(DEAD_ROW) or {}
@@ -124,14 +127,14 @@ class Messages:
         return records
 
     def too_large(self, record: Record, block: Block, row: int) -> Record:
-        """A label that the output topic does not take, as the dead letter of its row."""
-        reason = f"the topic takes no message of {len(record.value or b'')} bytes"
+        """The dead letter for a row whose label record is too large for the output topic."""
+        reason = f"the topic accepts no message of {len(record.value or b'')} bytes"
         (letter,) = self._dead_letters(buried(block, np.array([row]), DeadCode.TOO_LARGE, reason))
         return letter
 
     def without_value(self, letter: Record) -> Record:
-        """A dead letter that its topic does not take either: what is large is left out."""
-        reason = f"no topic takes a message of {len(letter.value or b'')} bytes; the value is left out"
+        """A dead letter that is too large for its topic as well, without its value and large headers."""
+        reason = f"no topic accepts a message of {len(letter.value or b'')} bytes; the value is left out"
         told = {"code": DeadCode.TOO_LARGE.value.encode(), "message": reason.encode()}
         ours = {f"{PREFIX}.{name}": value for name, value in told.items()}
         small = [(name, value) for name, value in letter.headers if len(value) < 1000 and name not in ours]
@@ -146,41 +149,41 @@ class Messages:
         topic: str | None = None,
         partition: int | None = None,
     ) -> Record:
-        """`partition`: of the input; None if the input has no partitions."""
+        """`partition`: the partition of the input; None if the input has no partitions."""
         topic = topic or self.spec.topic
         number: int | None = None
         if partition is not None and (self.spec.partitioner == "same-partition" or key is None):
             number, count = partition, self._count(topic)
             if number >= count and topic == self.spec.topic and self.spec.partitioner == "same-partition":
                 raise SinkError(
-                    f"topic {topic!r} has {count} partitions, the input has one numbered {number}: give the output as "
-                    "many, or say sink.partitioner: by-key"
+                    f"topic {topic!r} has {count} partitions, but the input has one numbered {number}. Give the output "
+                    "topic as many partitions as the input, or set sink.partitioner: by-key"
                 )
             number %= count
         if value is None and key is None:
-            value, headers = b"", [*headers, (NULL_VALUE, b"true")]  # the client sends no record of nothing
+            value, headers = b"", [*headers, (NULL_VALUE, b"true")]  # the client refuses a record without key and value
         return Record(topic, number, key, value, headers, timestamp)
 
 
 def origin(headers: Headers) -> tuple[str | None, int | None]:
-    """Topic and partition that a dead letter's message was first read from."""
+    """Topic and partition where a dead letter's message was first read. `headers`: the dead letter's."""
     told = dict(headers)
     topic, partition = told.get(f"{PREFIX}.topic"), told.get(f"{PREFIX}.partition")
     return topic.decode() if topic else None, int(partition) if partition else None
 
 
 def without_reason(headers: Headers) -> Headers:
-    """The headers that a dead letter's message had."""
+    """The headers that the message had before it became a dead letter."""
     return [header for header in headers if header[0] not in _OURS]
 
 
 def as_json(batch: pa.RecordBatch) -> list[bytes | None]:
-    """One JSON object a row: the values of `mode: json`."""
+    """One JSON object for each row: the values of `mode: json`."""
     return [json.dumps(row, ensure_ascii=False, default=_default).encode() for row in batch.to_pylist()]
 
 
 def _default(value: Any) -> Any:
-    """What JSON has no type for: bytes as text, or as base64 if they are none; times in ISO format."""
+    """Converts a value that JSON has no type for. Bytes become text, or base64 if they aren't UTF-8; times ISO 8601."""
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -190,7 +193,7 @@ def _default(value: Any) -> Any:
 
 
 def _text(value: Any) -> bytes:
-    """A header's value: text as it is, everything else as JSON."""
+    """A value as a header's bytes. Text and bytes stay as they are; other values become JSON."""
     if isinstance(value, bytes):
         return value
     return (
@@ -203,5 +206,5 @@ def _key(value: Any) -> bytes | None:
 
 
 def header_pairs(headers: list[dict[str, Any]] | None) -> Headers:
-    """The client sends no null header value; it becomes an empty one."""
+    """Headers as pairs. A null value becomes an empty one, because the client can't send null."""
     return [(header["key"], header["value"] or b"") for header in headers or ()]

@@ -1,6 +1,6 @@
-"""From the bytes of messages to texts and fields: text, JSON, Avro. Knows no Kafka client.
+"""Decodes the values of messages (text, JSON or Avro) to texts and fields. Knows no Kafka client.
 
-A message that can't be decoded becomes a dead letter with a reason; its neighbours are not touched.
+A message that can't be decoded becomes a dead letter with a reason. Other messages are not affected.
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ _MISSING = object()
 
 @dataclass
 class Decoded:
-    """texts: large_string, one a message; fields: strings by path; errors: code and message by row number.
+    """A batch of decoded messages.
 
-    A row with an error has a null text and null fields. Bytes of `payload: text` are not checked here.
+    `texts`: one large_string for each message. `fields`: one string column for each kept path, such as "user.name".
+    `errors`: code and message by row number. A row with an error has a null text and null fields. The bytes of
+    `payload: text` are not checked here.
     """
 
     texts: pa.LargeStringArray
@@ -36,13 +38,13 @@ class Decoded:
 
 
 class UnknownSchemaError(Exception):
-    """A schema id that stands for no Avro schema: the fault of the message that has it."""
+    """A message names a schema id for which there is no Avro schema. The message becomes a dead letter."""
 
 
 class Decoder:
-    """Decodes values as the source says. Raises SpecError for a schema that can't be used.
+    """Decodes values as the specification's source says. Raises SpecError for a schema file that can't be used.
 
-    `schemas`: a parsed schema by its id, where a registry has it; raises UnknownSchemaError, or SourceError.
+    `schemas`: looks up a parsed schema by its id, for a source with a registry; see `SchemaRegistry`.
     """
 
     def __init__(self, spec: KafkaSource, schemas: Callable[[int], Any] | None = None) -> None:
@@ -81,8 +83,8 @@ class Decoder:
         except UnknownSchemaError as error:
             raise _UndecodableError(DeadCode.BAD_PAYLOAD, str(error)) from None
         except RecursionError:
-            raise _UndecodableError(DeadCode.BAD_PAYLOAD, "the value is nested too deep") from None
-        except Exception as error:  # noqa: BLE001  whatever a decoder raises is the message's fault
+            raise _UndecodableError(DeadCode.BAD_PAYLOAD, "the value is nested too deeply") from None
+        except Exception as error:  # noqa: BLE001  a decoder may raise anything for a damaged message
             kind = self.spec.payload.upper() if self.spec.payload == "json" else "Avro"
             raise _UndecodableError(
                 DeadCode.BAD_PAYLOAD, f"not {kind}: {str(error)[:200] or type(error).__name__}"
@@ -120,7 +122,7 @@ class _AvroLoader:
             written = self.schemas(int.from_bytes(value[1:CONFLUENT_BYTES], "big"))
             record = fastavro.schemaless_reader(body, written, self.schema)
         if body.read(1):
-            raise ValueError("bytes are left over behind the record")
+            raise ValueError("there are more bytes after the record")
         return record
 
 
@@ -147,7 +149,7 @@ def _at(record: Any, path: str) -> Any:
 
 
 def _plain(value: Any) -> str | None:
-    """A field as a string: strings as they are, everything else as JSON."""
+    """A field as a string. Strings stay as they are; other values become JSON; a missing field becomes None."""
     if value is _MISSING or value is None:
         return None
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

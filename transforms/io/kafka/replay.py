@@ -1,8 +1,9 @@
-"""A topic of dead letters as a source: what `replay` reads when input and output are Kafka topics.
+"""A topic of dead letters as a source, read by `replay` when input and output are Kafka topics.
 
-Each partition is one split, from where the group `<job's group>.replay` has come to the end that it has now. A letter
-becomes the message again that it was: its bytes, key, timestamp, own headers, and the topic, partition and offset where
-it was first read. What fails again is dead-lettered anew behind that end, with the same origin.
+Each partition is one split. The split begins where the group `<job's group>.replay` has arrived and stops at the
+partition's present end. A dead letter becomes its original message again: value, key, timestamp, own headers, and the
+topic, partition and offset where the message was first read. A message that fails again becomes a new dead letter
+after that end, with the same origin.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tagstream.schemas.kafka_spec import KafkaSource
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.contracts import Progress
 from tagstream.transforms.io.kafka.client.cluster import HEADERS, Cluster, Partition, offsets
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.messages_in import RecordBlocks
 from tagstream.transforms.io.kafka.messages_out import NULL_VALUE, PREFIX, header_pairs, origin, without_reason
 from tagstream.transforms.io.kafka.payloads import Decoded
@@ -29,9 +31,9 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 
 class DeadTopic:
-    """A `io.contracts.LetterSource`: the letters of a topic that were not replayed, by the sink's `progress`.
+    """A `io.contracts.LetterSource` of a topic's dead letters that have not been replayed yet.
 
-    Raises SourceError if there are none.
+    `progress`: the sink's, which says how far each split has been replayed. Raises SourceError if none are left.
     """
 
     def __init__(
@@ -53,23 +55,23 @@ class DeadTopic:
             raise SourceError(f"topic {topic!r}: no dead letters to replay")
 
     def splits(self) -> list[Split]:
-        """One a partition that has letters left."""
+        """One split for each partition that has dead letters left."""
         return self._left
 
     def retire(self, progress: dict[str, Progress]) -> None:
-        """The group's positions do that, in the transactions themselves."""
+        """Does nothing, because each transaction has already moved the group's position."""
 
     def _partitions(self) -> list[Split]:
         with contextlib.closing(self.cluster.consumer()) as consumer:
             partitions = self.cluster.require(consumer, (self.topic,))
-            topic_id = consumer._cluster.topic_id(self.topic)  # noqa: SLF001
+            topic_id = id_of_topic(consumer, self.topic)
             starts, stops = (offsets(consumer, partitions, at) for at in ("earliest", "latest"))
         return [replay_split(p, topic_id, starts[p], stops[p]) for p in partitions]
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         partition = Partition(split.payload["topic"], split.payload["partition"])
         assert split.stop is not None
-        if start < split.start:  # the topic's retention has taken the letters between
+        if start < split.start:  # the topic's retention has removed the dead letters between
             yield dataclasses.replace(self.blocks.nothing(split.id, start), span=Span(split.id, start, split.start))
             start = split.start
         for at, stop, records in read_partition(
@@ -78,7 +80,7 @@ class DeadTopic:
             yield self._block(Span(split.id, at, stop), records)
 
     def _block(self, span: Span, records: pa.RecordBatch) -> Block:
-        """Letters as the messages they were; those that do not hold their bytes stay dead, for the reason they had."""
+        """Dead letters as the original messages. One that does not hold the bytes stays dead, for its old reason."""
         letters, told = self._letters(records)
         lost = np.array(
             [_lost(row, value) for row, value in zip(told, letters["value"].to_pylist(), strict=True)], bool
@@ -98,11 +100,11 @@ class DeadTopic:
         return dataclasses.replace(block, dead=merged(block.dead, dead))
 
     def _letters(self, records: pa.RecordBatch) -> tuple[pa.RecordBatch, list[dict[str, bytes]]]:
-        """Messages as they were, with columns of where they are now and were first; and each letter's headers."""
+        """The original messages, with columns for their present and first positions, and each dead letter's headers."""
         pairs = [header_pairs(row) for row in records.column("headers").to_pylist()]
         told = [dict(row) for row in pairs]
         if not all(f"{PREFIX}.code" in row and f"{PREFIX}.origin_position" in row for row in told):
-            raise SourceError(f"topic {self.topic!r} holds messages that are no dead letters of a job; replay stops")
+            raise SourceError(f"topic {self.topic!r} holds messages that are not dead letters of a job; replay stops")
         origins = [origin(row) for row in pairs]
         values = zip(told, records.column("value").to_pylist(), strict=True)
         columns = {
@@ -120,19 +122,19 @@ class DeadTopic:
 
     @staticmethod
     def _parts(letters: pa.RecordBatch) -> tuple[pa.RecordBatch, dict[str, pa.Array], pa.Array]:
-        """The messages, the columns that are ours, and the headers that the block carries."""
+        """The arguments of `RecordBlocks.batch` for these dead letters: messages, our own columns, and headers."""
         ours = {POSITION: letters[POSITION], ORIGIN_SPLIT: letters[ORIGIN_SPLIT], ORIGIN_POSITION: letters["offset"]}
         return letters, ours, letters["all headers"]
 
 
 def _lost(told: dict[str, bytes], value: bytes | None) -> bool:
-    """The letter does not hold the bytes of its message."""
+    """Whether the dead letter does not hold the bytes of its message."""
     code = told[f"{PREFIX}.code"].decode()
     return not value and (code == DeadCode.TOO_LARGE or (value is None and code != DeadCode.NULL_TEXT))
 
 
 def replay_split(partition: Partition, topic_id: object, start: int = 0, stop: int | None = None) -> Split:
-    """A partition of dead letters as a split; `replays` in its payload tells the sink which group has its position."""
+    """A partition of dead letters as a split. `replays` in its payload makes the sink commit to the replay group."""
     identity = split_id(
         f"replay-{partition}", topic=partition.topic, topic_id=str(topic_id), partition=partition.number
     )

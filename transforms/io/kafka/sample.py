@@ -1,4 +1,4 @@
-"""The newest labels of an output topic, for the eye: what `--show` prints."""
+"""Reads the newest labels of an output topic, for `--show`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from tagstream.transforms.io.kafka.source import read_partition
 
 
 def newest(job: JobSpec, cluster: Cluster, count: int) -> pa.Table:
-    """At most `count` labels, the newest first; no columns if there are none. Messages that are no labels are left out.
+    """At most `count` labels, the newest first. A table without columns if there are none.
 
-    Of `mode: json` the values' fields, of `mode: headers` the original value as text beside labels. Raises SourceError.
+    With `mode: json`, a row holds the fields of the message's value. With `mode: headers`, a row holds the original
+    value as text and the labels. Messages without labels are left out. Raises SourceError.
     """
     spec = cast("KafkaSink", job.sink)
     found: list[tuple[int, dict[str, Any]]] = []
@@ -26,7 +27,7 @@ def newest(job: JobSpec, cluster: Cluster, count: int) -> pa.Table:
         partitions = cluster.require(consumer, (spec.topic,))
         starts, stops = (offsets(consumer, partitions, at) for at in ("earliest", "latest"))
     for partition in partitions:
-        start = max(starts[partition], stops[partition] - 2 * count)  # half may be the marks of transactions
+        start = max(starts[partition], stops[partition] - 2 * count)  # half the offsets may be transaction markers
         for *_, records in read_partition(cluster, partition, start, stops[partition], job.blocks):
             for record in records.to_pylist():
                 row = _of_headers(job, record) if spec.mode == "headers" else _of_value(job, record["value"])
@@ -39,7 +40,7 @@ def newest(job: JobSpec, cluster: Cluster, count: int) -> pa.Table:
 
 
 def _column(values: list[Any]) -> pa.Array:
-    """As text if they are of several types: other jobs may have written to the topic."""
+    """The values as a column; as JSON text if their types differ, because other jobs may write to the same topic."""
     try:
         return pa.array(values)
     except pa.ArrowException:
@@ -68,7 +69,7 @@ def _of_headers(job: JobSpec, record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _said(header: str, *, text: bool) -> Any:
-    """What a header says: text as it is, everything else JSON."""
+    """A header's value. `text`: it is text; otherwise it is JSON."""
     if text:
         return header
     try:

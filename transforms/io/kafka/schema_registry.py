@@ -1,7 +1,7 @@
-"""A schema registry: Avro schemas by the ids that precede messages, and the id of the schema that a job writes by.
+"""Talks to a schema registry: finds the Avro schema for an id in a message, registers the schema of a job's output.
 
-Knows Confluent's client library and nothing of messages. Its errors become ours here: a registry that does not answer
-is a `SourceError` or `SinkError` that may pass, an id that it does not know is the message's fault.
+Knows Confluent's client library and nothing about messages. Its errors are translated here. A registry that does not
+answer is a `SourceError` or `SinkError` that may pass. An unknown id is an error of the message that has the id.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from confluent_kafka.schema_registry import SchemaRegistryClient
 
 FORGET_SECONDS = 30.0
-"""How long an id that the registry does not know is taken for unknown without asking again."""
+"""Seconds for which an id stays unknown before the registry is asked again."""
 REMEMBER = 10_000
-"""Ids at most that are remembered as unknown: fuzzed messages have a new one each."""
+"""How many unknown ids are remembered. Damaged messages may bring a new id each, so the number needs a limit."""
 DEFAULTS = {"timeout": 10, "max.retries": 2}
 NO_SUCH_SCHEMA = 40403
-"""The interface's own code; a mere 404 may come from a wrong URL."""
+"""The registry's error code for an unknown id. HTTP status 404 alone may also mean a wrong URL."""
 SERVER_ERROR = 500
-"""HTTP status from which on the fault is the server's, and may pass."""
+"""From this HTTP status on, the error is the server's and may pass."""
 
 
 class SchemaRegistry:
-    """One registry. Travels to workers; the connection is made where it is first needed."""
+    """One registry. Can be pickled for workers; each process connects at the first call."""
 
     def __init__(self, spec: Registry) -> None:
         self.spec = spec
@@ -44,9 +44,10 @@ class SchemaRegistry:
         return self.__dict__ | {"_client": None, "_parsed": {}, "_unknown": {}}
 
     def __call__(self, schema_id: int) -> Any:
-        """The parsed Avro schema of an id, asked for once.
+        """The parsed Avro schema of an id. The registry is asked only once for each id.
 
-        Raises UnknownSchemaError if there is none, SourceError if the registry does not answer or does not let us.
+        Raises UnknownSchemaError if there is no such schema, SourceError if the registry does not answer or refuses
+        access.
         """
         if (found := self._parsed.get(schema_id)) is not None:
             return found
@@ -63,7 +64,7 @@ class SchemaRegistry:
         return self._parsed[schema_id]
 
     def register(self, subject: str, schema: dict[str, Any]) -> int:
-        """The id of `schema` under `subject`, registered if it is not yet. Raises SinkError."""
+        """The id of `schema` under `subject`. Registers the schema if necessary. Raises SinkError."""
         from confluent_kafka.schema_registry import Schema, SchemaRegistryError
 
         try:
@@ -71,9 +72,9 @@ class SchemaRegistry:
         except SchemaRegistryError as error:
             if error.http_status_code in (409, 422):
                 raise SinkError(
-                    f"the schema registry does not take this job's schema as a version of subject {subject!r}: "
-                    f"{error.error_message}; write by a schema that it takes (sink.avro_schema), to another topic, or "
-                    "change the subject's compatibility"
+                    f"the schema registry does not accept this job's schema as a version of subject {subject!r}: "
+                    f"{error.error_message}. Give a schema that it accepts (sink.avro_schema), write to another topic, "
+                    "or change the subject's compatibility"
                 ) from error
             raise self._explained(error, SinkError) from error
         except TagstreamError:
@@ -89,21 +90,21 @@ class SchemaRegistry:
             named = self._named(schema, {})
         except SchemaRegistryError as error:
             if error.error_code == NO_SUCH_SCHEMA:
-                raise UnknownSchemaError(f"the schema registry has no schema of id {schema_id}") from None
+                raise UnknownSchemaError(f"the schema registry has no schema with id {schema_id}") from None
             raise self._explained(error, SourceError) from error
         except TagstreamError:
             raise
         except Exception as error:
             raise self._explained(error, SourceError) from error
         if schema.schema_type not in (None, "AVRO"):
-            raise UnknownSchemaError(f"the schema of id {schema_id} is {schema.schema_type}, not Avro")
+            raise UnknownSchemaError(f"the schema with id {schema_id} is {schema.schema_type}, not Avro")
         try:
             return fastavro.parse_schema(json.loads(str(schema.schema_str)), named_schemas=named)
         except Exception as error:  # noqa: BLE001  fastavro raises many kinds
-            raise UnknownSchemaError(f"the schema of id {schema_id} can't be used: {error}") from None
+            raise UnknownSchemaError(f"the schema with id {schema_id} can't be used: {error}") from None
 
     def _named(self, schema: Any, named: dict[str, Any]) -> dict[str, Any]:
-        """The schemas that `schema` refers to, parsed, by full name; those that they refer to first."""
+        """The schemas that `schema` refers to, directly or indirectly, parsed, by full name."""
         for reference in schema.references or ():
             other = self._connected().get_version(reference.subject, reference.version).schema
             self._named(other, named)
@@ -123,11 +124,11 @@ class SchemaRegistry:
         return self._client
 
     def _explained(self, error: Exception, kind: type[TagstreamError]) -> TagstreamError:
-        """One sentence for a user; a URL may hold a password, so only the hosts are told."""
+        """The error for the user. The message names only the registry's hosts, because a URL may hold a password."""
         hosts = ", ".join(urlsplit(url.strip()).netloc.rpartition("@")[2] for url in self.spec.url.split(","))
         status = getattr(error, "http_status_code", None)
         if status in (401, 403):
             return kind(f"the schema registry at {hosts} refuses the credentials ({error}); check registry.client")
-        failed = kind(f"the schema registry at {hosts} does not answer as it should ({type(error).__name__}: {error})")
+        failed = kind(f"the schema registry at {hosts} does not answer correctly ({type(error).__name__}: {error})")
         failed.transient = status >= SERVER_ERROR if status else "certificate" not in str(error).lower()
         return failed

@@ -1,8 +1,8 @@
-"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`chain.Chain`).
+"""A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`client.chain.Chain`).
 
-The ledger is the committed offset of a consumer group, whose note is the job's fingerprint. For a Kafka source it is
-the job's group and the input partition; for any other source each split has a group of its own (`job.split`), and its
-position stands as the offset of partition 0 of the output topic.
+The ledger is the committed offset of a consumer group, with the job's fingerprint as the offset's metadata. For a Kafka
+source this is the offset of the input partition in the job's group. For any other source each split has a group named
+`job.split`, and the position of the split is that group's offset for partition 0 of the output topic.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kafka.structs import ConsumerGroupMetadata
 from tagstream.schemas.block import Block, Split
 from tagstream.schemas.errors import ChainMovedError, DeadCode, LedgerError, SinkError, SpecError, TagstreamError
 from tagstream.schemas.fingerprint import Fingerprint
-from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, KafkaSource
+from tagstream.schemas.kafka_spec import KafkaDeadLetters, KafkaSink, kafka_source
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.contracts import Commit, Progress
@@ -38,11 +38,13 @@ from tagstream.transforms.io.kafka.client.chain import (
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.runtime.retry import every, retrying
 from tagstream.transforms.runtime.watchdog import deadline
 
 if TYPE_CHECKING:
@@ -50,10 +52,11 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = 30.0
 GONE = ("OK", "GroupIdNotFoundError")
+"""Answers to the deletion of a group after which the group is no longer there."""
 
 
-class _Writer(ChainWriter):
-    def __init__(self, sink: _Sink, split: Split, chain: Chain, position: int) -> None:
+class _KafkaTopicWriter(ChainWriter):
+    def __init__(self, sink: KafkaTopicSink, split: Split, chain: Chain, position: int) -> None:
         super().__init__(split, position, 0.0)
         self._sink, self.chain = sink, chain
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
@@ -61,7 +64,7 @@ class _Writer(ChainWriter):
         self._rows: dict[int, tuple[Block, int]] = {}
         self._refused = self.bytes = 0
         self.appended: int | None = None
-        """Where the chain ends since a common transaction."""
+        """The end of the chain after a common transaction; None if there was none since the last commit."""
 
     @property
     def due(self) -> bool:
@@ -75,22 +78,23 @@ class _Writer(ChainWriter):
         self._refused += staged.refused
 
     def fits(self, others: list[Any]) -> bool:
-        """See `io.contracts.JointWriter`: a block's worth at most, of what one member of the group reads."""
+        """See `io.contracts.JointWriter`. The partitions must belong to one member, and their rows fit into a block."""
         if self.chain.member is None or any(w.chain.member is not self.chain.member for w in others):
             return False
         together, most = (self, *others), self._sink.job.blocks
         return sum(len(w.records) for w in together) <= most.rows and sum(w.bytes for w in together) <= most.bytes
 
     def commit_with(self, others: list[Any]) -> None:
-        """See `io.contracts.JointWriter`: one transaction."""
-        # in the order of a take-over, which opens some at a time: the first one, which aborts for all, comes first
+        """See `io.contracts.JointWriter`. The common step is one transaction."""
+        # A new owner takes the partitions over in this order, a few at a time. The first partition's producer runs the
+        # transaction, so opening that partition first aborts the transaction for all.
         writers = sorted([self, *others], key=lambda writer: writer.chain.partition)
         if commit_together([writer.staged() for writer in writers]):
             for writer in writers:
                 writer.appended = writer.position
 
     def staged(self) -> Append:
-        """What a common transaction is to append to this chain."""
+        """What a common transaction must append to this chain."""
         span = self.check().span
         return Append(self.chain, self.records, span.start, span.stop)
 
@@ -127,16 +131,18 @@ class _Writer(ChainWriter):
         self.chain.close()
 
 
-class _Sink:
+class KafkaTopicSink:
+    """See `io.contracts`: `Sink` and `ReplayingSink`."""
+
     def __init__(self, spec: JobSpec, context: JobContext) -> None:
         self.job, self.context = spec, context
         self.spec = cast("KafkaSink", spec.sink)
-        source = spec.source if isinstance(spec.source, KafkaSource) else None
+        source = kafka_source(spec)
         servers = self.spec.servers or (source.servers if source else "")
         client = self.spec.client or (source.client if source and source.servers == servers else {})
         self.cluster = Cluster(servers, client)
         dead = spec.dead_letters
-        self.dead_topic = dead.topic if isinstance(dead, KafkaDeadLetters) else f"{self.spec.topic}-dead"
+        self.dead_topic = cast("KafkaDeadLetters", dead).topic if dead else f"{self.spec.topic}-dead"
         self.live_source = source
         self.group = group_of(spec)
         self.fingerprint = ""
@@ -149,10 +155,10 @@ class _Sink:
         return self.__dict__ | {"_partitions": {}}
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
-        """`overwrite` forgets the job's positions: it begins again, and appends to what is in the topic."""
+        """`overwrite` deletes only the job's positions. The job begins again, and the topic keeps its old labels."""
         self.fingerprint = fingerprint.hash
         self._one_cluster()
-        make_producer(self.spec.producer, self.cluster, self.group, None)  # says now what is missing
+        make_producer(self.spec.producer, self.cluster, self.group, None)  # raises now if a package is missing
         if self.spec.mode == "avro" and fingerprint.schema is not None:
             self.encode = self._avro(fingerprint.schema)
         with self.cluster.explained("use the output topics", SinkError):
@@ -171,20 +177,24 @@ class _Sink:
                     raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
 
     def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
-        """Deletes the groups' offsets. A member that was killed is in its group until its session ends."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while refused := {g: said for g, said in admin.delete_groups(groups).items() if said not in GONE}:
-            if time.monotonic() > ends or self.context.stop.wait(0.5):
+        """Delete the groups' offsets. Tries again for a while: a killed member stays in its group for one session."""
+        left = list(groups)
+
+        def delete() -> None:
+            refused = {group: said for group, said in admin.delete_groups(left).items() if said not in GONE}
+            left[:] = refused
+            if refused:
                 group, why = next(iter(refused.items()))
                 raise SinkError(
                     f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
                     "still in it, wait until their sessions end, and try again"
                 )
-            groups = list(refused)
+
+        retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=self.context.stop)(delete)
         forget_ends(self.cluster, f"{self.group}/")
 
     def _one_cluster(self) -> None:
-        """Raises SpecError if labels would go to another cluster than the source's, where their positions are."""
+        """Raises SpecError if source and sink are on two clusters. No transaction covers labels and positions then."""
         source = self.live_source
         if source is None or source.servers == self.cluster.servers:
             return
@@ -196,7 +206,7 @@ class _Sink:
             )
 
     def _avro(self, columns: pa.Schema) -> Encode:
-        """Values by the columns' schema, which is registered first if there is a registry."""
+        """The encoder of Avro values. Registers the schema of the columns first, if there is a schema registry."""
         columns = pa.schema([field for field in columns if field.name not in MESSAGE])
         rows = AvroRows(columns, self.job.name, self.spec.avro_schema)
         if self.spec.registry is None:
@@ -229,7 +239,10 @@ class _Sink:
         }
 
     def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
-        """See `io.contracts.ReplayingSink`. Raises SpecError for another source: letters of its rows are not whole."""
+        """See `io.contracts.ReplayingSink`.
+
+        Raises SpecError if the source is not Kafka, because the dead letters then do not hold the whole row.
+        """
         from tagstream.transforms.io.kafka.replay import DeadTopic
 
         if self.live_source is None:
@@ -239,15 +252,15 @@ class _Sink:
             )
         return DeadTopic(self.job, self.context, self.live_source, self.cluster, self.dead_topic, self.progress())
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
-        """`known` is not needed: the committed offset is read under the chain's own lock, the transactional id."""
+    def open(self, split: Split, known: int | None = None) -> _KafkaTopicWriter:
+        """See `io.contracts.Sink`. Ignores `known`: `Chain.open` fences older producers, then reads the offset."""
         try:
             chain = self._chain(split)
             position = chain.open()
-            writer = _Writer(self, split, chain, split.start if position is None else position)
+            writer = _KafkaTopicWriter(self, split, chain, split.start if position is None else position)
             if position is None and split.stop is None:
                 chain.position = split.start
-                chain.commit([], split.start, split.start)  # what `start` meant is settled now, once and for all
+                chain.commit([], split.start, split.start)  # a later run must not read `start` as another offset
         except PartitionLostError as error:
             lost = SinkError(f"{split.payload.get('topic', split.id)}: lost while its chain was opened ({error})")
             lost.transient = True
@@ -304,18 +317,14 @@ class _Sink:
         return self._partitions[topic]
 
     def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
-        """Committed offsets of the job's groups; the admin client does not retry while a cluster wakes up."""
-        ends = time.monotonic() + RETRY_SECONDS
-        while True:
-            try:
-                groups = self._groups(admin)
-                found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
-            except errors.RetriableError:
-                if time.monotonic() > ends:
-                    raise
-                time.sleep(0.1)
-            else:
-                return found
+        """Committed offsets of the job's groups. Tries again for a while: the admin client does not do so by itself."""
+
+        def read() -> dict[str, Any]:
+            groups = self._groups(admin)
+            found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
+            return found
+
+        return retrying(errors.RetriableError, every(0.1), seconds=RETRY_SECONDS)(read)
 
     def _groups(self, admin: KafkaAdminClient) -> list[str]:
         if self.live_source is not None:
@@ -328,7 +337,7 @@ class _Sink:
             return {}
         with contextlib.closing(self.cluster.consumer()) as consumer:
             self.cluster.require(consumer, tuple(topics))
-            return {topic: consumer._cluster.topic_id(topic) for topic in topics}  # noqa: SLF001
+            return {topic: id_of_topic(consumer, topic) for topic in topics}
 
 
 @contextlib.contextmanager
@@ -355,8 +364,8 @@ def _cluster_id(cluster: Cluster) -> str:
         return str(admin.describe_cluster()["cluster_id"])
 
 
-class _ReadableSink(_Sink):
-    """Its values say by themselves what they are, as Avro's don't."""
+class ReadableKafkaTopicSink(KafkaTopicSink):
+    """A sink whose values can be shown. Avro values can't, because they don't contain their schema."""
 
     def sample(self, count: int) -> pa.Table:
         """See `io.contracts.ReadableSink`."""
@@ -365,6 +374,7 @@ class _ReadableSink(_Sink):
         return newest(self.job, self.cluster, count)
 
 
-def open_sink(spec: JobSpec, context: JobContext) -> _Sink:
+def open_sink(spec: JobSpec, context: JobContext) -> KafkaTopicSink:
     """See `io.registry.open_sink`."""
-    return (_Sink if cast("KafkaSink", spec.sink).mode == "avro" else _ReadableSink)(spec, context)
+    kind = KafkaTopicSink if cast("KafkaSink", spec.sink).mode == "avro" else ReadableKafkaTopicSink
+    return kind(spec, context)

@@ -1,7 +1,7 @@
-"""Kafka topics as a source: live as a member of a consumer group, or up to a point as an ordinary bounded source.
+"""Kafka topics as a source: read live by the members of a consumer group, or read up to a point and no further.
 
-A split is one partition of one topic; its id comes from the topic's name and id and the partition's number, and its
-positions are offsets. Where a split goes on is what the sink's chain says; `start` is for splits without one.
+A split is one partition of one topic, and its positions are offsets. Its id comes from the topic's name, the topic's id
+and the partition's number. Reading continues where the sink's chain ends. `source.start` is for splits without a chain.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import FeedStatus, Sink, Writer
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, offsets, to_records, topic_partition
 from tagstream.transforms.io.kafka.client.member import Member
+from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.groups import Members, group_of
 from tagstream.transforms.io.kafka.messages_in import RecordBlocks
 from tagstream.transforms.runtime.job_context import JobContext
@@ -34,14 +35,18 @@ from tagstream.transforms.runtime.watchdog import deadline
 
 log = logging.getLogger(__name__)
 REPORT_SECONDS = 2.0
-"""How often the group's offsets follow the chains of a sink that has a ledger of its own; lag tools look at them."""
+"""How often the group's offsets are moved to the ends of the chains, if the sink has a ledger of its own. The offsets
+are then only for tools that show lag."""
 STANDSTILL_SECONDS = 30.0
-"""Without a message of a bounded read until it ends with an error."""
+"""A bounded read that gets no message for this long ends with an error."""
 REOPEN_SECONDS = 3.0
-"""How long a lost chain is left alone: the group tells within this time whether the partition is still ours."""
+"""Seconds after a lost race before the chain is opened again. Until then the group has said whether the partition still
+belongs to this member."""
 
 
-class _Source:
+class KafkaTopicSource:
+    """See `io.contracts`: `Source` and `LiveSource`."""
+
     def __init__(self, spec: JobSpec, context: JobContext) -> None:
         self.job, self.context = spec, context
         self.spec = cast("KafkaSource", spec.source)
@@ -50,10 +55,10 @@ class _Source:
         self.kept = self.blocks.kept
 
     def splits(self) -> list[Split]:
-        """One a partition; with `until`, from where `start` says to where `until` says."""
+        """One split for each partition. With `source.until` they begin at `start` and end at `until`."""
         with contextlib.closing(self.cluster.consumer(group_id=group_of(self.job))) as consumer:
             partitions = self.cluster.require(consumer, self.spec.topics)
-            ids = {topic: consumer._cluster.topic_id(topic) for topic in self.spec.topics}  # noqa: SLF001
+            ids = {topic: id_of_topic(consumer, topic) for topic in self.spec.topics}
             if self.spec.until is None:
                 return [split_of(p, ids[p.topic]) for p in partitions]
             starts = starting_points(consumer, partitions, self.spec.start)
@@ -61,7 +66,7 @@ class _Source:
         return [split_of(p, ids[p.topic], starts[p], max(starts[p], stops[p])) for p in partitions]
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
-        """The bounded path: one partition, without the group."""
+        """Read one partition up to the end of its split, outside the group."""
         partition = partition_of(split)
         assert split.stop is not None
         for at, stop, records in read_partition(
@@ -69,15 +74,19 @@ class _Source:
         ):
             yield self.blocks.block(split.id, partition.topic, at, stop, records)
 
-    def feed(self, sink: Sink) -> Feed:
-        """A new member of the group that reads live."""
-        return Feed(self, sink)
+    def feed(self, sink: Sink) -> KafkaFeed:
+        """A new member of the group, which reads live."""
+        return KafkaFeed(self, sink)
 
 
-class Feed:
-    """One member of the group and what it reads, as blocks. An `Owner`: it opens and lets go the sink's writers."""
+class KafkaFeed:
+    """See `io.contracts.Feed`. One member of the group; it turns the member's messages into blocks.
 
-    def __init__(self, source: _Source, sink: Sink) -> None:
+    Also the member's `Owner`: when the group assigns partitions, the feed opens the sink's writers for them, and when
+    the group revokes partitions, it gives these writers up.
+    """
+
+    def __init__(self, source: KafkaTopicSource, sink: Sink) -> None:
         self.source, self.sink, self.context = source, sink, source.context
         self._writers, self._members = self.context.resource(OpenWriters), self.context.resource(Members)
         self._splits: dict[Partition, Split] = {}
@@ -97,7 +106,7 @@ class Feed:
         )
 
     def next(self, timeout: float) -> Block | None:
-        """The next block; after `timeout` seconds, or when `member.wake` is called, a heartbeat if one is of use."""
+        """The next block. A heartbeat after `timeout` seconds or a `wake`, or at once if a commit is due."""
         self._keep_up()
         due = self._due()
         blocks = self.source.job.blocks
@@ -114,7 +123,7 @@ class Feed:
         return None
 
     def drain(self) -> Block | None:
-        """A heartbeat while anything that was read is not committed, and the order to commit it; then None."""
+        """A heartbeat while messages are read and not committed; their writers are hurried. Then None."""
         self._keep_up()
         for partition, split in list(self._splits.items()):
             writer = self._writers.of(split.id)
@@ -124,7 +133,7 @@ class Feed:
         return None
 
     def _due(self) -> list[Partition]:
-        """Partitions whose writers want to commit: they are not read on before a heartbeat has made them do so."""
+        """Partitions whose writers are due. They are not read any further before a heartbeat has made them commit."""
         due = []
         for partition, split in list(self._splits.items()):
             if (writer := self._writers.of(split.id)) is None:
@@ -136,28 +145,28 @@ class Feed:
         return due
 
     def status(self) -> FeedStatus:
-        """For the progress line."""
+        """The state of the feed, for the progress line and the metrics."""
         lag = {str(partition): behind for partition, behind in self.member.lag().items()}
         since = time.monotonic() - self.member.joined
         where, strangers = self.source.spec.servers, tuple(self.member.strangers)
         return FeedStatus(lag, len(self._splits), self.member.silence(), since, where, strangers)
 
     def wake(self) -> None:
-        """Ends a `next` that waits."""
+        """End a `next` that waits."""
         self.member.wake()
 
     def close(self, seconds: float = 5.0) -> None:
-        """Leaves the group."""
+        """Leave the group, and close the writers that were given up."""
         self.member.close(seconds)
         self._close_released()
 
     def assigned(self, member: Member, partitions: list[Partition]) -> dict[Partition, int]:
-        """Opens a writer for each partition; the sink's chain says where it goes on."""
+        """Open a writer for each partition. Returns where to read each: at the end of its chain in the sink."""
         if not partitions:
             return {}
         known = self.sink.progress()
         consumer = member.lookup()
-        ids = {p.topic: consumer._cluster.topic_id(p.topic) for p in partitions}  # noqa: SLF001
+        ids = {p.topic: id_of_topic(consumer, p.topic) for p in partitions}
         begun = {p: known[id_].stop for p in partitions if (id_ := split_of(p, ids[p.topic]).id) in known}
         starts = self._starts(member, consumer, partitions, begun)
 
@@ -176,8 +185,11 @@ class Feed:
     def _starts(
         self, member: Member, consumer: KafkaConsumer, partitions: list[Partition], begun: dict[Partition, int]
     ) -> dict[Partition, int]:
-        """Where partitions that have not begun begin. What `latest` means is settled once, or a death before the first
-        commit would skip messages: in the group, or by a Kafka sink in its own transaction.
+        """Where to begin partitions that have no chain. `begun`: the ends of the chains of the others.
+
+        With `start: latest` the starting offsets are written down at once, as offsets of the group or in a Kafka sink's
+        own transaction. Otherwise a process that dies before its first commit would begin at a later offset the next
+        time, and skip the messages in between.
         """
         start = self.source.spec.start
         new = [p for p in partitions if start != "committed" or p not in begun]
@@ -186,7 +198,7 @@ class Feed:
             return starts
         if later := [p for p in partitions if p not in member.there_at_first]:
             starts |= offsets(consumer, later, "earliest")
-        if self.source.job.sink.type != "kafka":
+        if not self.source.job.sink.commits_offsets:
             unsettled = {}
             for partition in (p for p in partitions if p not in begun):
                 if (found := member.committed(partition)) is None:
@@ -197,7 +209,7 @@ class Feed:
         return starts
 
     def revoked(self, member: Member, partitions: list[Partition]) -> None:
-        """Takes the writers out of reach at once; the thread that uses them closes them."""
+        """Take the writers out of reach at once. The thread that uses the writers closes them later."""
         for partition in partitions:
             with self._lock:
                 split = self._splits.pop(partition, None)
@@ -207,9 +219,9 @@ class Feed:
             self._members.remove(partition, member)
 
     def _keep_up(self) -> None:
-        """Tells the member what is committed, and reads again what a lost race has dropped."""
+        """Tell the member how far each chain has come, and go back to the chain's end after a lost race."""
         self._close_released()
-        report = self.source.job.sink.type != "kafka" and time.monotonic() - self._reported > REPORT_SECONDS
+        report = not self.source.job.sink.commits_offsets and time.monotonic() - self._reported > REPORT_SECONDS
         if report:
             self._reported = time.monotonic()
             writers = {p: self._writers.of(split.id) for p, split in list(self._splits.items())}
@@ -242,9 +254,9 @@ def read_partition(
     blocks: Blocks,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-    """Spans of one partition from `start` to `stop` and their records, without a group.
+    """Read one partition from `start` to `stop` without a group, as (start, stop, records) of consecutive spans.
 
-    `stopping`: whether the job is asked to stop; asked while the partition gives nothing. Raises SourceError.
+    `stopping`: whether the job is asked to stop. Called while the partition gives no messages. Raises SourceError.
     """
     with contextlib.closing(cluster.consumer(max_poll_records=blocks.rows)) as consumer:
         name = topic_partition(partition)
@@ -275,7 +287,10 @@ def read_partition(
 
 
 def _pieces(records: pa.RecordBatch, size: int) -> Iterator[tuple[pa.RecordBatch, pa.RecordBatch]]:
-    """Pieces of at most `size` bytes or one record, each with what is behind it; one empty piece of no records."""
+    """Cut records into pieces of at most `size` bytes, or one record. Each piece comes with the records after it.
+
+    Without records there is one empty piece.
+    """
     lengths = pc.fill_null(pc.binary_length(records.column("value")), 0).to_numpy().astype(np.int64)
     other = (records.nbytes - int(lengths.sum())) / max(1, records.num_rows)
     ends = np.cumsum(lengths + other)
@@ -290,18 +305,18 @@ def _pieces(records: pa.RecordBatch, size: int) -> Iterator[tuple[pa.RecordBatch
 
 
 def split_of(partition: Partition, topic_id: object, start: int = 0, stop: int | None = None) -> Split:
-    """A partition as a split: a topic that was deleted and made again is another one."""
+    """The split of a partition. The topic's id is part of the split's id: a topic that was made anew has new splits."""
     identity = split_id(str(partition), topic=partition.topic, topic_id=str(topic_id), partition=partition.number)
     return Split(identity, start, stop, {"topic": partition.topic, "partition": partition.number})
 
 
 def partition_of(split: Split) -> Partition:
-    """The partition that a split is."""
+    """The partition of a split."""
     return Partition(split.payload["topic"], split.payload["partition"])
 
 
 def starting_points(consumer: KafkaConsumer, partitions: list[Partition], start: str | int) -> dict[Partition, int]:
-    """Where partitions without a chain begin. Raises SourceError for `committed` where nothing is."""
+    """The offsets that `source.start` means. Raises SourceError for `committed` if the group has committed nothing."""
     if start != "committed":
         return offsets(consumer, partitions, start)
     found = {}
@@ -316,6 +331,6 @@ def starting_points(consumer: KafkaConsumer, partitions: list[Partition], start:
     return found
 
 
-def open_source(spec: JobSpec, context: JobContext) -> _Source:
+def open_source(spec: JobSpec, context: JobContext) -> KafkaTopicSource:
     """See `io.registry.open_source`."""
-    return _Source(spec, context)
+    return KafkaTopicSource(spec, context)

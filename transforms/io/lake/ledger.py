@@ -1,13 +1,11 @@
-"""The ledger of a lake sink: whose output a table is, where the chains end, and dead letters that still wait.
+"""The ledger of a lake sink: which job owns the table, where the chains end, and which dead letters still wait.
 
-The numbers of the label table are the ledger; `lake.sink` lists them.
+The ledger is kept as whole numbers in the label table. `lake.sink` lists them.
 """
 
 from __future__ import annotations
 
 import json
-import random
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -21,18 +19,20 @@ from tagstream.transforms.io.lake.table import (
     COMMIT,
     ConflictError,
     LakeTable,
-    Letters,
-    Staged,
+    LetterFilter,
+    StagedRows,
     State,
     new_token,
 )
+from tagstream.transforms.runtime.retry import random_up_to, retrying
 
 _TRIES = 100
+"""How often a commit may find that another process was first."""
 T = TypeVar("T")
 
 
 class LakeLedger:
-    """`labels` and `dead`: the two tables of a job; `token`: of the output as it was begun, once that is known."""
+    """`labels` and `dead`: the job's two tables. `token`: drawn when the output was begun; None until known."""
 
     def __init__(self, spec: JobSpec, labels: LakeTable, dead: LakeTable) -> None:
         self.spec = spec
@@ -43,11 +43,14 @@ class LakeLedger:
         self._fingerprint: Fingerprint | None = None
 
     def chain(self, split: str) -> str:
-        """Name of the number where a split's chain ends."""
+        """Name of the number that says where a split's chain ends."""
         return f"{self.token}/split/{split}"
 
     def owned(self, schema: pa.Schema | None = None) -> State:
-        """The label table now; made if it is not there. Raises LedgerError if the output belongs to others by now."""
+        """The label table's newest state. Creates the table if there is none.
+
+        Raises LedgerError if another run has overwritten the output.
+        """
         if self.token is None:
             self._claim(schema, overwrite=False)
         state = self.labels.load()
@@ -58,7 +61,7 @@ class LakeLedger:
         return state
 
     def settle_letters(self, split: str | None = None) -> None:
-        """Move in the dead letters of the last commits, of a split or of all, if they still wait."""
+        """Move dead letters that still wait into their table. `split`: only this split's; None for all splits."""
 
         def work() -> None:
             state = self.labels.load()
@@ -76,18 +79,21 @@ class LakeLedger:
         state = self.dead.load()
         if ((state and state.get(name)) or -1) < stop:
             if (found := self.labels.take(file)) is None:
-                raise ConflictError(f"{file} is not there: the dead letters moved in meanwhile, or were removed")
+                raise ConflictError(f"{file} is gone: another process moved the dead letters in, or removed them")
             letters, replaces = found
             if state is None:
                 self.dead.create(letters.schema, {})
-                raise ConflictError("the table was made")
-            rows = Staged(letters.schema, letters.num_rows, letters.to_reader)
-            without = Letters(self.spec.name, replaces["split"], int(replaces["stop"])) if replaces else None
+                raise ConflictError("the dead-letter table had to be created first")
+            rows = StagedRows(letters.schema, letters.num_rows, letters.to_reader)
+            without = LetterFilter(self.spec.name, replaces["split"], int(replaces["stop"])) if replaces else None
             self.dead.append(state, rows, {name: stop}, self.note(new_token()), without)
         self.labels.drop(file)
 
     def _claim(self, schema: pa.Schema | None, *, overwrite: bool) -> None:
-        """Make the output this job's, or see that it is. Without a schema a new table is made with the first rows."""
+        """Make the output belong to this job, or check that it does.
+
+        Without a schema no table is created: that happens with the first rows.
+        """
         assert self._fingerprint is not None
         mine, state = self._fingerprint, self.labels.load()
         token = new_token()
@@ -99,17 +105,17 @@ class LakeLedger:
         elif (held := state.get("job")) is None:
             if not self.sink.adopt:
                 raise LedgerError(
-                    f"{self.labels.where} is there already and was not made by job {self.spec.name!r}; choose another "
-                    "table, or allow it with adopt: true"
+                    f"{self.labels.where} already exists and was not made by job {self.spec.name!r}. Choose another "
+                    "table, or allow writing to this one with adopt: true"
                 )
             self.labels.append(state, None, values, self.note(token), None)
         elif overwrite:
             if not state.get(f"{held}/made"):
                 raise LedgerError(
-                    f"{self.labels.where} was not made by this job: its rows can't be told from others. Delete them "
+                    f"{self.labels.where} was not made by this job, so its rows can't be told from others. Delete them "
                     "yourself and give the job another name"
                 )
-            if others := state.others():  # their rows would go; Delta would even keep telling them that all is done
+            if others := state.others():  # their rows would go, but on Delta their chains would stay
                 raise LedgerError(
                     f"{self.labels.where} also holds the output of job {', '.join(map(repr, others))}, which "
                     "--overwrite would remove; give this job another table"
@@ -127,7 +133,7 @@ class LakeLedger:
 
     def _remove_letters(self) -> None:
         if (state := self.dead.load()) is not None:
-            everything = Letters(self.spec.name, None, 0)
+            everything = LetterFilter(self.spec.name, None, 0)
             self.dead.append(state, None, {}, self.note(new_token()), everything)
 
     def _differs(self, held: int) -> str:
@@ -135,10 +141,10 @@ class LakeLedger:
         assert mine is not None
         other = Fingerprint.from_json(found[0]["text"][0].as_py()) if found else None
         told = not_ours(self.labels.where, other, mine)
-        return f"{told}\n--overwrite replaces that output; another name and table write beside it"
+        return f"{told}\n--overwrite replaces that output; another job name and table keep both"
 
     def note(self, token: int, commit: Commit | None = None, seconds: float = 0.0) -> dict[str, str]:
-        """What the table's history says of a commit, for people, and to find it again."""
+        """Properties for the table's history: they describe a commit to people, and identify it."""
         note = {COMMIT: str(token), "tagstream.job": self.spec.name}
         if commit is not None:
             assert self._fingerprint is not None
@@ -155,16 +161,16 @@ class LakeLedger:
         return note
 
     def retried(self, work: Callable[[], T]) -> T:
-        """What `work` returns, done anew as long as others change the tables meanwhile. Raises SinkError."""
-        pause = 0.02
-        for _ in range(_TRIES):
-            try:
-                return work()
-            except ConflictError as conflict:
-                last = conflict
-            time.sleep(random.uniform(0, pause))  # noqa: S311
-            pause = min(2 * pause, 1.0)
-        raise SinkError(f"{self.labels.where}: other processes are first all the time, the last time: {last}")
+        """Call `work` and return its result. Calls it again if another process changed a table meanwhile.
+
+        Raises SinkError after many tries.
+        """
+        try:
+            return retrying(ConflictError, random_up_to(0.02, 1.0), attempts=_TRIES)(work)
+        except ConflictError as last:
+            raise SinkError(
+                f"{self.labels.where}: other processes kept changing the table. The last conflict: {last}"
+            ) from None
 
 
 def table_of_text(text: str) -> pa.RecordBatchReader:
@@ -172,5 +178,5 @@ def table_of_text(text: str) -> pa.RecordBatchReader:
 
 
 def letters_file(token: int | None) -> str:
-    """Where the dead letters of a commit wait."""
+    """Name of the file where the dead letters of a commit wait. `token`: the commit's."""
     return f"dead-{token}"

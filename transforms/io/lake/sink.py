@@ -1,20 +1,23 @@
-"""An Iceberg or Delta table as a sink. For every format that has a `LakeTable`.
+"""An Iceberg or Delta table as a sink. Works for every format that has a `LakeTable`.
 
-One commit of the label table holds the rows and the ledger's numbers, and succeeds only if the chain ends where the
-span starts: the table is loaded, the end compared, and a commit that somebody else's has overtaken looks again.
+One commit of the label table holds the rows and the ledger's numbers. It succeeds only if the chain ends where the
+span starts: the writer loads the table, compares the chain's end, and commits. If another commit came first, the
+writer loads and compares again. The numbers are:
 
-    job              token of the output as it was begun; names a file with the fingerprint. A new one resets the chains
-    plan             token of the last part of the plan, in a file that names the part before it
-    <job>/<split>    where the chain ends; …/by: token of the last commit; …/dead: its stop, if it has dead letters
+    job                   token of the output, drawn when the output was begun; a new token resets all chains. It also
+                          names the file that holds the fingerprint
+    <job>/plan            token of the plan's last part, which names a file. That file names the part before it
+    <job>/split/<split>   where the chain ends. …/by: token of the last commit. …/dead: its stop, if it has dead letters
 
-Dead letters are a table of their own, and no commit spans two tables. So they wait in a file that the token of their
-commit names, and move into their table right after it, together with the number <job>/<split>, the stop of their
-span: repeating the move changes nothing. No span is committed before the letters of the one before have moved. Crash
-points of a commit:
+Dead letters have a table of their own, and no commit spans two tables. So they first wait in a file named by the
+token of their commit. Right after that commit they move into their table, and the same step stores the stop of their
+span there, so that repeating the move changes nothing. A span is committed only after the dead letters of the span
+before have moved. A commit can be interrupted at three points:
 
-1. before the label table's commit: nothing happened; files that no table knows may be left over
-2. after that, before the dead letters' commit: whoever opens the chain next, or starts the job, moves them in first
-3. after that: done, but for the file, which is deleted
+1. Before the label table's commit: nothing is committed. Files that no table knows may be left over.
+2. Between the label table's commit and the dead letters' commit: the next writer of the chain, or the next start of
+   the job, moves the dead letters in first.
+3. After both: only the file remains to be deleted.
 """
 
 from __future__ import annotations
@@ -27,13 +30,13 @@ from tagstream.schemas.block import Split
 from tagstream.schemas.dead_letters import dead_schema
 from tagstream.schemas.errors import LedgerError
 from tagstream.schemas.fingerprint import Fingerprint
-from tagstream.transforms.io.common.dead_letter_source import TableLetters
+from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
 from tagstream.transforms.io.common.plan_files import splits_from, splits_to
 from tagstream.transforms.io.contracts import Progress
 from tagstream.transforms.io.lake.ledger import LakeLedger, table_of_text
 from tagstream.transforms.io.lake.table import (
     FOLDER,
-    Letters,
+    LetterFilter,
     State,
     lake_schema,
     new_token,
@@ -88,22 +91,22 @@ class LakeSink(LakeLedger):
         """See `io.contracts.ReadableSink`."""
         return self.labels.rows([], None, count)
 
-    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetters:
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> TableLetterSource:
         """See `io.contracts.ReplayingSink`."""
         state = self.retried(self.labels.load)
         self.token = state.get("job") if state else None
         self.settle_letters()
         names = [field.name for field in dead_schema(pa.schema([("any", pa.string())]))]
-        rows = self.dead.rows(["split", "position"], Letters(self.spec.name, None, 0), None)
+        rows = self.dead.rows(["split", "position"], LetterFilter(self.spec.name, None, 0), None)
         groups = []
         if rows.num_rows:
             found = rows.group_by("split").aggregate([("position", "max"), ("position", "count")])
             groups = [(r["split"], r["position_max"] + 1, r["position_count"]) for r in found.to_pylist()]
 
         def fetch(split: str, stop: int) -> pa.Table:
-            return self.dead.rows(names, Letters(self.spec.name, split, stop), None)
+            return self.dead.rows(names, LetterFilter(self.spec.name, split, stop), None)
 
-        return TableLetters(self.dead.where, kept(), self.spec.blocks, groups, fetch)
+        return TableLetterSource(self.dead.where, kept(), self.spec.blocks, groups, fetch)
 
     def _plan(self, state: State | None) -> list[Split]:
         token = state.get(f"{state.get('job')}/plan") if state else None

@@ -1,11 +1,12 @@
-"""A lake table as a source: the version that is current when the job begins, its data files cut into splits.
+"""A lake table as a source. The job reads the version that is current when it begins, and cuts its files into splits.
 
-Data files never change, so a position is a row number of a file. The sink keeps the plan with the version in it:
-whoever plans first wins, and whatever is committed to the table meanwhile is left to `only_new`, which plans the files
-that were appended since and not deleted again. Files that were rewritten with the rows they had (compaction) are not
-new; a commit that rewrote rows (UPDATE, MERGE) is refused there, because its new rows can't be told from the old ones.
+A data file never changes, so a position is a row number of a file. The sink keeps the plan, which names the version.
+If two processes plan at once, the first one wins. Rows that are appended later are labelled only with `only_new`: each
+run then plans the files that were appended since the last plan and still exist. A file that compaction made of old
+rows is not new. After a commit that rewrote rows (UPDATE, MERGE), `only_new` raises an error, because new rows can't be
+told from old ones.
 
-A file of which rows were deleted without rewriting it is a split of its own, committed as a whole.
+A file may have deleted rows that are still in the file. Such a file is one split and is committed as a whole.
 """
 
 from __future__ import annotations
@@ -27,13 +28,15 @@ from tagstream.transforms.io.common.block_cutter import BlockCutter, check_colum
 from tagstream.transforms.io.common.parquet_rows import row_groups, row_ranges
 
 _FOOTER_THREADS = 8
+TO_GO_ON = "Without only_new the job labels only the rows it has planned; --overwrite starts again with all rows"
 
 
 @dataclass(frozen=True)
 class LakeFile:
-    """A data file. `rows`: in the file, None if the table does not say; `deleted`: how many are not there any more.
+    """A data file.
 
-    `constant`: values of columns that are the same in all its rows and not in the file, as text.
+    `rows`: number of rows in the file, None if the table does not say. `deleted`: how many of them were deleted.
+    `constant`: columns that are not in the file because all its rows have the same value there, as text.
     """
 
     path: str
@@ -43,7 +46,7 @@ class LakeFile:
 
 
 class LakeSource(ABC):
-    """See `io.contracts.PlanningSource`. A format supplies what its log says, and how a file is read."""
+    """See `io.contracts.PlanningSource`. A subclass lists a table's files by its format's log, and reads a file."""
 
     def __init__(self, spec: JobSpec, where: str) -> None:
         self.spec: Any = spec.source
@@ -55,11 +58,11 @@ class LakeSource(ABC):
         self.columns = list(dict.fromkeys([self.spec.text, *self.kept.names]))
 
     def splits(self) -> list[Split]:
-        """The plan of a first run."""
+        """The splits that a first run plans."""
         return self.more_splits([])
 
     def more_splits(self, planned: list[Split]) -> list[Split]:
-        """Splits of the files that were appended since the last plan, if the specification asks for them."""
+        """Splits of the files appended since the last plan. None without `only_new`, except in a first run."""
         check_planned(planned, "table", self.where)
         if self.version is None or (planned and not self.spec.only_new):
             return []
@@ -72,12 +75,11 @@ class LakeSource(ABC):
             except FileNotFoundError as error:
                 raise SourceError(
                     f"{self.where}: a file with new rows was removed before they were labelled (compacted, then "
-                    f"vacuumed?): {' '.join(str(error).split())}. Without only_new the job keeps to the rows it has "
-                    "planned; --overwrite begins anew"
+                    f"vacuumed?): {' '.join(str(error).split())}. {TO_GO_ON}"
                 ) from None
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
-        """From row `start` of the split's file on; a file with deleted rows from its first row on."""
+        """Blocks from row `start` on. A file with deleted rows is read from its first row; earlier rows are dropped."""
         stop = split.stop or 0
         if start >= stop:
             return
@@ -92,8 +94,8 @@ class LakeSource(ABC):
         except (OSError, pa.ArrowException) as error:
             raise SourceError(
                 f"{self.where}: {split.payload['path']} can't be read from row {position:,} on: "
-                f"{' '.join(str(error).split())}. Was its version expired or vacuumed? --overwrite begins anew with "
-                "the current one"
+                f"{' '.join(str(error).split())}. Its version may have been expired or vacuumed; --overwrite starts "
+                "again with the current version"
             ) from None
         if split.whole:
             yield Block(Span(split.id, max(position, start), END), empty_batch(self.cutter.schema), no_dead(self.kept))
@@ -120,7 +122,10 @@ class LakeSource(ABC):
 
     @abstractmethod
     def _pin(self) -> tuple[int | None, pa.Schema]:
-        """The current version, None if it has no rows yet, and the columns. Raises SourceError if there's no table."""
+        """The current version and the columns. The version is None for a table that never had rows.
+
+        Raises SourceError if there is no table.
+        """
 
     @abstractmethod
     def _files(self) -> list[LakeFile]:
@@ -128,23 +133,26 @@ class LakeSource(ABC):
 
     @abstractmethod
     def _added(self, since: int) -> list[LakeFile]:
-        """Data files appended after version `since`, up to the pinned one. Raises SourceError if it can't be told."""
+        """Data files appended after version `since`, up to the pinned version.
+
+        Raises SourceError if new rows can't be told from old ones.
+        """
 
     @abstractmethod
     def _open(self, path: str) -> AbstractContextManager[Any]:
-        """A data file, for reading."""
+        """A data file, opened for reading."""
 
     @abstractmethod
     def _batches(self, split: Split, start: int, stop: int) -> Iterator[pa.RecordBatch]:
-        """Rows `start` to `stop` of the split's file, those that were deleted left out, with `columns`."""
+        """Rows `start` to `stop` of the split's file, without deleted rows, with the columns `self.columns`."""
 
     @abstractmethod
     def _translated(self) -> AbstractContextManager[None]:
-        """Makes SourceErrors of the library's errors."""
+        """Turns errors of the format's library into SourceErrors."""
 
 
 def small_types(schema: pa.Schema) -> pa.Schema:
-    """Without large strings, binaries and lists, which the libraries give for what files hold small."""
+    """The schema with plain strings, binaries and lists. The libraries report large ones, but files hold plain ones."""
     return pa.schema([pa.field(f.name, _small(f.type)) for f in schema])
 
 

@@ -1,7 +1,8 @@
-"""What Iceberg and Delta tables have in common for us: rows and named whole numbers that change in one atomic step.
+"""A lake table as the sink sees it, Iceberg or Delta: rows and named whole numbers that change in one atomic step.
 
-The numbers are the ledger: Iceberg keeps them as table properties, Delta as versions of application transactions.
-Both outlive expired snapshots and cleaned logs, unlike the description of each commit (`note`), which is for people.
+The numbers are the ledger. Iceberg keeps them as table properties, Delta as versions of application transactions.
+They survive when snapshots expire and logs are cleaned up. The description of each commit (`note`) does not; it is
+meant for people.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from tagstream.schemas.block import unwrapped, unwrapped_type
 from tagstream.schemas.errors import SinkError
 
 FOLDER = "_tagstream"
-"""Folder inside a table's own, for files that no reader sees; a leading underscore keeps clean-up jobs away."""
+"""Subfolder of a table's folder, for files that no reader sees. The underscore keeps clean-up jobs from deleting it."""
 COMMIT = "tagstream.commit"
-"""In the note of a commit: its token, in decimal digits."""
+"""Key in the note of a commit. The value is the commit's token in decimal digits."""
 
 
 class ConflictError(Exception):
-    """Somebody else has changed the table since it was loaded, or made it first. Internal: load and look again.
+    """Another process changed or created the table since it was loaded. Internal: the caller loads it and tries again.
 
-    `unsure`: the own change may have been made nevertheless.
+    `unsure`: this process's change may have been made nevertheless.
     """
 
     def __init__(self, message: str, *, unsure: bool = False) -> None:
@@ -36,8 +37,8 @@ class ConflictError(Exception):
 
 
 @dataclass(frozen=True)
-class Letters:
-    """Dead letters of a job: those of `split` at positions below `stop`; all if `split` is None."""
+class LetterFilter:
+    """Selects dead letters of a job: those of `split` at positions below `stop`, or all if `split` is None."""
 
     job: str
     split: str | None
@@ -45,36 +46,36 @@ class Letters:
 
     @property
     def predicate(self) -> str:
-        """Condition of a row filter, as both formats read it. The names hold no quotes: see `JobSpec`, `split_id`."""
+        """A row filter in the syntax of both formats. Job names and split ids can't hold quotes."""
         job = f"job = '{self.job}'"
         return job if self.split is None else f"{job} AND split = '{self.split}' AND position < {self.stop}"
 
 
 class State(Protocol):
-    """A table as it was when loaded."""
+    """A table as it was when loaded. Numbers are those of one job."""
 
     schema: pa.Schema
 
     def get(self, name: str) -> int | None:
-        """A number of the job's."""
+        """The number `name`; None if it was never set."""
 
     def all(self) -> dict[str, int]:
-        """All numbers of the job's."""
+        """All numbers."""
 
     def others(self) -> list[str]:
-        """Other jobs whose output the table is too, sorted."""
+        """Names of other jobs that write to the table, sorted."""
 
     def check(self) -> None:
-        """Raises LedgerError if rows were taken back of which the numbers still tell."""
+        """Raises LedgerError if the table was rolled back, so that the numbers count rows which are gone."""
 
     def seconds(self) -> dict[str, tuple[int, float]]:
-        """Rows in and seconds by split, of those commits that the table still knows."""
+        """Rows in and seconds by split, summed over those commits that the table's history still holds."""
 
 
 class LakeTable(Protocol):
-    """One table. `where`: the table as it may be shown. Methods raise SinkError, without secrets in it.
+    """One table. `where` names the table in messages. Methods raise SinkError, without secrets in the message.
 
-    A `state` that is given is one that the same table has loaded.
+    A `state` argument must come from `load` of the same table.
     """
 
     where: str
@@ -83,38 +84,47 @@ class LakeTable(Protocol):
         """The newest state; None if there is no such table."""
 
     def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
-        """The table, with its numbers from the first moment on. Raises ConflictError if it is there."""
+        """Create the table and set its numbers in one step. Raises ConflictError if the table exists."""
 
     def replace(self, state: Any, schema: pa.Schema, values: dict[str, int]) -> None:
-        """The table anew, without rows. Raises ConflictError."""
+        """Replace the table by an empty one. Raises ConflictError."""
 
     def append(
-        self, state: Any, rows: Staged | None, values: dict[str, int], note: dict[str, str], without: Letters | None
+        self,
+        state: Any,
+        rows: StagedRows | None,
+        values: dict[str, int],
+        note: dict[str, str],
+        without: LetterFilter | None,
     ) -> None:
-        """Rows, missing columns and numbers, in one commit; `without`: rows that leave before.
+        """Append rows, add missing columns and set numbers, in one commit. `without`: rows to delete first.
 
-        Raises ConflictError if one of the numbers has changed since `state`, or for any change of the table.
+        Raises ConflictError if one of the numbers has changed since `state`. An implementation may also raise it for
+        any other change of the table.
         """
 
-    def forget(self, staged: Staged) -> None:
-        """Delete the files of rows that were not appended."""
+    def forget(self, staged: StagedRows) -> None:
+        """Delete data files that were written for a commit which did not happen."""
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
-        """Rows as they are now, of all columns if none is named; `letters`: only these. No columns without a table."""
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
+        """At most `limit` of the current rows. No `columns`: all columns. `letters`: only these dead letters.
+
+        A table without columns if the lake table does not exist.
+        """
 
     def put(self, name: str, rows: pa.RecordBatchReader, note: dict[str, str]) -> None:
-        """Keep rows in a file that no reader of the table sees."""
+        """Store rows and a note in a file beside the table. Readers of the table do not see the file."""
 
     def take(self, name: str) -> tuple[pa.Table, dict[str, str]] | None:
-        """What `put` has kept; None if it was dropped."""
+        """Read what `put` stored. The file stays. None if there is no such file."""
 
     def drop(self, name: str) -> None:
-        """Forget what `put` has kept, if it is there."""
+        """Delete the file that `put` wrote, if it exists."""
 
 
 @dataclass
-class Staged:
-    """Rows of one commit, read as often as it is tried. `made`: what the table has made of them, for the next try."""
+class StagedRows:
+    """The rows of one commit. Each try of the commit calls `reader`. `made`: data files that an earlier try wrote."""
 
     schema: pa.Schema
     rows: int
@@ -123,17 +133,17 @@ class Staged:
 
 
 def new_token() -> int:
-    """A positive number of 62 bits that nobody else has."""
+    """A random positive number of 62 bits, so that no two tokens are equal."""
     return secrets.randbits(62) | 1
 
 
 def lake_schema(schema: pa.Schema) -> pa.Schema:
-    """The columns with types that both formats hold. Raises SinkError for a type that neither does."""
+    """The columns with types that both formats can hold. Raises SinkError for a type that they can't."""
     return pa.schema([pa.field(f.name, _lake_type(f.type, f.name)) for f in schema])
 
 
 def lake_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the types of `lake_schema`. Raises SinkError for a value that would be cut."""
+    """The batch with the types of `lake_schema`. Raises SinkError for a value that would lose precision."""
     schema = lake_schema(batch.schema)
     arrays = []
     for column, to in zip(batch.columns, schema, strict=True):
@@ -154,7 +164,7 @@ def _lake_array(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _lake_type(kind: pa.DataType, name: str) -> pa.DataType:
-    """Unsigned whole numbers become larger signed ones, times text, durations whole numbers of their unit."""
+    """Unsigned integers become larger signed ones, times of day become text, durations integers of their unit."""
     types, kind = pa.types, unwrapped_type(kind)
     if types.is_struct(kind):
         return pa.struct([pa.field(f.name, _lake_type(f.type, f"{name}.{f.name}")) for f in kind])
@@ -185,11 +195,11 @@ _LAKE_TYPES: list[tuple[Callable[[pa.DataType], bool], pa.DataType]] = [
 def _refuse(kind: pa.DataType, name: str) -> pa.DataType:
     if pa.types.is_decimal128(kind):
         return kind
-    raise SinkError(f"column {name!r}: a lake table holds no {kind}; leave it out of source.keep")
+    raise SinkError(f"column {name!r}: a lake table can't hold the type {kind}. Leave the column out of source.keep")
 
 
 def lacks(table: pa.Schema | pa.DataType, wanted: pa.Schema | pa.DataType) -> bool:
-    """Columns of `wanted`, or fields inside them, are missing in `table`."""
+    """Whether columns of `wanted`, or fields inside them, are missing in `table`."""
     for field_ in wanted:
         number = table.get_field_index(field_.name)
         if number < 0:
@@ -211,6 +221,6 @@ def as_bytes(rows: pa.RecordBatchReader, note: dict[str, str]) -> bytes:
 
 
 def from_bytes(data: bytes) -> tuple[pa.Table, dict[str, str]]:
-    """What `as_bytes` was given."""
+    """The inverse of `as_bytes`."""
     table = pa.ipc.open_stream(data).read_all()
     return table.replace_schema_metadata(None), json.loads(table.schema.metadata[b"note"])

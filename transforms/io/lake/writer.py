@@ -1,4 +1,4 @@
-"""The writer of a lake table: rows wait in files, and one commit appends them where the chain ends. See `lake.sink`."""
+"""The writer of a lake sink. Rows wait in temporary files; one commit appends them to the table. See `lake.sink`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_row
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Commit
 from tagstream.transforms.io.lake.ledger import LakeLedger, letters_file
-from tagstream.transforms.io.lake.table import ConflictError, Staged, lake_rows, new_token
+from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, new_token
 
 _SPOOL_BYTES = 256 << 20
 
@@ -44,18 +44,18 @@ class LakeWriter(ChainWriter):
         assert self._labels is not None
         assert self._letters is not None
         ledger, span, token = self._ledger, commit.span, new_token()
-        rows = Staged(self._labels.schema, self._labels.rows, self._labels.reader)
+        rows = StagedRows(self._labels.schema, self._labels.rows, self._labels.reader)
         replaces = self.split.payload.get(REPLACES)
         letters = self._letters if self._letters.rows or replaces else None
         unsure = False
 
         def attempt() -> int:
-            """Where the chain ends: at the span's stop if it was appended."""
+            """One try of the commit. Returns the new end of the chain."""
             nonlocal unsure
             state = ledger.owned(rows.schema)
             chain = ledger.chain(span.split)
             end = state.get(chain)
-            if state.get(f"{chain}/by") == token:  # the answer to the last try was lost, the commit was not
+            if state.get(f"{chain}/by") == token:  # the last try committed, but its answer was lost
                 return span.stop
             if (self.split.start if end is None else end) != span.start:
                 ledger.settle_letters(span.split)
@@ -66,7 +66,7 @@ class LakeWriter(ChainWriter):
             if letters is not None:
                 ledger.labels.put(letters_file(token), letters.reader(), replaces or {})
                 values[f"{chain}/dead"] = span.stop
-            before, unsure = unsure, True  # an error that is no refusal leaves open whether the commit was made
+            before, unsure = unsure, True  # any error except a refusal leaves open whether the commit was made
             try:
                 ledger.labels.append(state, rows, values, ledger.note(token, commit, seconds), None)
             except ConflictError as conflict:
@@ -80,7 +80,7 @@ class LakeWriter(ChainWriter):
         try:
             ledger.retried(attempt)
         except BaseException:
-            if not unsure:  # else the table may know the files, now or when a slow request arrives
+            if not unsure:  # otherwise the table may refer to the files, now or when a slow request arrives
                 with suppress(ConflictError, SinkError):
                     ledger.labels.forget(rows)
                     ledger.labels.drop(letters_file(token))

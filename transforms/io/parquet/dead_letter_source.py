@@ -1,4 +1,4 @@
-"""The dead letters of a Parquet sink's folder as a source: what `replay` reads. Each file is one split."""
+"""Reads the dead letters of a Parquet sink's folder again, for `replay`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from tagstream.schemas.dead_letters import DEAD_ROW, dead_schema
 from tagstream.schemas.errors import SourceError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.atomic_folder import Folder
-from tagstream.transforms.io.common.dead_letter_source import Letters
+from tagstream.transforms.io.common.dead_letter_source import ArrowLetterSource
 from tagstream.transforms.io.contracts import Progress
 
 REPLAYED = "_replayed"
 
 
-class FolderLetters(Letters):
-    """Each file is one split. Raises SourceError if there is none."""
+class FolderLetterSource(ArrowLetterSource):
+    """Each file is one split. Raises SourceError if the folder holds no dead letters."""
 
     def __init__(self, spec: JobSpec, folder: Folder) -> None:
         self.folder = folder
@@ -27,7 +27,7 @@ class FolderLetters(Letters):
         schema = self._open(names[0]).schema_arrow
         kept = pa.schema(list(schema.field(DEAD_ROW).type) if DEAD_ROW in schema.names else [])
         if schema != dead_schema(kept):
-            raise SourceError(f"{folder.at(names[0])}: not a dead-letter file of this version")
+            raise SourceError(f"{folder.at(names[0])}: this version of tagstream can't read this dead-letter file")
         super().__init__(folder.url, kept, spec.blocks)
 
     def splits(self) -> list[Split]:
@@ -40,7 +40,7 @@ class FolderLetters(Letters):
         return self._open(split.payload["file"]).read()
 
     def retire(self, progress: dict[str, Progress]) -> None:
-        """Move away the files whose rows all have been replayed."""
+        """Move each file whose rows have all been replayed to `_replayed`."""
         for split in self.splits():
             if split.id in progress and progress[split.id].stop == split.stop:
                 name = split.payload["file"]

@@ -1,12 +1,15 @@
-"""A folder of Parquet files as a sink: the chain of DESIGN.
+"""A folder of Parquet files as a sink. Each file is one commit of a split's chain.
 
-A file's name holds the split's id and the span's *start* only and is created exclusively: that is the compare-and-set.
-Its footer holds the span, the counts, the job's fingerprint and where its dead letters wait. Crash points of a commit:
+A file's name holds only the split's id and the span's *start*, and is created exclusively. So two writers can't
+continue a chain at the same row: creating the name is the compare-and-set. The file's footer holds the span, the
+counts, the job's fingerprint and the name under `_tmp` where its dead letters wait.
 
-1. before `publish`: nothing happened; temporary files are left over
-2. after `publish`, before `move_in`: labels are committed, their dead letters wait under `_tmp`; whoever opens the
-   chain next, or the next start of the job, moves them in before anything else
-3. after `move_in`: done
+A commit can be interrupted at three points:
+
+1. Before `publish`: nothing is committed. Temporary files are left over.
+2. Between `publish` and `move_in`: the labels are committed and their dead letters wait under `_tmp`. The next writer
+   of the chain, or the next start of the job, moves them in before it does anything else.
+3. After `move_in`: the commit is complete.
 """
 
 from __future__ import annotations
@@ -30,18 +33,19 @@ from tagstream.schemas.fingerprint import Fingerprint, not_ours
 from tagstream.schemas.spec import JobSpec, ParquetSink
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.chain_writer import ChainWriter
+from tagstream.transforms.io.common.keep_apart import keep_apart
 from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
 from tagstream.transforms.io.contracts import Commit, Progress
-from tagstream.transforms.io.parquet.dead_letter_source import FolderLetters
+from tagstream.transforms.io.parquet.dead_letter_source import FolderLetterSource
 from tagstream.transforms.runtime.job_context import JobContext
 
 KEY = b"tagstream"
-"""Footer metadata key of every file; its value is JSON, see `Footer`."""
+"""Footer metadata key of every file. The value is a `Footer` as JSON."""
 JOB_FILE = "_job.json"
 OWNER_FILE = "_labels.json"
-"""File of a dead-letter folder: whose dead letters these are."""
+"""File in a dead-letter folder that names the output which the dead letters belong to."""
 OVERWRITING = "_overwriting"
-"""File that is there while the old output is removed: what is left of it then is no chain."""
+"""File that exists while old output is being removed. Until it is gone, the remaining files are not a chain."""
 _NAME = re.compile(r"^(?P<split>.+)-(?P<start>\d{15})\.parquet$")
 _GROUP_ROWS = 65_536
 _GROUP_BYTES = 32 << 20
@@ -49,7 +53,7 @@ _GROUP_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Footer:
-    """What a committed file says of itself. `dead_file`: name under `_tmp` of its dead letters, if it has some."""
+    """One commit, as recorded in the footer of its file. `dead_file`: name of its dead letters under `_tmp`, if any."""
 
     split: str
     start: int
@@ -64,7 +68,7 @@ class Footer:
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> Footer:
-        """Raises LedgerError if the file is not one of ours."""
+        """Raises LedgerError if tagstream did not write the file."""
         try:
             with folder.fs.open(folder.at(name), "rb") as opened:
                 return cls(**json.loads(pq.read_metadata(opened).metadata[KEY]))
@@ -78,7 +82,7 @@ def file_name(split: str, start: int) -> str:
 
 
 class _Part:
-    """A Parquet file in the making: rows collect until they fill a row group."""
+    """An unfinished Parquet file. Rows are collected until they fill a row group."""
 
     def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
         self.path = path
@@ -102,7 +106,7 @@ class _Part:
 
     @property
     def size(self) -> int:
-        """Bytes, as good as they are known before the end."""
+        """Bytes, estimated: written row groups as stored, waiting rows as held in memory."""
         return self.path.stat().st_size + self._bytes
 
     def finish(self, metadata: dict[bytes, bytes]) -> None:
@@ -116,8 +120,8 @@ class _Part:
         self.path.unlink(missing_ok=True)
 
 
-class _Writer(ChainWriter):
-    def __init__(self, sink: _Sink, split: Split, position: int) -> None:
+class _ParquetFolderWriter(ChainWriter):
+    def __init__(self, sink: ParquetFolderSink, split: Split, position: int) -> None:
         super().__init__(split, position, sink.spec.commit_every)
         self._sink = sink
         self._labels: _Part | None = None
@@ -183,7 +187,9 @@ class _Writer(ChainWriter):
         self._labels = self._letters = None
 
 
-class _Sink:
+class ParquetFolderSink:
+    """See `io.contracts`: `Sink`, `PlanKeeper`, `ReadableSink` and `ReplayingSink`."""
+
     def __init__(self, spec: JobSpec) -> None:
         self.job_spec = spec
         self.spec = cast("ParquetSink", spec.sink)
@@ -224,9 +230,9 @@ class _Sink:
             raise self.folder.error(error, "writing the plan") from error
         return read_plan(self.folder)
 
-    def open(self, split: Split, known: int | None = None) -> _Writer:
+    def open(self, split: Split, known: int | None = None) -> _ParquetFolderWriter:
         self.complete_moves(split.id)
-        return _Writer(self, split, self.end(split.id, split.start if known is None else known))
+        return _ParquetFolderWriter(self, split, self.end(split.id, split.start if known is None else known))
 
     def sample(self, count: int) -> pa.Table:
         for name in sorted(name for name in self.folder.names() if name.endswith(".parquet")):
@@ -235,14 +241,14 @@ class _Sink:
                 return file.read_row_group(0).slice(0, count)
         return pa.table({})
 
-    def dead_letters(self, kept: Callable[[], pa.Schema]) -> FolderLetters:
+    def dead_letters(self, kept: Callable[[], pa.Schema]) -> FolderLetterSource:
         self.complete_moves()
-        letters = FolderLetters(self.job_spec, self.dead)
+        letters = FolderLetterSource(self.job_spec, self.dead)
         letters.retire(self.progress())
-        return FolderLetters(self.job_spec, self.dead)
+        return FolderLetterSource(self.job_spec, self.dead)
 
     def end(self, split: str, known: int) -> int:
-        """Where the chain ends, followed from a position that it has reached."""
+        """Where the chain ends. Starts looking at `known`, a position that the chain has already reached."""
         try:
             while self.folder.exists(name := file_name(split, known)):
                 known = Footer.read(self.folder, name).stop
@@ -251,7 +257,7 @@ class _Sink:
         return known
 
     def columns(self, block: Block) -> pa.RecordBatch:
-        """The columns that are written: no position, or split and position under their plain names."""
+        """The columns to write. With `sink.position`, split and position are added under these names."""
         batch = block.batch
         names = [name for name in batch.schema.names if not name.startswith("__")]
         arrays, fields = [batch.column(name) for name in names], [batch.schema.field(name) for name in names]
@@ -264,7 +270,7 @@ class _Sink:
         return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
 
     def _last_footers(self) -> dict[str, Footer]:
-        """The footer of the last file of each chain."""
+        """The footer of each chain's last file, by split id."""
         last: dict[str, int] = {}
         for name in self.folder.names():
             if match := _NAME.match(name):
@@ -274,7 +280,10 @@ class _Sink:
             return {footer.split: footer for footer in footers}
 
     def complete_moves(self, split: str = "") -> None:
-        """Move in the dead letters of committed files of a split, or of all; drop those of lost races."""
+        """Move in the dead letters of committed files, and drop those of commits that lost a race.
+
+        `split`: only this split's; empty for all.
+        """
         try:
             for aside, name in self.dead.waiting(split):
                 if self.folder.exists(name):
@@ -284,36 +293,39 @@ class _Sink:
             raise self.folder.error(error, "moving dead letters in") from error
 
     def _claim(self, fingerprint: Fingerprint) -> None:
-        """Write the job file, or compare with the one that is there."""
+        """Write the job file. If there is one already, check that it has the same fingerprint."""
         mine = json.dumps({"fingerprint": fingerprint.hash, "parts": fingerprint.parts}, indent=1)
         if self.folder.publish_text(mine, JOB_FILE):
             return
         held = self.job()
         if held is None or held.hash != fingerprint.hash:
             told = not_ours(self.spec.path, held, fingerprint)
-            raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes beside it")
+            raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes to another folder")
 
     def _claim_dead(self) -> None:
-        """Names of dead files are those of label files: two outputs in one folder would replace each other's."""
+        """Record that the dead-letter folder belongs to this output, or raise LedgerError if it belongs to another.
+
+        A dead-letter file has the name of its label file, so two outputs could overwrite each other's dead letters.
+        """
         if self.dead.publish_text(json.dumps({"labels": self.folder.path}), OWNER_FILE):
             return
         with self.dead.fs.open(self.dead.at(OWNER_FILE), "rb") as opened:
             owner = json.loads(opened.read())["labels"]
         if owner != self.folder.path:
             raise LedgerError(
-                f"{self.dead.url} holds the dead letters of {owner}: give these a folder of their own, "
+                f"{self.dead.url} holds the dead letters of {owner}. Choose another folder with "
                 f"--set dead_letters.path=…; if that output was moved here, remove {self.dead.at(OWNER_FILE)}"
             )
 
     def job(self) -> Fingerprint | None:
-        """The fingerprint of the job that this output belongs to."""
+        """The fingerprint of the job that wrote this output. None if there is no output yet."""
         try:
             with self.folder.fs.open(self.folder.at(JOB_FILE), "rb") as opened:
                 return Fingerprint(json.loads(opened.read())["parts"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError):
-            raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; --overwrite starts anew") from None
+            raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; start again with --overwrite") from None
 
     def _clear(self) -> None:
         self.folder.fs.touch(self.folder.at(OVERWRITING))
@@ -330,6 +342,7 @@ class _Sink:
         self.folder.delete(OVERWRITING)
 
 
-def open_sink(spec: JobSpec, _: JobContext) -> _Sink:
-    """See `io.registry.open_sink`."""
-    return _Sink(spec)
+def open_sink(spec: JobSpec, _: JobContext) -> ParquetFolderSink:
+    """See `io.registry.open_sink`. Raises SpecError if the output lies inside the input."""
+    keep_apart(spec.source, cast("ParquetSink", spec.sink).path, getattr(spec.dead_letters, "path", None))
+    return ParquetFolderSink(spec)

@@ -1,4 +1,4 @@
-"""`backend.compile`: a graph a length bucket, none later; the same scores; a clear error where it can't compile."""
+"""`backend.compile`: one graph for each length, none later; equal scores; a clear error if compiling fails."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def entry(folder: Path, **backend) -> InferEntry:
 
 
 def predict(engine: Engine, sizes: list[int]) -> np.ndarray:
-    """Scores of that many texts at a time, the next only when the one before is labelled: each a shape of its own."""
+    """Scores of texts submitted in groups, one after the other, so that each group is a micro-batch of its shape."""
     scores = []
     for seed, size in enumerate(sizes):
         texts = random_texts(size, seed=seed, longest=4 + 3 * seed)
@@ -43,7 +43,7 @@ def predict(engine: Engine, sizes: list[int]) -> np.ndarray:
 
 @pytest.mark.parametrize("longest", [4, 16, 17, 24, 64, 510, 512, 8192])
 def test_buckets_are_few_and_end_with_the_window(longest: int) -> None:
-    """At most 11, ascending, the last one takes the longest text."""
+    """There are at most 11 buckets, ascending; the last one fits the longest text."""
     lengths = length_buckets(longest)
     assert lengths[-1] == longest
     assert list(lengths) == sorted(set(lengths))
@@ -52,7 +52,7 @@ def test_buckets_are_few_and_end_with_the_window(longest: int) -> None:
 
 
 def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
-    """Whatever number of texts of whatever lengths comes, single ones too: the graphs are those made at the start."""
+    """No graph is compiled after the start, for any number of texts of any length, single ones included."""
     from torch._dynamo.utils import counters
 
     folder = make_model(tmp_path, labels=("a", "b", "c"))
@@ -76,7 +76,7 @@ def test_compiles_once_a_bucket_and_never_in_a_stream(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "albert", "gpt2"])
 def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> None:
-    """The GPU's way, here on a CPU: a graph with a mask and one without, of a block or of the whole, none later."""
+    """The way for GPUs, run on a CPU: one graph with a mask and one without, of a block or of the model, none later."""
     from torch._dynamo.utils import counters
 
     spec = entry(make_model(tmp_path, architecture), compile=True)
@@ -95,9 +95,9 @@ def test_blocks_compile_for_every_length(tmp_path: Path, architecture: str) -> N
 
 @pytest.mark.parametrize("devices", [1, 2], ids=["lengths", "replicas"])
 def test_threads_never_compile_what_another_is_looking_up(tmp_path: Path, devices: int) -> None:
-    """Four threads that change places as often as Python lets them, each with now this length, now that.
+    """Four threads call with changing lengths, and Python switches between them as often as possible.
 
-    On a CPU with a graph for each length; the GPUs' way, a replica each, here two of them on the CPU.
+    Runs the way for CPUs, with a graph for each length, and the way for GPUs, with two replicas on the CPU.
     """
     from torch._dynamo.utils import counters
 

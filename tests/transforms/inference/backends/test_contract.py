@@ -1,4 +1,4 @@
-"""What the engine relies on, for every backend: see `transforms.inference.backends.registry`."""
+"""The promises that the engine relies on, tested for every backend: see `inference.backends.contracts`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def strings(*texts: str) -> pa.LargeStringArray:
 
 
 def test_head_is_the_described_one(entry: InferEntry, backend: Backend) -> None:
-    """What `plan` shows without loading is what the loaded backend writes; identity is stable and holds JSON values."""
+    """The loaded backend has the head that `plan` shows without loading. Its identity is stable and of JSON values."""
     head = describe(entry)[0]
     assert (backend.width, backend.activation) == (len(head.names), head.activation)
     assert identify(entry) == identify(entry)
@@ -51,7 +51,7 @@ def test_head_is_the_described_one(entry: InferEntry, backend: Backend) -> None:
 
 
 def test_token_budget_that_is_given_is_not_looked_for(entry: InferEntry, backend: Backend) -> None:
-    """One that is not is, and what is found holds for the device."""
+    """A given budget is kept. Without one the engine may search, and the result is stored for this device."""
     given = entry.model_copy(update={"backend": entry.backend.model_copy(update={"token_budget": 64})})
     loaded = load_backend(given)
     loaded.close()
@@ -60,7 +60,7 @@ def test_token_budget_that_is_given_is_not_looked_for(entry: InferEntry, backend
 
 
 def test_encode_gives_sequences_of_every_text(backend: Backend) -> None:
-    """One or more sequences a text, in order of text, each with a length above zero; dtypes as documented."""
+    """Every text has one or more sequences, in the order of texts, each longer than 0. The dtypes are as documented."""
     encoded = backend.encode(strings(*TEXTS))
     assert not encoded.errors
     assert (encoded.lengths.dtype, encoded.text.dtype) == (np.int32, np.int32)
@@ -74,7 +74,7 @@ def test_encode_gives_sequences_of_every_text(backend: Backend) -> None:
 
 
 def test_forward_keeps_the_order_of_what_it_is_given(backend: Backend) -> None:
-    """Logits belong to the picked sequences in order, whatever is beside them and from however many submissions."""
+    """Logits come in the order of the picked sequences, also over several submissions."""
     first, second = backend.encode(strings(*TEXTS)), backend.encode(strings(*TEXTS[::-1]))
     n = len(first.lengths)
     whole = backend.forward([(first, np.arange(n, dtype=np.int32))])

@@ -13,6 +13,7 @@ import torch
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.runtime.machine import gpu_name
 from tests.models import make_model, random_texts
 
 pytestmark = [
@@ -93,3 +94,8 @@ def test_out_of_memory_halves_the_budget(wide: Path) -> None:
     found, budget = scores(wide, texts, 4000, device="cuda:0", precision="fp32", token_budget=1 << 20)
     assert budget < 1 << 20
     np.testing.assert_allclose(found, scores(wide, texts, device="cpu")[0], atol=1e-3)
+
+
+def test_the_driver_calls_a_gpu_what_pytorch_calls_it() -> None:
+    """Speeds that one backend has measured are looked up by this name."""
+    assert gpu_name(0) == torch.cuda.get_device_name(0)

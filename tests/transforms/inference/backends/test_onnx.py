@@ -1,8 +1,10 @@
-"""ONNX exports say what PyTorch says; low precision runs with a valid certificate only."""
+"""ONNX exports agree with PyTorch. Low precision runs only with a valid certificate."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from tagstream.pipelines.optimize.measure import Sample, same_labels
 from tagstream.pipelines.optimize.search import optimize_entry
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.backends import auto
+from tagstream.transforms.inference.backends import auto, onnx
 from tagstream.transforms.inference.backends.registry import identify, load_backend, resolve
 from tagstream.transforms.inference.certificate import Certificate
 from tagstream.transforms.inference.engine import Engine
@@ -61,6 +63,29 @@ def test_export_equals_pytorch(tmp_path: Path, architecture: str) -> None:
     np.testing.assert_allclose(scores(spec(model, type="onnx", token_budget=64)), expected, atol=1e-4)
 
 
+def test_a_run_of_an_exported_file_loads_no_pytorch(tmp_path: Path) -> None:
+    """PyTorch takes seconds and 500 MB to import, and ONNX Runtime needs none of it."""
+    spec = InferEntry.model_validate({"as": "x", "model": str(make_model(tmp_path / "m")), "backend": {"type": "onnx"}})
+    file = onnx.model_file(spec)
+    entry = spec.model_copy(update={"backend": spec.backend.model_copy(update={"file": str(file)})})
+    code = (
+        "import sys\n"
+        "import pyarrow as pa\n"
+        "from tagstream.schemas.spec import InferEntry\n"
+        "from tagstream.transforms.inference.backends.registry import device_kind, identify, load_backend\n"
+        "from tagstream.transforms.inference.engine import Engine\n"
+        f"entry = InferEntry.model_validate_json({entry.model_dump_json(by_alias=True)!r})\n"
+        "engine = Engine(load_backend(entry))\n"
+        "print(engine.submit(pa.array(['free prize'], pa.large_string())).result(60).scores.tolist())\n"
+        "engine.close()\n"
+        "identify(entry), device_kind(entry)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), scores(entry, ["free prize"]), atol=1e-6)
+
+
 def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Path) -> None:
     """The certificate names weights, sample, agreement; auto then runs exactly that backend, without a notice."""
     model = make_model(tmp_path / "model")
@@ -84,10 +109,10 @@ def test_optimize_writes_a_certificate_that_auto_uses(tmp_path: Path, cache: Pat
 
 
 def test_auto_without_certificate_is_fp32_with_a_notice(tmp_path: Path) -> None:
-    """Nothing runs in low precision by itself."""
+    """Without a certificate, `auto` runs fp32 and adds a notice."""
     model = make_model(tmp_path / "model")
     np.testing.assert_array_equal(scores(spec(model, type="auto")), scores(spec(model)))
-    assert "no certificate" in resolve(spec(model, type="auto"))[1]
+    assert "without a certificate" in resolve(spec(model, type="auto"))[1]
     assert identify(spec(model, type="auto")) == identify(spec(model, type="pytorch", precision="fp32"))
 
 
@@ -95,7 +120,7 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
     """The int8 file beside it runs."""
     model, folder = certified(tmp_path, real=True)
     entry = spec(model, type="auto", certificate=str(folder))
-    assert auto.resolve(entry).backend.file == str(folder / "int8-0.onnx")
+    assert auto.resolve(entry)[0].backend.file == str(folder / "int8-0.onnx")
     assert len(scores(entry)) == len(TEXTS)
 
 
@@ -106,10 +131,10 @@ def test_valid_certificate_is_used(tmp_path: Path) -> None:
         ({"tokenizer": "f" * 16}, {}, "is for tokenizer ffffffffffffffff"),
         ({"max_length": 64}, {}, "was measured with max_length 64, the SPEC has None"),
         ({"long_text": "window"}, {}, "was measured with long_text window, the SPEC has truncate"),
-        ({"agreement": 0.99}, {}, r"99\.00% of the sample, min_agreement asks for 99\.50%"),
-        ({}, {"min_agreement": 0.999}, r"min_agreement asks for 99\.90%"),
-        ({"file_hash": "0" * 64}, {}, "not the file that the certificate speaks of"),
-        ({"file": "gone.onnx"}, {}, "not the file that the certificate speaks of"),
+        ({"agreement": 0.99}, {}, r"99\.00% of the sample, but min_agreement is 99\.50%"),
+        ({}, {"min_agreement": 0.999}, r"min_agreement is 99\.90%"),
+        ({"file_hash": "0" * 64}, {}, "not the file that the certificate was made for"),
+        ({"file": "gone.onnx"}, {}, "not the file that the certificate was made for"),
     ],
 )
 def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, backend, message: str) -> None:
@@ -121,7 +146,7 @@ def test_certificate_that_does_not_hold_is_refused(tmp_path: Path, changes, back
 
 
 def test_classifiers_of_one_model_have_a_certificate_each(tmp_path: Path) -> None:
-    """Another length or another way with long text was measured for itself."""
+    """Each max_length and each long_text has a certificate of its own."""
     model = make_model(tmp_path / "model")
     first = spec(model, type="auto")
     others = [first.model_copy(update=update) for update in ({"max_length": 64}, {"long_text": "window"})]
@@ -157,7 +182,7 @@ def test_same_labels() -> None:
 
 
 def test_command(tmp_path: Path, cache: Path) -> None:
-    """`tagstream optimize MODEL --sample FILE` says what is certified, writes report and certificate."""
+    """`tagstream optimize MODEL --sample FILE` prints the certified backend, and writes report and certificate."""
     model = make_model(tmp_path / "model")
     pq.write_table(pa.table({"body": [*SAMPLE, None]}), tmp_path / "sample.parquet")
     result = CliRunner().invoke(

@@ -1,4 +1,4 @@
-"""int8: smoothing changes no meaning, ranges are the sample's, every way gives a file that runs on any shape."""
+"""int8: smoothing keeps the logits, ranges come from the sample, and every file runs on any shape."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_ranges_are_the_samples(tmp_path: Path) -> None:
 
 
 def test_smoothing_alone_changes_no_logits(tmp_path: Path) -> None:
-    """Q, K and V share one Mul; attention's own products and the excluded ones are as before; unused channels too."""
+    """Q, K and V share one Mul. Attention's own products, excluded products and unused channels do not change."""
     model = attention(tmp_path / "m.onnx")
     smoothed = onnx.ModelProto()
     smoothed.CopyFrom(model)
@@ -101,7 +101,7 @@ def test_smoothing_alone_changes_no_logits(tmp_path: Path) -> None:
 
 
 def test_smoothing_makes_int8_exacter_where_a_channel_is_large(tmp_path: Path) -> None:
-    """What it is for."""
+    """Smoothing makes int8 more exact if one channel is much larger than the others."""
     model = attention(tmp_path / "m.onnx")
     for static in (False, True):
         errors = []
@@ -112,7 +112,7 @@ def test_smoothing_makes_int8_exacter_where_a_channel_is_large(tmp_path: Path) -
 
 
 def test_static_ranges_are_the_samples(tmp_path: Path) -> None:
-    """Scale and zero point of x cover its least and largest value; neither attention nor the residual is rounded."""
+    """Scale and zero point of x cover its range. Neither attention nor the residual stream is rounded."""
     attention(tmp_path / "m.onnx")
     path = quantise(tmp_path / "m.onnx", Int8(static=True), tmp_path / "q.onnx", sample())
     model = onnx.load(path)
@@ -133,7 +133,7 @@ def test_static_ranges_are_the_samples(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
 def test_every_way_runs_on_any_shape(tmp_path: Path, way: Int8) -> None:
-    """Batch 1, length 2 and others; near fp32, but not it; the way says what stays fp32 and what is smoothed."""
+    """Every way runs on batch 1, length 2 and others. Logits are near fp32's, but not equal."""
     model = attention(tmp_path / "m.onnx")
     path = quantise(tmp_path / "m.onnx", way, tmp_path / "q.onnx", sample(), PRODUCTS)
     assert not list(tmp_path.glob(".*"))
@@ -153,7 +153,7 @@ def test_every_way_runs_on_any_shape(tmp_path: Path, way: Int8) -> None:
 
 
 def test_the_most_sensitive_product_comes_first(tmp_path: Path) -> None:
-    """Alone in fp32 it spares more than the last one does; the ranking leaves no file behind."""
+    """Keeping the first product in fp32 helps more than keeping the last. The ranking leaves no file behind."""
     model = attention(tmp_path / "m.onnx")
     ranked = by_sensitivity(tmp_path / "m.onnx", sample())
     assert sorted(ranked) == sorted(PRODUCTS)
@@ -166,10 +166,10 @@ def test_the_most_sensitive_product_comes_first(tmp_path: Path) -> None:
 
 
 def test_ranges_need_a_sample(tmp_path: Path) -> None:
-    """An error, no file with ranges from nowhere."""
+    """Without a sample there is an error, and no file."""
     attention(tmp_path / "m.onnx")
     for way in (Int8(static=True), Int8(smooth=True)):
-        with pytest.raises(ModelError, match="no text to take ranges from"):
+        with pytest.raises(ModelError, match="no text from which ranges can be measured"):
             quantise(tmp_path / "m.onnx", way, tmp_path / "q.onnx")
     assert not (tmp_path / "q.onnx").exists()
 
@@ -195,7 +195,7 @@ def test_products_do_not_saturate(tmp_path: Path) -> None:
 
 
 def test_the_probe_is_what_it_says() -> None:
-    """The bytes are the model that the comment names."""
+    """The probe's bytes are the model that the docstring describes."""
     info = helper.make_tensor_value_info
     inputs = [info("a", TensorProto.UINT8, None), info("b", TensorProto.INT8, None)]
     node = helper.make_node("MatMulInteger", ["a", "b"], ["y"])

@@ -67,7 +67,7 @@ def test_scores_equal_plain_transformers(folder: Path) -> None:
 
 
 def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) -> None:
-    """Its end stays when it is cut on the left."""
+    """With truncation on the left, the end of the text stays."""
     folder = make_model(tmp_path / "model", labels=("a", "b", "c"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"truncation_side": "left"}))
@@ -78,7 +78,7 @@ def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) ->
 
 
 def test_segment_ids_are_refused(tmp_path: Path) -> None:
-    """Labels without them would be others."""
+    """A model that needs segment ids is refused, because its labels would be wrong without them."""
     folder = make_model(tmp_path / "model")
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     special = {name: {"id": name, "ids": [0], "tokens": [name]} for name in ("[CLS]",)}
@@ -116,7 +116,7 @@ def test_heads_get_their_activation(
 
 
 def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
-    """A long text's logits are the mean over its overlapping windows; short texts are as ever."""
+    """A long text's logits are the mean over its overlapping windows. Short texts keep their scores."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -153,7 +153,7 @@ def test_too_long_text_is_refused_when_asked(tmp_path: Path) -> None:
 
 
 def test_bf16_keeps_labels_close(tmp_path: Path) -> None:
-    """bf16 on request: scores near those of fp32, and not the same ones."""
+    """With bf16, scores are close to those of fp32, but not equal."""
     folder = make_model(tmp_path)
     full = predict(InferEntry(model=str(folder)), TEXTS)
     half = predict(pytorch(folder, precision="bf16"), TEXTS)
@@ -162,13 +162,13 @@ def test_bf16_keeps_labels_close(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
-    """A classification head that is not in the weights would be random: a clear error instead."""
+    """Weights without a classification head raise an error, because the head would be random."""
     from safetensors.torch import load_file, save_file
 
     folder = make_model(tmp_path)
     weights = load_file(folder / "model.safetensors")
     save_file(
-        {name: value for name, value in weights.items() if not name.startswith("entry")},
+        {name: value for name, value in weights.items() if not name.startswith("classifier")},
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )

@@ -23,7 +23,7 @@ TEXTS = [*random_texts(300, seed=2, longest=30), "", "free " * 200]
 
 
 class Counted(OverlappedReplica):
-    """Notes which thread calls which replica, and how many are in one at once."""
+    """Counts which thread calls which replica, and how many threads are in one replica at once."""
 
     def __init__(self, model, device: str) -> None:
         super().__init__(model, device)
@@ -58,7 +58,7 @@ def scores(engine: Engine) -> np.ndarray:
 
 
 def test_replicas_share_the_work(folder: Path) -> None:
-    """All of them run, each called by at most two threads that call no other, and row i has text i's scores."""
+    """Every replica runs. Each thread calls only one replica, at most two threads a replica. Rows keep their scores."""
     backend = pytorch._PyTorch(spec(folder, device="cpu", token_budget=128), ["cpu", "cpu"], Counted)
     replicas = list(backend.replicas)
     assert backend.parallel == 4
@@ -82,7 +82,7 @@ def test_failing_pass_lets_the_next_one_go(folder: Path) -> None:
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    """auto and cuda: all GPUs; cuda:N: that one; none there: an error that names it."""
+    """`auto` and `cuda` mean all GPUs, `cuda:N` one of them. A missing device is an error that names the device."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pytorch.choose_devices("auto") == pytorch.choose_devices("cuda") == ["cuda:0", "cuda:1"]
     assert pytorch.choose_devices("cuda:1") == ["cuda:1"]

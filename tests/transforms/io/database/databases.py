@@ -17,7 +17,7 @@ from tests.services.postgres import Postgres
 
 
 class Database:
-    """Base: what is the same whatever the database is."""
+    """Base class: the parts that are the same for every database."""
 
     type = "sql"
 
@@ -25,7 +25,7 @@ class Database:
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """What a specification says to reach it."""
+        """The settings by which a specification reaches the database."""
         raise NotImplementedError
 
     def fill(self, table: str, rows: pa.Table, key: str | None = None) -> None:
@@ -49,7 +49,7 @@ class Database:
         return self.table(statement).to_pylist()
 
     def table(self, statement: str) -> pa.Table:
-        """Rows of a query; no columns if the table is not there."""
+        """Rows of a query. A table without columns if the queried table does not exist."""
         session = self.session()
         try:
             return session.query(statement).replace_schema_metadata(None)
@@ -66,7 +66,7 @@ class Database:
 
 
 def as_letters(found: pa.Table, kept: pa.Schema) -> pa.Table:
-    """Rows of a table of dead letters as sinks are given them; no columns if there are none."""
+    """Rows of a dead-letter table, converted back to dead letters. No columns if there are none."""
     if not found.num_rows:
         return pa.table({})
     rows = pa.array([row and json.loads(row) for row in found[DEAD_ROW].to_pylist()], pa.struct(list(kept)))

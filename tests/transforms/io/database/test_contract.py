@@ -71,7 +71,7 @@ class TableSinkContract(SinkContract):
         return self.database(folder).dead("labels_dead", KEPT)
 
     def test_nothing_is_committed_behind_a_hole(self, tmp_path: Path) -> None:
-        """The same job, begun anew by another process, empties the ledger: a run that is alive can't go on."""
+        """If another process overwrites the output, the ledger is emptied. A run that is still alive must stop."""
         alive = self.ready(tmp_path).open(SPLIT)
         alive.write(block(0, 20))
         alive.commit()
@@ -91,7 +91,7 @@ class TableSinkContract(SinkContract):
 
     @pytest.mark.parametrize("mode", ["upsert", "update"])
     def test_the_last_row_of_a_key_wins(self, tmp_path: Path, mode: str) -> None:
-        """Also of one commit, in whatever order its blocks hold them."""
+        """If a key occurs twice, the last row wins, also within one commit and in any order of blocks."""
         database = self.database(tmp_path)
         database.fill("labels", pa.table({"id": ["a", "b"]}), key="id")
         sink = open_sink(
@@ -129,7 +129,7 @@ class TestPostgresSource(_OnPostgres, TableSourceContract):
 
 class TestPostgresSink(_OnPostgres, TableSinkContract):
     def test_overwritten_within_a_commit(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The commit is as a whole before it or refused: one of the two waits, or is done again."""
+        """A commit and an overwrite don't mix: the commit is complete before the overwrite, or is refused."""
         job = Fingerprint({"model": "a"}, block(0, 20).batch.schema)
         sink = self.ready(tmp_path, job)
         writer = sink.open(SPLIT)

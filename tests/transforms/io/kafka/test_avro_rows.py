@@ -26,7 +26,7 @@ def read(value, schema):
 
 
 def plain(value):
-    """What Arrow gives, as Avro has it: durations are whole numbers, map entries records, names without dots."""
+    """Arrow's values as Avro holds them: durations are integers, map entries records, names have no dots."""
     if isinstance(value, dict):
         return {key.replace(".", "_"): plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -48,7 +48,7 @@ def test_every_type_comes_back():
 
 
 def test_the_finest_times_are_not_rounded():
-    """Nanoseconds, of which Python's own types know nothing."""
+    """Nanoseconds survive, although Python's own types can't hold them."""
     times = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns", "UTC"))
     rows = AvroRows(pa.schema([("t", times.type)]), "x")
     (value,) = rows(pa.RecordBatch.from_arrays([times], ["t"]))
@@ -57,7 +57,7 @@ def test_the_finest_times_are_not_rounded():
 
 
 def test_names_that_avro_does_not_allow():
-    """Underscores; the column's own name stays in the schema. Two columns of one name are refused."""
+    """Forbidden characters become underscores, and the schema keeps the column's own name. Clashes are refused."""
     schema = avro_schema(pa.schema([("user.name", pa.string()), ("1st", pa.int8())]), "sms-spam.v2")
     assert (schema["name"], schema["namespace"]) == ("sms_spam_v2", "tagstream")
     assert [(f["name"], f["column"]) for f in schema["fields"]] == [("user_name", "user.name"), ("_1st", "1st")]
@@ -80,7 +80,7 @@ SCORE = {"name": "tag_score", "type": ["double", "null"]}
 
 
 def test_a_schema_of_the_users(tmp_path):
-    """Other order, names, wider numbers, an enumeration, no null, a constant more; it is handed on as it is."""
+    """A given schema may reorder, rename, widen, use an enumeration, leave out null, and add a constant field."""
     rows = AvroRows(LABELS, "x", given(tmp_path, SCORE, TAG, N, ID, {"name": "v", "type": "int", "default": 7}))
     assert (rows.schema["name"], rows.schema["doc"]) == ("com.example.Label", "mine")
     first, second = rows(ROWS)
@@ -89,7 +89,7 @@ def test_a_schema_of_the_users(tmp_path):
 
 
 def test_a_row_that_the_schema_can_not_hold(tmp_path):
-    """It has no value, its neighbours have."""
+    """Only the row that does not fit has no value."""
     rows = AvroRows(LABELS, "x", given(tmp_path, ID, {"name": "n", "type": "int"}, TAG, SCORE))
     assert [value is None for value in rows(ROWS)] == [False, True]
 
@@ -98,8 +98,8 @@ def test_a_row_that_the_schema_can_not_hold(tmp_path):
     ("fields", "message"),
     [
         ((ID, N, TAG), "there is no field for column 'tag_score'"),
-        ((ID, N, TAG, SCORE, {"name": "v", "type": "int"}), "field 'v' has no default, and there is no such column"),
-        (({"name": "id", "type": "int"}, N, TAG, SCORE), 'field \'id\' is "int", the column is "string"'),
+        ((ID, N, TAG, SCORE, {"name": "v", "type": "int"}), "field 'v' has no default, and the job has no such column"),
+        (({"name": "id", "type": "int"}, N, TAG, SCORE), 'field \'id\' is "int", but the column is "string"'),
         ((ID, {"name": "n", "type": {"type": "int", "logicalType": "date"}}, TAG, SCORE), "field 'n' is"),
         (({"name": "id", "type": "nonsense"}, N, TAG, SCORE), "not an Avro schema"),
     ],

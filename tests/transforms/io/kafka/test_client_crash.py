@@ -8,6 +8,7 @@ import pytest
 
 from tagstream.schemas.kafka_spec import LIBRARIES
 from tests.services.java import wait_until
+from tests.services.kafka_copy import READY
 from tests.services.kafka_faults import Load, Worker, committed_ends, count, differences
 
 pytestmark = [pytest.mark.crash, pytest.mark.xdist_group("kafka-crash"), pytest.mark.timeout(1200)]
@@ -42,6 +43,7 @@ def test_nothing_is_lost_or_doubled_whatever_dies(mortal_kafka, tmp_path, long):
                 assert other.process.poll() is None
         sent = load.stop()
         wait_until(lambda: count(broker.servers, target) >= sent, 120, "everything is copied", pause=0.5)
+        wait_until(lambda: all(READY.encode() in w.said() for w in workers), 60, "the killed one runs again", pause=0.3)
     finally:
         statuses = [worker.stop() for worker in workers]
     found = differences(broker.servers, source, target)

@@ -1,4 +1,4 @@
-"""Messages to texts: each is decoded, or has a code and a reason, and its neighbours are not touched."""
+"""Each message is decoded, or has a code and a reason. Other messages are not affected."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ JSON = Decoder(source(payload="json", text="a.b", id="key", keep=["n", "offset"]
         (b'"text"', DeadCode.BAD_SCHEMA, "missing"),
         (b"", DeadCode.BAD_PAYLOAD, "not JSON"),
         (b"{", DeadCode.BAD_PAYLOAD, "not JSON"),
-        (b"[" * 100_000, DeadCode.BAD_PAYLOAD, "nested too deep"),
+        (b"[" * 100_000, DeadCode.BAD_PAYLOAD, "nested too deeply"),
         (b'{"a": {"b": "\xff"}}', DeadCode.BAD_ENCODING, "UTF-8"),
         (b'{"a": {"b": "\\ud800"}}', DeadCode.BAD_ENCODING, "surrogate"),
     ],

@@ -8,6 +8,7 @@ import hashlib
 import pyarrow as pa
 import pytest
 from kafka import KafkaProducer
+from pydantic import ValidationError
 
 from tagstream.schemas.block import TEXT
 from tagstream.schemas.errors import SourceError
@@ -69,6 +70,11 @@ class TestKafkaSource(SourceContract):
 
     def ids(self, block):
         return [int(key) for key in block.batch.column("key").to_pylist()]
+
+    def test_all_columns(self, tmp_path):
+        """Refused: what fields messages have is not known before they are read."""
+        with pytest.raises(ValidationError, match=r"list what to keep, for example keep: \[topic, offset\]"):
+            self.source(tmp_path, id=None, keep="*")
 
     def test_kept_columns_pass_unchanged(self, tmp_path):
         """A message has these columns and no other, in the order asked for."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 class Lake:
-    """Base: what is the same whatever the format is."""
+    """Base class: the parts that are the same for every format."""
 
     type: str
 
@@ -18,15 +18,15 @@ class Lake:
         self.folder = folder
 
     def settings(self, table: str) -> dict[str, Any]:
-        """What a specification says to reach a table."""
+        """The settings by which a specification reaches a table."""
         raise NotImplementedError
 
     def append(self, table: str, rows: pa.Table) -> None:
-        """Adds rows as one data file, to a table that is made, or given more columns, if need be."""
+        """Adds rows as one data file. Creates the table or adds columns if necessary."""
         raise NotImplementedError
 
     def rewrite(self, table: str) -> None:
-        """Writes files anew with other rows in them, in one commit."""
+        """Rewrites files with changed rows, in one commit."""
         raise NotImplementedError
 
     def delete(self, table: str, where: str) -> None:
@@ -38,7 +38,7 @@ class Lake:
         raise NotImplementedError
 
     def version(self, table: str) -> int:
-        """The current one."""
+        """The current version."""
         raise NotImplementedError
 
     def roll_back(self, table: str, version: int) -> None:
@@ -46,11 +46,11 @@ class Lake:
         raise NotImplementedError
 
     def notes(self, table: str) -> list[dict[str, Any]]:
-        """What each commit says of itself."""
+        """The note of each commit."""
         return self.rows_and_notes(table, None)[1]
 
     def rows_and_notes(self, table: str, column: str | None) -> tuple[list[Any], list[dict[str, Any]]]:
-        """Values of a column, if one is named, and what the commits say, of the same version."""
+        """Values of a column, if one is named, and the notes of the commits, all of the same version."""
         raise NotImplementedError
 
     def exists(self, table: str) -> bool:
@@ -58,7 +58,7 @@ class Lake:
         raise NotImplementedError
 
     def table(self, table: str) -> pa.Table:
-        """All rows, as an outside reader sees them; no columns if the table is not there."""
+        """All rows, as an outside reader sees them. No columns if the table does not exist."""
         raise NotImplementedError
 
 
@@ -148,11 +148,11 @@ class DeltaLake(Lake):
         self.load(table).optimize.compact()
 
     def vacuum(self, table: str) -> None:
-        """Deletes files that the current version does not know."""
+        """Deletes files that the current version does not refer to."""
         self.load(table).vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
 
     def expire(self, table: str) -> None:
-        """A checkpoint, and no commit before it."""
+        """Writes a checkpoint and removes the commits before it."""
         found = self.load(table)
         found.create_checkpoint()
         for commit in (self.folder / table / "_delta_log").glob("*.json"):
@@ -160,7 +160,7 @@ class DeltaLake(Lake):
                 commit.unlink()
 
     def hide(self, table: str) -> None:
-        """A deletion vector for the table's only file: the inline example of the protocol, six rows."""
+        """Gives the table's only file a deletion vector: the protocol's inline example, which deletes six rows."""
         found = self.load(table)
         log = self.folder / table / "_delta_log"
         actions = [json.loads(line) for line in (log / f"{found.version():020d}.json").read_text().splitlines()]

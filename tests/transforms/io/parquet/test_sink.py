@@ -36,7 +36,7 @@ def read_all(url: str) -> pa.Table:
 
 
 class ParquetContract(SinkContract):
-    """The contract, and what holds of folders of files whatever store they are in."""
+    """The contract, and tests for folders of files in any store."""
 
     def url(self, folder: Path) -> str:
         raise NotImplementedError
@@ -86,23 +86,23 @@ class ParquetContract(SinkContract):
         self.check(tmp_path, 40)
 
     def test_dead_letters_of_an_interrupted_commit_are_replayed(self, tmp_path: Path) -> None:
-        """They are looked for before they are listed."""
+        """Waiting dead letters are moved in before the dead letters are listed."""
         self.crashed(tmp_path, "move_in")
         letters = self.open_sink(tmp_path).dead_letters(lambda: pa.schema([]))
         assert sum(split.rows for split in letters.splits()) == len(self.dead_positions(tmp_path)) > 0
 
     def test_two_outputs_do_not_share_a_folder_of_dead_letters(self, tmp_path: Path) -> None:
-        """Their files would have the same names: the second is refused, --overwrite or not."""
+        """The second output is refused, even with --overwrite: its dead-letter files would have the same names."""
         self.ready(tmp_path)
         url = self.url(tmp_path)
         other = open_sink(self.job({"type": "parquet", "path": f"{url}/other"}, f"{url}/dead"), JobContext())
         for overwrite in (False, True):
-            with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out: give these"):
+            with pytest.raises(LedgerError, match=r"holds the dead letters of .*/out. Choose another folder"):
                 other.prepare(JOB, overwrite=overwrite)
         self.ready(tmp_path)
 
     def test_worker_that_did_not_prepare(self, tmp_path: Path) -> None:
-        """On another machine no folder for temporary files is there yet."""
+        """A worker on another machine creates its folder for temporary files itself."""
         sink = self.ready(tmp_path)
         for folder in (sink.folder, sink.dead):
             if folder.local:
@@ -115,7 +115,7 @@ class ParquetContract(SinkContract):
         self.check(tmp_path, 40)
 
     def test_loser_moves_in_the_dead_letters_of_a_dead_winner(self, tmp_path: Path) -> None:
-        """Whoever finds the chain longer than it thought completes what the other left."""
+        """A writer that loses a race moves in the winner's dead letters, because the winner may have died."""
         loser = self.ready(tmp_path).open(SPLIT)
         self.crashed(tmp_path, "move_in")
         loser.write(block(0, 10))
@@ -124,7 +124,7 @@ class ParquetContract(SinkContract):
         self.check(tmp_path, 40)
 
     def test_dead_letters_of_a_dead_process_are_never_forgotten(self, tmp_path: Path) -> None:
-        """Also if another process was running already, knew where the chain ends, and has moved it on since."""
+        """This also holds if another process knew the chain's end and has appended to the chain since."""
         running = self.ready(tmp_path)
         self.crashed(tmp_path, "move_in")
         known = running.progress()[SPLIT.id].stop
@@ -135,7 +135,7 @@ class ParquetContract(SinkContract):
         self.check(tmp_path, 70)
 
     def test_interrupted_overwrite_is_completed(self, tmp_path: Path) -> None:
-        """Killed half-way through removing the old output, the next start does not take the rest for its own."""
+        """If the job is killed while it removes old output, the next start does not take the rest for its own."""
         writer = self.ready(tmp_path).open(SPLIT)
         for start in range(0, 60, 10):
             writer.write(block(start, start + 10))
@@ -160,7 +160,7 @@ class ParquetContract(SinkContract):
         self.check(tmp_path, 60)
 
     def test_foreign_file_in_the_chain(self, tmp_path: Path) -> None:
-        """A file that has a chain's name but is none of ours is named; --overwrite replaces it."""
+        """A foreign file with the name of a chain's file is named in the error; --overwrite replaces it."""
         sink = self.ready(tmp_path)
         with fsspec.open(f"{self.url(tmp_path)}/out/{SPLIT.id}-{0:015d}.parquet", "wb") as opened:
             pq.write_table(pa.table({"a": [1]}), opened)
@@ -180,7 +180,7 @@ class ParquetContract(SinkContract):
         assert fsspec.open(f"{self.url(tmp_path)}/out/notes.txt", "rb").open().read() == b"mine"
 
     def test_difference_of_jobs_is_explained(self, tmp_path: Path) -> None:
-        """Which part differs, both values, both hashes, and the two ways out."""
+        """The message names the part that differs, both values, both hashes, and two ways to go on."""
         self.ready(tmp_path)
         other = type(JOB)({"model": "b"})
         with pytest.raises(LedgerError) as caught:
@@ -193,11 +193,11 @@ class ParquetContract(SinkContract):
         assert "sink.path" in message
 
     def test_damaged_job_file(self, tmp_path: Path) -> None:
-        """Said, not guessed over."""
+        """A damaged job file is an error. The job does not guess."""
         self.ready(tmp_path)
         with fsspec.open(f"{self.url(tmp_path)}/out/_job.json", "wb") as opened:
             opened.write(b"{")
-        with pytest.raises(LedgerError, match=r"_job\.json: damaged; --overwrite starts anew"):
+        with pytest.raises(LedgerError, match=r"_job\.json: damaged; start again with --overwrite"):
             self.ready(tmp_path)
         self.ready(tmp_path, overwrite=True)
 
@@ -226,7 +226,7 @@ class ParquetContract(SinkContract):
 
     @pytest.mark.parametrize("compression", ["zstd", "snappy", "gzip", "lz4", "none"])
     def test_every_compression(self, tmp_path: Path, compression: str) -> None:
-        """Any reader reads all of them; the footer names the codec."""
+        """Any reader can read every codec, and the footer names the codec."""
         writer = self.ready(tmp_path, compression=compression).open(SPLIT)
         writer.write(block(0, 40))
         writer.commit()
@@ -238,7 +238,7 @@ class ParquetContract(SinkContract):
         assert codec == {"none": "UNCOMPRESSED"}.get(compression, compression.upper())
 
     def test_position_columns(self, tmp_path: Path) -> None:
-        """Asked for, each row says where it came from."""
+        """With `position`, each row says where it came from."""
         writer = self.ready(tmp_path, position=True).open(SPLIT)
         writer.write(block(0, 20))
         writer.commit()
@@ -264,7 +264,7 @@ class TestParquetSinkOnDisk(ParquetContract):
         assert list(tmp_path.glob("*/_tmp/*")) == []
 
     def test_old_temporary_files_of_killed_processes(self, tmp_path: Path) -> None:
-        """A day old they go; a young one may belong to a process that lives."""
+        """Temporary files older than a day are removed. A younger one may belong to a running process."""
         self.ready(tmp_path)
         old, young = tmp_path / "out/_tmp/old.tmp", tmp_path / "out/_tmp/young.tmp"
         old.touch()
@@ -288,7 +288,7 @@ class TestParquetSinkOnDisk(ParquetContract):
 
 
 class TestParquetSinkOnStore(ParquetContract):
-    """fsspec's in-memory store stands for object stores: exclusive creation by mode `xb`, no links, no local paths."""
+    """fsspec's in-memory store acts like an object store: mode `xb` creates exclusively; no links, no local paths."""
 
     def url(self, folder: Path) -> str:
         return f"memory://{folder.name}-{os.getpid()}"

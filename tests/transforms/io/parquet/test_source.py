@@ -78,13 +78,13 @@ def test_folder_with_hidden_and_other_files(tmp_path: Path) -> None:
 
 
 def test_folder_that_is_hidden_itself(tmp_path: Path) -> None:
-    """Only names below the source count: a folder that was asked for by name is read."""
+    """A hidden folder is read if the user names it. Only names below the source's root are checked."""
     write(tmp_path / "_in/a.parquet")
     assert ids(source(tmp_path / "_in")) == list(range(10))
 
 
 def test_glob(tmp_path: Path) -> None:
-    """Files that match, in folders too; a folder that matches is no file."""
+    """A glob gives matching files, also in subfolders. A matching folder is not a file."""
     write(tmp_path / "in/2024/a.parquet", 0)
     write(tmp_path / "in/2025/a.parquet", 10)
     write(tmp_path / "in/2025/b.parquet", 20)
@@ -95,7 +95,7 @@ def test_glob(tmp_path: Path) -> None:
 
 
 def test_single_file_of_any_name(tmp_path: Path) -> None:
-    """A file asked for by name needs no ending; brackets in a name are no glob if the file is there."""
+    """A named file needs no ending. Brackets in the name of an existing file are not a glob."""
     write(tmp_path / "data[1].bin")
     assert ids(source(tmp_path / "data[1].bin")) == list(range(10))
 
@@ -119,7 +119,7 @@ def test_nothing_to_read(tmp_path: Path, path: str, message: str) -> None:
 
 
 def test_copied_input_is_the_same_and_changed_input_is_new(tmp_path: Path) -> None:
-    """Ids depend on path below the root and on content: not on where the root lies."""
+    """Ids depend on the path below the root and on the content, not on the root's place."""
     write(tmp_path / "one/a.parquet")
     write(tmp_path / "two/a.parquet")
     write(tmp_path / "changed/a.parquet", 1)
@@ -132,7 +132,7 @@ def test_copied_input_is_the_same_and_changed_input_is_new(tmp_path: Path) -> No
 
 @given(st.lists(st.integers(0, 50), max_size=12), st.integers(1, 40))
 def test_ranges_cover_all_rows(groups: list[int], most: int) -> None:
-    """Without gap or overlap, none empty or larger than allowed; row groups that fit together are not cut."""
+    """Ranges have no gaps or overlaps, are not empty and not too large. Row groups that fit together are not cut."""
     ranges = list(row_ranges(tuple(groups), most))
     assert [row for start, stop in ranges for row in range(start, stop)] == list(range(sum(groups)))
     assert all(0 < stop - start <= most for start, stop in ranges)
@@ -173,7 +173,7 @@ def test_empty_row_groups_and_files(tmp_path: Path) -> None:
     ids=str,
 )
 def test_text_columns_of_every_type(tmp_path: Path, kind: pa.DataType) -> None:
-    """Whatever type holds the text, from any position; nulls stay."""
+    """A text may have any text type and is read from any position. Nulls stay."""
     values = ["a", None, "üü", "a", "", "a text of more than twelve bytes", None, "b"] * 5
     pq.write_table(
         pa.table({"text": pa.array(values).cast(kind), "id": range(40)}), tmp_path / "x.parquet", row_group_size=11
@@ -185,7 +185,7 @@ def test_text_columns_of_every_type(tmp_path: Path, kind: pa.DataType) -> None:
 
 
 def test_text_column_of_nulls_only(tmp_path: Path) -> None:
-    """Writers that see no text give the column no type: its rows are null texts like any other."""
+    """A writer that saw only nulls gives the column the null type. Its rows are null texts like others."""
     write(tmp_path / "in/a.parquet")
     pq.write_table(pa.table({"id": [10, 11], "text": pa.nulls(2)}), tmp_path / "in/b.parquet")
     opened = source(tmp_path / "in")
@@ -213,7 +213,7 @@ def test_every_layout(tmp_path: Path, options: dict) -> None:
 
 
 def test_column_twice(tmp_path: Path) -> None:
-    """Which of two columns of one name is meant can't be known."""
+    """Two columns with the same name are an error, because either could be meant."""
     table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=["text", "text", "id"])
     pq.write_table(table, tmp_path / "x.parquet")
     with pytest.raises(SourceError, match=r"x\.parquet: has several columns named 'text'"):
@@ -261,10 +261,10 @@ BROKEN = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_bad_file_is_named_before_work_starts(tmp_path: Path, kind: str) -> None:
-    """The file, what is wrong with it, and how to go on without it."""
+    """The message names the file, the fault, and how to go on without the file."""
     broken(tmp_path / "in", kind)
     with pytest.raises(
-        SourceError, match=rf"c\.parquet: .*{BROKEN[kind]}.*on_bad_file: dead_letter goes on without it"
+        SourceError, match=rf"c\.parquet: .*{BROKEN[kind]}.*on_bad_file: dead_letter to go on without it"
     ):
         source(tmp_path / "in")
 
@@ -282,7 +282,7 @@ def test_bad_file_as_a_dead_letter(tmp_path: Path, kind: str) -> None:
 
 
 def test_only_bad_files(tmp_path: Path) -> None:
-    """With nothing to read there is nothing to go on with."""
+    """If all files are bad, even `on_bad_file: dead_letter` raises an error."""
     (tmp_path / "x.parquet").write_text("no")
     for what in ("fail", "dead_letter"):
         with pytest.raises(SourceError, match=r"x\.parquet: not a Parquet file"):
@@ -309,7 +309,7 @@ def corrupt_page(path: Path, group: int, codec: str = "snappy") -> None:
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
 def test_page_broken_in_the_middle(tmp_path: Path, codec: str) -> None:
-    """The rows before it are read; then an error that names file and row."""
+    """Rows before the broken page are read. Then an error names file and row."""
     corrupt_page(tmp_path / "x.parquet", 5, codec)
     opened = source(tmp_path / "x.parquet", rows=64)
     (split,) = opened.splits()
@@ -333,7 +333,7 @@ def ids_before_error(opened: Source, split: Any) -> list[int]:
 @pytest.mark.parametrize("group", [0, 5, 9])
 @pytest.mark.parametrize("split_rows", [150, 5_000])
 def test_broken_page_keeps_exact_counts(tmp_path: Path, group: int, split_rows: int) -> None:
-    """dead_letter: what can't be read of a split becomes one dead letter a row; every other row is read."""
+    """With dead_letter, each unreadable row of a split becomes a dead letter. Every other row is read."""
     corrupt_page(tmp_path / "x.parquet", group)
     opened = source(tmp_path / "x.parquet", rows=64, on_bad_file="dead_letter", split_rows=split_rows)
     alive, dead = [], []
@@ -353,7 +353,7 @@ def test_broken_page_keeps_exact_counts(tmp_path: Path, group: int, split_rows: 
 
 
 def test_file_that_goes_away(tmp_path: Path) -> None:
-    """Found when the job starts, gone when it is read: said as such."""
+    """A file that disappears after the start of the job is an error that says so."""
     write(tmp_path / "x.parquet")
     opened = source(tmp_path / "x.parquet")
     splits = opened.splits()
@@ -365,7 +365,7 @@ def test_file_that_goes_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["fail", "dead_letter"])
 @pytest.mark.parametrize("rows", [30, 80])
 def test_file_that_is_replaced_while_the_job_runs(tmp_path: Path, rows: int, what: str) -> None:
-    """Its rows are other rows, and new input at the next run: they are not read under the old ids."""
+    """A replaced file is not read under the old ids. Its rows are new input for the next run."""
     write(tmp_path / "x.parquet", rows=50)
     opened = source(tmp_path / "x.parquet", split_rows=20, on_bad_file=what)
     first, second, _ = opened.splits()
@@ -376,7 +376,7 @@ def test_file_that_is_replaced_while_the_job_runs(tmp_path: Path, rows: int, wha
 
 
 def test_required_columns(tmp_path: Path) -> None:
-    """What one file says is never null may be null in another, or in rows that can't be read."""
+    """A column that is required in one file may be null in another file, or in unreadable rows."""
     required = pa.schema([pa.field("id", pa.int64(), nullable=False), pa.field("text", pa.string(), nullable=False)])
     for name, first in (("a", 0), ("c", 20)):
         texts = pa.array(["x"] * 10)
@@ -393,7 +393,7 @@ def test_required_columns(tmp_path: Path) -> None:
 
 
 def test_store_that_fails_for_a_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read again from the row that was reached; only what keeps failing is a bad file."""
+    """After a failure, reading continues from the row reached. Only a file that keeps failing is bad."""
     url = f"memory://{tmp_path.name}-{os.getpid()}.parquet"
     with fsspec.open(url, "wb") as opened_file:
         pq.write_table(pa.table({"id": range(50), "text": ["x"] * 50}), opened_file)
@@ -426,7 +426,7 @@ def test_damage_that_was_found(tmp_path: Path, compression: str, at: int, noise:
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_any_damage_is_an_error_or_rows(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
-    """Bytes changed anywhere: SourceError, or as many rows as the footer says; never another exception."""
+    """With bytes changed anywhere, reading raises SourceError or gives as many rows as the footer says."""
     path = tmp_path_factory.mktemp("fuzz") / "x.parquet"
     compression = data.draw(st.sampled_from(["none", "snappy"]))
     assert_error_or_rows(
@@ -462,7 +462,7 @@ print(rows, len(splits), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - b
 
 
 def test_large_row_group_is_never_held_whole(tmp_path: Path) -> None:
-    """A row group of 240 MB is read with a small part of that, split by split."""
+    """A row group of 240 MB is read split by split, with only a small part of it in memory."""
     text = pa.array([f"{i:0600d}" for i in range(1_000)])
     table = pa.table({"id": pa.array(range(400_000), pa.int64()), "text": pa.concat_arrays([text] * 400)})
     pq.write_table(table, tmp_path / "x.parquet", row_group_size=400_000, use_dictionary=False, compression="snappy")
@@ -478,7 +478,7 @@ def test_large_row_group_is_never_held_whole(tmp_path: Path) -> None:
 
 
 def test_plain_table_is_what_it_says() -> None:
-    """The contract's table has nulls, empty and long texts: otherwise the contract would show less than it claims."""
+    """The contract's table has null, empty and long texts, which the contract relies on."""
     texts = plain_table()["text"].to_pylist()
     assert None in texts
     assert "" in texts

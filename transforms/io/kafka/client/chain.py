@@ -1,14 +1,15 @@
-"""The Kafka client, fifth part: one atomic append to the chain of one input partition.
+"""One atomic append to the chain of one input partition.
 
-A `Chain` is a transactional producer (`python_producer`) whose transactional id is fixed by job and input partition.
-Its `commit` writes output records and the input position in one transaction, and never reports success without proof.
+Owns the transactions: when to begin one, what to do when its outcome is in doubt, and what the broker has told of each
+chain's end. Must not know polling, nor what a record means. A `Chain` holds a transactional producer, whose id follows
+from the job and the input partition. Its `commit` writes output records and the input position in one transaction, and
+never reports success without proof.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import threading
 import time
 import uuid
@@ -20,8 +21,9 @@ from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
 from tagstream.transforms.io.kafka.client.cluster import DECIDED_MS, Cluster, Partition
-from tagstream.transforms.io.kafka.client.contracts import Position, Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.contracts import DoubtError, Position, Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
+from tagstream.transforms.runtime.retry import every, random_up_to, retrying
 from tagstream.transforms.runtime.stop import Stop
 from tagstream.transforms.runtime.watchdog import deadline
 
@@ -35,25 +37,25 @@ NOT_OURS = (
 )
 HOPELESS = (errors.AuthorizationError, errors.InvalidTransactionTimeoutError, errors.UnsupportedVersionError)
 AGAIN = (errors.ProducerFencedError, errors.RequestTimedOutError)
-"""Why a producer may not start that starts the next time."""
+"""Errors of a producer's start that may be gone at the next attempt."""
 ATTEMPTS = 8
 DECIDED_SECONDS = DECIDED_MS / 1000 + 10
 FORGETFUL_SECONDS = 45.0
 ENDS: dict[tuple[str, str], int] = {}
-"""By servers and transactional id: the furthest end of a chain that a broker has told this process of."""
+"""By servers and transactional id: the furthest end of the chain that a broker has told this process."""
 
 
 class PartitionLostError(Exception):
-    """The group has given this partition to another member. Internal: the block is dropped, its new owner does it."""
+    """The group has given this partition to another member. Internal: the new owner processes the block."""
 
 
 class Chain:
-    """The chain of one input partition; its end is the offset that the group has committed.
+    """The chain of one input partition. Its end is the offset that the group has committed.
 
-    `metadata` gives the group's current generation and member id; with a subscribed consumer the broker refuses a
-    zombie by them (rule 1). `committed` reads the committed offset and its note, `owned` says whether the group still
-    gives us the partition. The note beside the offset names the job and this object. One thread commits; `open` and
-    `close` may come from another, during a rebalance.
+    `metadata` returns the group's current generation and the member id, by which the broker refuses a zombie of a
+    subscribed consumer (rule 1). `committed` reads the committed offset and its note. `owned` tells whether the group
+    still gives us the partition. The note beside the offset names the job and this object. One thread commits; another
+    may call `open` and `close` during a rebalance.
     """
 
     def __init__(
@@ -73,14 +75,15 @@ class Chain:
         rivals: Callable[[], list[tuple[str, str]]] = list,
         stop: Stop | None = None,
     ) -> None:
-        """`library`: see `make_producer`; `adopts`: goes on from an offset that no job has committed; `member`: of the
-        group, chains of one may share a transaction. `rivals`: client and host of each process that may commit this
-        chain's offset by another chain's transactions, which this chain's transactional id does not fence; none may be.
-        `stop`: the job's request to stop; a commit that waits for a broker gives up when its grace is over.
+        """`library`: see `make_producer`. `adopts`: go on from an offset that another program has committed. `member`:
+        the chain's member of the group; chains of one member may share a transaction. `rivals`: client and host of
+        each process that commits the same offset in transactions of other ids, which this chain's id does not fence.
+        `open` raises SinkError if there is one. `stop`: the job's request to stop; a commit that waits for a
+        broker gives up when its grace is over.
         """
         self.cluster, self.id, self.partition, self.note = cluster, transactional_id, partition, note
         self.position: int | None = None
-        """Where the chain ends; None when it has not begun."""
+        """The end of the chain; None when it has not begun."""
         self._me = uuid.uuid4().hex[:16]
         self._last_writer = ""
         self.doubts = 0
@@ -94,9 +97,9 @@ class Chain:
         self._lock = threading.RLock()
 
     def open(self) -> int | None:
-        """Takes the chain over and reads where it ends. What an earlier owner left open is aborted first.
+        """Takes the chain over and returns its end. A transaction that an earlier owner left open is aborted first.
 
-        Raises SinkError when the cluster doesn't let us, LedgerError when the group belongs to another job.
+        Raises SinkError when the cluster refuses, LedgerError when the group belongs to another job.
         """
         with self._lock:
             self._closed = False
@@ -104,7 +107,7 @@ class Chain:
             return self.position
 
     def close(self) -> None:
-        """Lets go without aborting: whoever opens next does that. A commit under way ends as PartitionLostError."""
+        """Lets go without aborting: the next owner aborts. A commit under way ends with PartitionLostError."""
         self._closed = True
         self._discard()
 
@@ -114,67 +117,74 @@ class Chain:
         Where the process may die, and what follows (the next owner runs `open`):
 
         1. before begin: nothing has happened; the span is read again.
-        2. while records are sent: the transaction is open; `open` aborts it, read_committed readers never see it.
-        3. after the offsets, before the commit: as 2, the offsets vanish with the records.
-        4. while the commit is under way: the coordinator has decided or not; `open` waits for its decision, and the
-           committed offset says which it was.
+        2. while records are sent: the transaction is open; `open` aborts it, and read_committed readers never see it.
+        3. after the offsets, before the commit: as 2; the offsets vanish with the records.
+        4. during the commit: the coordinator has decided or not; `open` waits for its decision, and the committed
+           offset tells it.
         5. after the commit: the committed offset is `stop`; the span is not read again.
 
-        A doubt in a living process is treated as a death: never commit or abort, rebuild, ask the committed offset
-        (rule 5). Raises ChainMovedError when another owner has appended, PartitionLostError when the partition
-        is not ours any more, RecordTooLargeError, SinkError when the cluster will never take it.
+        A doubt in a living process is treated as a death: neither commit nor abort, make a new producer, ask for the
+        committed offset (rule 5). Raises ChainMovedError when another owner has appended, PartitionLostError when
+        another member owns the partition, RecordTooLargeError, and SinkError when no attempt can succeed.
         """
         records = list(records)
         with self._lock:
-            for attempt in range(ATTEMPTS):
-                if self._closed or not self._owned():
-                    raise PartitionLostError(str(self.partition))
-                if attempt:  # two that take the chain from each other again and again: one of them waits
-                    self._give_up_in_time()
-                    time.sleep(random.uniform(0, 0.05) * 2**attempt)  # noqa: S311
-                if not self._started:
-                    self._reopen()
-                generation = self._generation()
-                if self.position is not None and self.position != start:
-                    if self.position == stop and self._last_writer == self._me:
-                        return  # the doubtful transaction had taken place
-                    raise ChainMovedError(self.position)
-                try:
-                    self._producer.transact(records, [self._at(stop)], generation)
-                except NOT_OURS as error:
-                    self._discard()
-                    raise PartitionLostError(f"{self.partition}: {error}") from error
-                except RecordTooLargeError:
-                    self._discard()
-                    raise
-                except HOPELESS:
-                    self._discard()
-                    with self.cluster.explained("write", SinkError):
-                        raise
-                except Exception as error:  # noqa: BLE001 — rule 5: any exception is doubt
-                    self.doubts += 1
-                    log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
-                    self._discard()
-                else:
-                    self._stands_at(stop)
-                    return
-            raise SinkError(f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above")
+            # random waits: two that take the chain from each other again and again must not go on in step
+            again = retrying(DoubtError, random_up_to(0.1, 6.4), attempts=ATTEMPTS, before_wait=self._may_go_on)
+            try:
+                again(self._commit_once, records, start, stop)
+            except DoubtError:
+                said = f"{self.id}: {ATTEMPTS} transactions in a row ended in doubt; see the log above"
+                raise SinkError(said) from None
+
+    def _commit_once(self, records: list[Record], start: int, stop: int) -> None:
+        """Raises DoubtError when nobody can say whether the transaction took place."""
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        if not self._started:
+            self._reopen()
+        generation = self._generation()
+        if self.position is not None and self.position != start:
+            if self.position == stop and self._last_writer == self._me:
+                return  # the doubtful transaction had taken place
+            raise ChainMovedError(self.position)
+        try:
+            self._producer.transact(records, [self._at(stop)], generation)
+        except NOT_OURS as error:
+            self._discard()
+            raise PartitionLostError(f"{self.partition}: {error}") from error
+        except RecordTooLargeError:
+            self._discard()
+            raise
+        except HOPELESS:
+            self._discard()
+            with self.cluster.explained("write", SinkError):
+                raise
+        except Exception as error:
+            self.doubts += 1
+            log.warning("%s: doubt about [%d, %d): %r; asking the broker", self.id, start, stop, error)
+            self._discard()
+            raise DoubtError from error  # rule 5: any exception is doubt
+        self._stands_at(stop)
+
+    def _may_go_on(self) -> None:
+        if self._closed or not self._owned():
+            raise PartitionLostError(str(self.partition))
+        self._give_up_in_time()
 
     def _reopen(self) -> None:
-        """Rule 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
+        """Rules 5 and 9: a new producer of the same id, init_transactions, and only then the committed offset.
 
-        Again and again when another takes the id meanwhile or a broker is slow, for a while.
+        Tries again when another producer has taken the id meanwhile, or a broker is slow.
         """
         self._discard()
-        for _ in range(ATTEMPTS):
-            try:
-                return self._open_once()
-            except SinkError as error:
-                if not isinstance(error.__cause__, AGAIN):
-                    raise
-                failed = error
-                self._give_up_in_time()
-        raise failed
+        again = retrying(
+            lambda error: isinstance(error, SinkError) and isinstance(error.__cause__, AGAIN),
+            every(0),
+            attempts=ATTEMPTS,
+            before_wait=self._give_up_in_time,
+        )
+        again(self._open_once)
 
     def _open_once(self) -> None:
         with self.cluster.explained("start a transactional producer", SinkError):
@@ -184,7 +194,7 @@ class Chain:
                 self._producer.shut()
                 raise
         try:
-            self._alone()  # a member that comes later opens this chain too, and so ends this producer
+            self._alone()  # a member that joins later opens this chain too, and so fences this producer
             committed = self._read_end()
         except BaseException:
             self._producer.shut()
@@ -197,7 +207,7 @@ class Chain:
         self._started = True
 
     def _alone(self) -> None:
-        """Raises SinkError if another process reads the partitions live: the transactional ids would not tell us."""
+        """Raises SinkError if another process reads the partitions live: the transactional ids would not show that."""
         with self.cluster.explained("look for the group's members", SinkError):
             found = self._rivals()
         if found:
@@ -208,10 +218,10 @@ class Chain:
             )
 
     def _read_end(self) -> tuple[int, str] | None:
-        """The committed offset and its note; never one behind what a broker has told this process before.
+        """The committed offset and its note; never an offset behind one that a broker has told this process before.
 
-        Kafka 4.1.1 was seen to forget acknowledged offsets of a group after kill -9 of a lone broker with a long
-        offsets topic: what lies between would be labelled a second time. Waits for a better answer, then LedgerError.
+        Kafka 4.1.1 forgot acknowledged offsets of a group after kill -9 of a lone broker with a long offsets topic.
+        The messages between would be labelled a second time. Waits for a better answer, then raises LedgerError.
         """
         known, until = ENDS.get((self.cluster.servers, self.id)), time.monotonic() + FORGETFUL_SECONDS
         while True:
@@ -237,8 +247,10 @@ class Chain:
             self._stop.wait(1.0)
 
     def _generation(self) -> ConsumerGroupMetadata:
-        """Of the group, asked for before it is known that the partition is ours: who is given it later is of a later
-        generation, and the broker refuses this one then. Raises PartitionLostError.
+        """The group's generation. Raises PartitionLostError.
+
+        Asked for before the check that the partition is ours. A member that is given the partition after the check has
+        a later generation, and the broker refuses ours.
         """
         try:
             generation = self._metadata()
@@ -249,15 +261,15 @@ class Chain:
         return generation
 
     def _ready(self, start: int) -> bool:
-        """For a transaction from `start`, without asking anybody."""
+        """Whether a transaction from `start` may begin, as far as this process knows."""
         ours = self._started and not self._closed and self._owned()
         known = ENDS.get((self.cluster.servers, self.id))
         return ours and self.position == known and (known is None or known == start)
 
     def _settle_doubt(self, chains: list[Chain]) -> None:
-        """After a doubtful transaction for `chains`, before any of them goes on: nothing of it comes late.
+        """Called after a doubtful transaction for `chains`, before any of them goes on: nothing of it may arrive late.
 
-        A carrier that is not ours any more was of an older generation, which no offset is taken from.
+        A chain that is not ours any more needs none of this: the broker takes no offset from its older generation.
         """
         if self._closed or not self._owned():
             return
@@ -268,7 +280,7 @@ class Chain:
                 chain._closed = True  # noqa: SLF001
 
     def _give_up_in_time(self) -> None:
-        """When the job is asked to stop and its grace is over: whoever runs it next knows better."""
+        """Raises PartitionLostError when the job is asked to stop and its grace is over. The next run goes on."""
         if self._stop.is_set() and not self._stop.seconds_left():
             raise PartitionLostError(str(self.partition))
 
@@ -286,7 +298,7 @@ class Chain:
 
 
 class Append(NamedTuple):
-    """What `commit_together` does to one chain; see `Chain.commit`."""
+    """The part of one chain in `commit_together`; see `Chain.commit`."""
 
     chain: Chain
     records: list[Record]
@@ -295,13 +307,15 @@ class Append(NamedTuple):
 
 
 def commit_together(appends: list[Append]) -> bool:
-    """Appends to several chains of one member in one transaction, by the first one's producer: whether it is certain.
+    """Appends to several chains of one member in one transaction of the first chain's producer.
 
-    If not, nothing is known: each chain is to `commit` for itself, and asks the broker before.
-    A transaction costs the same for one partition as for many. Where the process may die is as in `Chain.commit`: who
-    takes the first partition over aborts the transaction, and until then the others' committed offsets are undecided
-    and waited for. All partitions of a dead member are taken over in one rebalance. A zombie is refused by its
-    generation (`Chain._generation`), for the others' transactional ids have no part in this.
+    Returns whether the transaction has certainly taken place. If not, each chain must `commit` for itself, which asks
+    the broker first. A transaction costs the same for one partition as for many.
+
+    The process may die at the same points as in `Chain.commit`. The next owner of the first partition aborts the
+    transaction. Until then the other partitions' committed offsets are undecided, and their next owners wait. All
+    partitions of a dead member are taken over in one rebalance. The broker refuses a zombie by its generation
+    (`Chain._generation`), since the other chains' transactional ids play no part.
     """
     carrier = appends[0].chain
     with contextlib.ExitStack() as locks:
@@ -330,13 +344,13 @@ def commit_together(appends: list[Append]) -> bool:
 
 
 def forget_ends(cluster: Cluster, ids: str) -> None:
-    """Of the chains whose transactional ids begin with `ids`: their positions are about to be deleted."""
+    """Forgets the chains whose transactional ids begin with `ids`: their positions are about to be deleted."""
     for key in [key for key in ENDS if key[0] == cluster.servers and key[1].startswith(ids)]:
         del ENDS[key]
 
 
 def another_job(where: str, theirs: str, ours: str) -> str:
-    """What to tell when the note beside a committed offset is not ours."""
+    """The message for a committed offset whose note is not ours."""
     if not theirs:
         return (
             f"the group's position in {where} was committed by another program: messages before it may have no label. "

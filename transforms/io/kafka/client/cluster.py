@@ -1,7 +1,7 @@
-"""The Kafka client behind one small interface, first part: where a cluster is, what its topics hold, errors, records.
+"""A Kafka cluster: how to reach it, which partitions its topics have, what its errors mean, its records as Arrow.
 
-The others are `python_consumer` and `member` (poll), `python_producer` and `chain` (commit). None of them
-knows what a record means or what a label is.
+Owns connection settings, metadata and offsets looked up outside of a group, and the sentences that explain errors. Must
+not know members, chains, or what a record means.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from kafka import KafkaConsumer, TopicPartition, errors
 from kafka.admin import KafkaAdminClient
 
 from tagstream.schemas.errors import SourceError, TagstreamError
+from tagstream.transforms.io.kafka.client.python_private import refresh_topics
 from tagstream.transforms.runtime.watchdog import deadline
 
 CONNECT_SECONDS = 8.0
 DECIDED_MS = 90_000
-"""How long a transaction may be undecided: longer than brokers let one be open whose owner has died."""
+"""How long to wait while a transaction is undecided: longer than brokers keep a dead owner's transaction open."""
 HEADERS = pa.list_(pa.struct([("key", pa.string()), ("value", pa.binary())]))
 REFRESH = {"reconnect_backoff_max_ms": 1000, "metadata_max_age_ms": 10_000}
-"""Of consumers: how long it takes at most to notice a broker that is back, and partitions that were added."""
+"""Settings of consumers: the longest time until one notices that a broker is back, and that partitions were added."""
 RECORDS = pa.schema(
     [
         ("key", pa.binary()),
@@ -37,15 +38,15 @@ RECORDS = pa.schema(
         ("offset", pa.int64()),
     ]
 )
-"""What a member hands on: one row a message, offsets ascending."""
+"""The schema of polled messages: one row a message, offsets ascending."""
 PROTECTED = {
     "bootstrap_servers", "group_id", "group_instance_id", "enable_auto_commit", "auto_offset_reset", "isolation_level",
     "transactional_id", "enable_idempotence", "acks", "retries", "max_in_flight_requests_per_connection",
     "key_deserializer", "value_deserializer", "key_serializer", "value_serializer", "partitioner", "kafka_client",
 }  # fmt: skip
-"""Client properties that exactly-once delivery rests on; a specification can't set them."""
+"""Client properties that exactly-once delivery rests on. A specification can't set them."""
 TRANSIENT = (errors.RetriableError, errors.BrokerNotAvailableError, OSError)
-"""Errors that a broker which comes back ends."""
+"""Errors that end when the broker comes back."""
 
 
 class Partition(NamedTuple):
@@ -60,17 +61,17 @@ class Partition(NamedTuple):
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where a cluster is and how to log in. `client`: any property of kafka-python, `PROTECTED` ones excepted.
+    """Where a cluster is and how to log in. `client`: any property of kafka-python, except the `PROTECTED` ones.
 
-    `sasl_oauth_token_provider` is given as "module:Class", a class derived from the client's AbstractTokenProvider.
-    Secrets are in `client`, so it is never printed.
+    `sasl_oauth_token_provider` is given as "module:Class" and names a subclass of the client's AbstractTokenProvider.
+    `client` holds secrets and is never printed.
     """
 
     servers: str
     client: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def properties(self, known: Mapping[str, Any], **ours: Any) -> dict[str, Any]:
-        """Constructor arguments for a kafka-python class whose defaults are `known`; SourceError for unknown names."""
+        """Arguments for a kafka-python class whose defaults are `known`. Raises SourceError for unknown names."""
         if refused := sorted(PROTECTED & self.client.keys()):
             raise SourceError(f"client property {refused[0]!r} can't be set: exactly-once delivery depends on it")
         from kafka import KafkaProducer
@@ -85,7 +86,7 @@ class Cluster:
         return ours | given
 
     def consumer(self, **ours: Any) -> KafkaConsumer:
-        """A connected consumer that never moves its position by itself (rule 7)."""
+        """A connected consumer that never moves its position by itself (rule 7). Raises SourceError."""
         safe = {
             "enable_auto_commit": False,
             "isolation_level": "read_committed",
@@ -98,15 +99,10 @@ class Cluster:
             return KafkaConsumer(**arguments)
 
     def require(self, consumer: KafkaConsumer, topics: tuple[str, ...]) -> list[Partition]:
-        """All partitions of the topics; SourceError for one that is not there or not allowed."""
-        cluster, manager = consumer._cluster, consumer._manager  # noqa: SLF001 — public calls want metadata of all topics
+        """All partitions of the topics. Raises SourceError for a topic that is missing or not allowed."""
         with self.explained(f"read {', '.join(topics)}", SourceError), deadline(60, "read metadata"):
-            cluster.set_topics(list(topics))
-            for _ in range(3):  # the first answer may be to a request from before `set_topics`
-                consumer._net.run(manager.wait_for, cluster.request_update(), 10_000)  # noqa: SLF001
-                if refused := cluster.unauthorized_topics & set(topics):
-                    raise errors.TopicAuthorizationFailedError(refused)
-                numbers = {topic: cluster.partitions_for_topic(topic) for topic in topics}
+            for _ in range(3):  # the first answer may belong to a request that was made before the topics were wanted
+                numbers = refresh_topics(consumer, topics, 10_000)
                 if all(numbers.values()):
                     break
             if missing := [topic for topic in topics if not numbers[topic]]:
@@ -119,7 +115,7 @@ class Cluster:
             return self.require(consumer, topics)
 
     def members(self, group: str) -> list[tuple[str, str]]:
-        """Client id and host of each member of a consumer group. Raises KafkaError, without permission for one."""
+        """Client id and host of each member of a consumer group. Raises KafkaError, also when permission is missing."""
         with (
             deadline(60, f"describe group {group}"),
             contextlib.closing(KafkaAdminClient(**self.properties(KafkaAdminClient.DEFAULT_CONFIG))) as admin,
@@ -129,7 +125,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def explained(self, what: str, kind: type[TagstreamError]) -> Iterator[None]:
-        """Turns the client's errors into one of ours which says what to do, with the client's own last words."""
+        """Turns an error of the client into a `kind` that says what to do and quotes the client's last log line."""
         log = _LastWords()
         logger = logging.getLogger("kafka")
         logger.addHandler(log)
@@ -146,8 +142,18 @@ class Cluster:
             logger.removeHandler(log)
 
 
+@contextlib.contextmanager
+def closed_on_failure(consumer: KafkaConsumer) -> Iterator[None]:
+    """Closes the consumer if the body fails."""
+    try:
+        yield
+    except BaseException:
+        consumer.close(timeout_ms=1000)
+        raise
+
+
 def _made(provider: str) -> Any:
-    """An object of the class that "module:Class" names."""
+    """An object of the class named as "module:Class"."""
     module, _, name = provider.partition(":")
     try:
         return getattr(importlib.import_module(module), name)()
@@ -203,18 +209,18 @@ def topic_partition(partition: Partition) -> TopicPartition:
 
 
 def named(partitions: Iterable[Any]) -> list[Partition]:
-    """Our names of partitions for those of either client, sorted."""
+    """Our names for the partitions of either client library, sorted."""
     return sorted(Partition(p.topic, p.partition) for p in partitions)
 
 
 def committed(consumer: KafkaConsumer, partition: Partition, timeout_ms: int = DECIDED_MS) -> tuple[int, str] | None:
-    """The committed offset of the consumer's group and its note; waits while a transaction on it is undecided."""
+    """The committed offset of the consumer's group and its note. Waits while a transaction on it is undecided."""
     found = consumer.committed(topic_partition(partition), metadata=True, timeout_ms=timeout_ms)
     return None if found is None else (found.offset, found.metadata)
 
 
 def offsets(consumer: KafkaConsumer, partitions: list[Partition], at: str | int) -> dict[Partition, int]:
-    """Offsets at `earliest`, at `latest` (the end of what is committed) or at a time in ms since the epoch."""
+    """Offsets at `earliest`, at `latest` (the end of committed messages) or at a time in ms since the epoch."""
     names = {topic_partition(p): p for p in partitions}
     with deadline(60, f"look up offsets at {at}"):
         if at == "earliest":
@@ -229,7 +235,7 @@ def offsets(consumer: KafkaConsumer, partitions: list[Partition], at: str | int)
 
 
 def to_records(partition: Partition, records: list[Any]) -> pa.RecordBatch:
-    """The client's record objects as one batch of schema `RECORDS`; a null header value stays null."""
+    """The client's record objects as one batch of schema `RECORDS`. A null header value stays null."""
     return record_batch(
         partition,
         [r.key for r in records],
@@ -248,7 +254,7 @@ def record_batch(
     timestamps: list[int],
     at: list[int],
 ) -> pa.RecordBatch:
-    """One batch of schema `RECORDS` by its columns; `headers`: a list of pairs each, or nothing."""
+    """One batch of schema `RECORDS` from its columns. `headers`: for each message a list of pairs, or None."""
     n = len(at)
     if any(headers):
         listed = pa.array([pairs or [] for pairs in headers], HEADERS)
@@ -268,7 +274,7 @@ def record_batch(
 
 
 class _LastWords(logging.Handler):
-    """Keeps the cause of the last failed connection: it is only logged, and the exception says 'timeout'."""
+    """Keeps the cause of the last failed connection. The client only logs it, and its exception says 'timeout'."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -280,5 +286,5 @@ class _LastWords(logging.Handler):
                 self.cause = argument
             elif isinstance(argument, errors.KafkaError) and not isinstance(
                 argument, errors.KafkaTimeoutError | errors.NodeNotReadyError | errors.RequestTimedOutError
-            ):  # a last attempt that the deadline cut short says nothing
+            ):  # an attempt that the deadline cut short tells no cause
                 self.cause = self.cause if isinstance(self.cause, errors.SaslAuthenticationFailedError) else argument

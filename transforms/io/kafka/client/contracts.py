@@ -1,7 +1,7 @@
-"""What a Kafka client must do for us: a consumer in a group, and a transactional producer.
+"""The two protocols that a client library implements: a consumer in a group, and a transactional producer.
 
-Two libraries do it: kafka-python (`python_consumer`, `python_producer`) and librdkafka (`rdkafka_consumer`,
-`rdkafka_producer`). Errors are kafka-python's, whatever the library.
+Owns what members and chains may rely on, whichever library runs: kafka-python (`python_consumer`, `python_producer`) or
+librdkafka (`rdkafka_consumer`, `rdkafka_producer`). Errors are always kafka-python's classes. Must not know a library.
 """
 
 from __future__ import annotations
@@ -15,75 +15,90 @@ from kafka.structs import ConsumerGroupMetadata
 from tagstream.transforms.io.kafka.client.cluster import Partition
 
 OPEN_SECONDS, CALL_SECONDS = 60.0, 30.0
+TIMEOUTS = {  # rule 2; a specification can change all of them through `client`
+    "delivery_timeout_ms": 15_000,
+    "request_timeout_ms": 8_000,
+    "max_block_ms": 20_000,
+    "transaction_timeout_ms": 60_000,
+    "reconnect_backoff_max_ms": 1_000,
+    "retry_backoff_ms": 5,
+    "linger_ms": 0,
+    "batch_size": 8 << 20,  # at least one block
+    "max_request_size": 64 << 20,  # the topic's own limit decides
+}
+"""Settings of every transactional producer, by kafka-python's names."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
 
 
 class Arrived(NamedTuple):
-    """What a poll has brought of one partition. `stop`: where it goes on, behind transaction markers too."""
+    """What a poll has brought of one partition. `stop`: the offset of the next poll, past any transaction markers."""
 
     records: pa.RecordBatch | None
     stop: int
 
 
 class Rebalance(Protocol):
-    """Whoever is told of rebalances. Both methods may take minutes: the client goes on sending heartbeats."""
+    """Takes part in rebalances. Both methods may take minutes: the client goes on sending heartbeats meanwhile."""
 
     def gained(self, partitions: list[Partition]) -> dict[Partition, int]:
-        """These are ours from now on, none before them is; says where each is to be read from."""
+        """The member owns these partitions from now on, and no others. Returns where to read each from."""
 
     def let_go(self, partitions: list[Partition], *, lost: bool) -> None:
-        """These go away when it returns; `lost`: they have gone already."""
+        """The group takes these partitions away when the method returns. `lost`: it has taken them already."""
 
 
 class GroupConsumer(Protocol):
-    """One consumer in a group, subscribed to topics. Errors are kafka-python's, whatever the client.
+    """One consumer in a group, subscribed to topics.
 
-    `metadata`, `committed`, `end` and `silence` are for any thread, the rest for the one that polls.
+    Any thread may call `metadata`, `committed`, `end` and `silence`. Only the polling thread may call the others.
     """
 
     partitions: list[Partition]
-    """Those of the topics when it began."""
+    """The topics' partitions at the time when the consumer was made."""
 
     def lookup(self) -> KafkaConsumer:
-        """One that knows the topics' metadata and the group, for `offsets` and the like. Raises SourceError."""
+        """A kafka-python consumer of the same group that knows the topics, to look up offsets. Raises SourceError."""
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
-        """What is there, by partitions that are ours; rebalances happen in it. Raises KafkaError, or what these do."""
+        """What has arrived in the partitions of this member. Rebalances happen during a poll.
+
+        Raises KafkaError, or what a method of `Rebalance` raised.
+        """
 
     def seek(self, partition: Partition, position: int) -> None:
-        """Goes on from `position`; nothing polled before comes any more. Raises RetriableError if it can't yet."""
+        """Polls go on from `position` and bring nothing older. Raises RetriableError when that is not possible yet."""
 
     def pause(self, partitions: list[Partition]) -> None: ...
 
     def resume(self, partitions: list[Partition]) -> None: ...
 
     def owned(self) -> set[Partition]:
-        """The partitions that the group has assigned to us."""
+        """The partitions that the group has assigned to this member."""
 
     def metadata(self) -> ConsumerGroupMetadata:
-        """Generation (-1 without one) and member id; older ones than the group's do no harm, brokers refuse them."""
+        """Generation (-1 without one) and member id. Outdated ones do no harm: brokers refuse them."""
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
-        """The group's committed offset and its note; waits while a transaction on it is undecided."""
+        """The group's committed offset and its note. Waits while a transaction on it is undecided."""
 
     def commit(self, positions: dict[Partition, int]) -> None:
-        """Outside of any transaction, and waits for it."""
+        """Commits outside of any transaction, and waits for the broker."""
 
     def commit_soon(self, positions: dict[Partition, int]) -> None:
-        """The same, and doesn't wait or tell."""
+        """Commits without waiting, and reports no failure."""
 
     def end(self, partition: Partition) -> int | None:
-        """The high watermark, as far as polls have told."""
+        """The high watermark that the latest polls have told, if any."""
 
     def silence(self) -> float:
-        """Seconds since the group's coordinator has last answered; 0 before the first."""
+        """Seconds since the group's coordinator last answered; 0 before its first answer."""
 
     def close(self) -> None:
-        """Leaves the group, unless it is a static member."""
+        """Leaves the group, unless the member is static."""
 
 
 class Record(NamedTuple):
-    """One output record. `number` None: the client's own partitioner, by key."""
+    """One output record. `number`: its partition; None leaves the choice to the client, by key."""
 
     topic: str
     number: int | None
@@ -94,7 +109,7 @@ class Record(NamedTuple):
 
 
 class Position(NamedTuple):
-    """What a transaction commits beside its records: where the chain of `partition` ends, and a note."""
+    """The end of the chain of `partition`, and a note. A transaction commits it together with its records."""
 
     partition: Partition
     offset: int
@@ -102,32 +117,33 @@ class Position(NamedTuple):
 
 
 class DoubtError(Exception):
-    """Nobody can say whether the transaction took place. Internal: the committed offset decides."""
+    """The client can't say whether the transaction took place. Internal: the committed offset decides."""
 
 
 class RecordTooLargeError(Exception):
-    """The broker does not take this record, by index into what was to be committed. Nothing was committed."""
+    """The broker refuses one record for its size. `index`: its place in the transaction, which was not committed."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"record {index} is larger than the output topic takes")
+        super().__init__(f"record {index} is larger than the output topic allows")
         self.index = index
 
 
 def largest(records: list[Record], failed: list[int]) -> RecordTooLargeError:
-    """Of those that failed: a client fails those behind one with the same error; the largest surely is too large."""
+    """The error for the largest record that failed: it surely is too large, and a client fails others along with it."""
     return RecordTooLargeError(max(failed, key=lambda index: len(records[index].value or b"")))
 
 
 class TransactionalProducer(Protocol):
-    """One transactional id's. Errors are kafka-python's, whatever the client; after any of them only `shut` is good."""
+    """The producer of one transactional id. After an error, only `shut` may be called."""
 
     def start(self) -> None:
-        """Connects, fences every earlier owner of the transactional id and aborts what that left open. Again after
-        `shut`. Raises SinkError for settings that are none, KafkaError.
+        """Connects, fences earlier owners of the transactional id, and aborts a transaction that they left open.
+
+        May be called again after `shut`. Raises SinkError for wrong settings, and KafkaError.
         """
 
     def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
-        """One transaction. Raises RecordTooLargeError, or anything: then it may have taken place or not."""
+        """Runs one transaction. Raises RecordTooLargeError. After any other exception the outcome is in doubt."""
 
     def shut(self) -> None:
-        """Closes without waiting and without aborting; nothing if it is not started."""
+        """Closes without waiting and without aborting. Does nothing unless started."""

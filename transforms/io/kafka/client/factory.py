@@ -1,4 +1,7 @@
-"""Makes the consumer and the producer of the library that a specification names."""
+"""Makes the consumer and the producer of the library that a specification names.
+
+Owns the choice: no other module knows that there is more than one library.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from tagstream.transforms.io.kafka.client.contracts import GroupConsumer, Rebala
 def make_group_consumer(
     library: str, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any
 ) -> GroupConsumer:
-    """By `library`, kafka-python or confluent-kafka; `ours` by kafka-python's names. Raises SourceError."""
+    """`library`: kafka-python or confluent-kafka. `ours`: settings by kafka-python's names. Raises SourceError."""
     if library == "kafka-python":
         from tagstream.transforms.io.kafka.client.python_consumer import PythonConsumer
 
@@ -24,7 +27,9 @@ def make_group_consumer(
 def make_producer(
     library: str, cluster: Cluster, transactional_id: str, compression: str | None
 ) -> TransactionalProducer:
-    """By `library`, kafka-python or confluent-kafka; not started. Raises SinkError if it is not there, or can't be."""
+    """`library`: kafka-python or confluent-kafka. Not started yet. Raises SinkError if it is not installed, or can't be
+    used with the cluster's settings.
+    """
     if library == "kafka-python":
         from tagstream.transforms.io.kafka.client.python_producer import PythonProducer
 

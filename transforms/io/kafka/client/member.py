@@ -1,8 +1,8 @@
-"""The Kafka client, third part: a member of a consumer group.
+"""A member of a consumer group.
 
-A `Member` polls a `GroupConsumer` in a thread of its own into queues (`queue`) bounded in bytes: a slow model
-pauses partitions and never costs the membership. Positions come from its `Owner` alone, never from the client. It must
-not know what records mean.
+Owns the polling thread, which fills queues (`queue`) bounded in bytes: a slow model pauses partitions and never costs
+the membership. Must not know what records mean, nor where a partition begins: positions come from its `Owner` alone,
+never from the client.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ log = logging.getLogger(__name__)
 POLL_MS = 100
 NOTHING = pa.RecordBatch.from_pylist([], RECORDS)
 POLL_AGAIN_SECONDS = 0.01
-"""Between polls while nobody takes what is there: a poll costs as much with one record as with hundreds. At 300/s with
-the spam model on 2 busy cores 20 ms makes a label 6 ms later, 5 ms no earlier."""
+"""Wait between polls while records are queued: a poll costs as much for one record as for hundreds. At 300 messages/s
+with the spam model on 2 busy cores, a wait of 20 ms makes labels 6 ms later, and one of 5 ms makes them no earlier."""
 LOOK_AFTER_SECONDS = 2.0
-"""From a rebalance until the group's members are looked at."""
+"""Time from a rebalance until the member looks for strangers in the group."""
 
 
 class Owner(Protocol):
-    """Whoever keeps the chains. The rebalance waits for both methods; the thread is the client's."""
+    """Keeps the chains of a member's partitions. Rebalances wait for both methods, which the client's thread calls."""
 
     def assigned(self, member: Member, partitions: list[Partition]) -> dict[Partition, int]:
-        """Takes the partitions' chains over (rule 9) and says where each is to be read from."""
+        """Takes the partitions' chains over (rule 9) and returns where to read each from."""
 
     def revoked(self, member: Member, partitions: list[Partition]) -> None:
-        """Lets go of the chains, without aborting anything; also called when the membership was lost."""
+        """Lets go of the chains and aborts nothing. Also called when the membership was lost."""
 
 
 class Member:
-    """One member of the group. `take` and `settle` belong to one processing thread, the rest to any."""
+    """One member of the group. One processing thread calls `take` and `settle`; any thread may call the rest."""
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class Member:
         patience: float = 240.0,
         library: str = "kafka-python",
     ) -> None:
-        """`patience`: seconds a rebalance waits for work in flight on partitions that go away; `library`: see
+        """`patience`: seconds that a rebalance waits for work in flight on partitions that go away. `library`: see
         `make_group_consumer`.
         """
         self.cluster, self.group, self.topics, self.owner = cluster, group, topics, owner
         self._client_id = str(cluster.client.get("client_id", f"tagstream-{group}"))
         self.strangers: list[str] = []
-        """Consumers in the group that are not of this job, with their hosts: what they are given gets no label."""
+        """Consumers in the group that are not of this job, with their hosts. Messages given to them get no label."""
         self._queue_bytes, self._poll_rows, self._patience = queue_bytes, poll_rows, patience
         self._consumer = make_group_consumer(
             library,
@@ -86,7 +86,7 @@ class Member:
             max_poll_records=poll_rows,
         )
         self.there_at_first = frozenset(self._consumer.partitions)
-        """Partitions that were there when this member began; what came later is read from its beginning."""
+        """Partitions that existed when this member began. Later ones are read from their beginning."""
         self._queues = SpanQueues()
         self._ready = self._queues.ready
         self._rewinds: dict[Partition, int] = {}
@@ -108,47 +108,47 @@ class Member:
     def take(
         self, timeout: float, rows: int = 2048, size: int = 8 << 20, without: Container[Partition] = ()
     ) -> Polled | None:
-        """Records of the partition that has waited longest, as many as are there within `rows` and `size` bytes.
+        """Queued records of the partition that has waited longest, up to `rows` and `size` bytes.
 
-        `without`: partitions to leave alone. None after `timeout` seconds without any. Raises what ended the polling
-        thread: SourceError, mostly.
+        `without`: partitions to leave alone. Returns None after `timeout` seconds without records. Raises the exception
+        that ended the polling thread, mostly SourceError.
         """
         return self._queues.take(timeout, rows, size, without, lambda: self._error)
 
     def settle(self, partition: Partition, position: int) -> None:
-        """Everything below `position` is committed, or dropped because it was not ours."""
+        """Everything below `position` is committed, or was dropped because another member owns it."""
         self._queues.settle(partition, position)
 
     def abandon(self, partition: Partition) -> None:
-        """What was taken of this partition will not be committed here: a rebalance need not wait for it."""
+        """The records taken of this partition will not be committed here, so no rebalance need wait for them."""
         self.settle(partition, self._queues.taken.get(partition, 0))
 
     def wake(self) -> None:
-        """Ends a `take` that waits: something else is to be done."""
+        """Ends a waiting `take`, so that its thread can do something else."""
         self._queues.wake()
 
     def report(self, positions: dict[Partition, int]) -> None:
-        """Commits offsets for lag tools only, some time soon: positions come from elsewhere."""
+        """Commits offsets some time soon, for tools that show lag. The job's own positions come from its chains."""
         with self._ready:
             self._reports.update({p: at for p, at in positions.items() if self._reported.get(p) != at})
 
     def rewind(self, partition: Partition, position: int) -> None:
-        """Goes on from `position` after a chain has moved; what was polled meanwhile is thrown away."""
+        """Reads on from `position` after a chain has moved. Records polled meanwhile are thrown away."""
         with self._ready:
             self._queues.drop(partition)
             self._rewinds[partition] = position
             self._queues.taken.pop(partition, None)
 
     def finish(self, partition: Partition) -> None:
-        """No further record of this partition is wanted: bounded replay has reached its end."""
+        """Reads no further in this partition: a bounded replay has reached its end."""
         with self._ready:
             self._finished.add(partition)
             self._queues.drop(partition)
 
     def close(self, seconds: float = 5.0) -> None:
-        """Leaves the group; what was taken and not settled is read again by the next owner."""
+        """Leaves the group. The next owner reads again what was taken and not settled."""
         self._closing.set()
-        with self._ready:  # a rebalance may wait for work in flight, which nobody will settle any more
+        with self._ready:  # a rebalance may wait for work in flight that nobody will settle any more
             self._ready.notify_all()
         self._thread.join(seconds)
 
@@ -156,30 +156,31 @@ class Member:
 
     @property
     def assignment(self) -> list[Partition]:
-        """The partitions that are ours and ready to be read."""
+        """The partitions of this member that are ready to be read."""
         return self._queues.partitions
 
     @property
     def leaving(self) -> set[Partition]:
-        """Partitions that a rebalance takes away as soon as what is in flight is settled."""
+        """Partitions that a rebalance takes away as soon as their records in flight are settled."""
         return set(self._leaving)
 
     def owns(self, partition: Partition) -> bool:
-        """Whether the group still gives us this partition, as far as we know."""
+        """Whether the group still gives us this partition, as far as this process knows."""
         return partition in self._queues or partition in self._leaving or partition in self._arriving
 
     def tenure(self, partition: Partition) -> int:
-        """Another number each time that the partition has gone away: who owned it before does not own it again."""
+        """A number that changes each time the partition goes away: an owner with an earlier number has lost it."""
         return self._tenures[partition]
 
     def in_flight(self, partition: Partition) -> bool:
-        """Whether something was taken of this partition and is not settled."""
+        """Whether records of this partition are taken and not settled."""
         return self._queues.in_flight([partition])
 
     def metadata(self) -> ConsumerGroupMetadata:
         """Generation and member id for `send_offsets_to_transaction`.
 
-        Raises CommitFailedError without a generation, as after a lost membership: brokers don't check such a commit.
+        Raises CommitFailedError when there is no generation, as after a lost membership: brokers would not check the
+        commit.
         """
         metadata = self._consumer.metadata()
         if metadata.generation_id < 0 or not metadata.member_id:
@@ -187,11 +188,11 @@ class Member:
         return metadata
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
-        """The group's committed offset and its note; waits while a transaction on it is undecided."""
+        """The group's committed offset and its note. Waits while a transaction on it is undecided."""
         return self._consumer.committed(partition)
 
     def settle_starts(self, starts: dict[Partition, int]) -> None:
-        """Commits where partitions begin that nobody has read yet; not by the chains, see `Owner`."""
+        """Commits the starts of partitions that nobody has read yet, outside of any transaction."""
         if starts:
             self._consumer.commit(starts)
 
@@ -200,7 +201,7 @@ class Member:
         return self._consumer.lookup()
 
     def lag(self) -> dict[Partition, int]:
-        """Messages not yet handed out, for each partition of ours whose end is known; markers count as messages."""
+        """Messages not yet handed out, for each partition of ours whose end is known. Markers count as messages."""
         found = {}
         for partition in self.assignment:
             if (end := self._consumer.end(partition)) is not None:
@@ -227,7 +228,7 @@ class Member:
                     self._closing.wait(0.2)
                     continue
                 self._store(polled)
-                with self._ready:  # taken at once when the stage is idle: then the next poll does not wait
+                with self._ready:  # an idle stage takes the records at once, and then the next poll does not wait
                     self._ready.wait_for(lambda: self._closing.is_set() or not self._queues.nbytes, POLL_AGAIN_SECONDS)
         except Exception as error:  # noqa: BLE001 — handed to the processing thread
             self._error = self._translated(error)
@@ -238,7 +239,7 @@ class Member:
 
     def _translated(self, error: BaseException) -> BaseException:
         while type(error) is errors.KafkaError and error.__cause__ is not None:
-            error = error.__cause__  # what the owner raised in a rebalance
+            error = error.__cause__  # the exception that the owner raised in a rebalance
         cause = error
         if isinstance(cause, TagstreamError) or not isinstance(cause, errors.KafkaError):
             return cause
@@ -259,7 +260,7 @@ class Member:
             log.exception("leaving group %s", self.group)
 
     def _steer(self) -> None:
-        """Obeys rewinds, and pauses or resumes by the queue's size."""
+        """Carries out rewinds and reports, and pauses or resumes partitions by the queues' size."""
         mine = self._consumer.owned()
         with self._ready:
             rewinds = dict(self._rewinds)
@@ -272,7 +273,7 @@ class Member:
                     self._consumer.seek(partition, position)
                 except errors.RetriableError as error:
                     log.info("group %s: %r; trying again", self.group, error)
-                    continue  # what is polled meanwhile is dropped
+                    continue  # records polled meanwhile are dropped
             with self._ready:
                 if here:
                     self._queues.drop(partition)
@@ -292,7 +293,7 @@ class Member:
             self._consumer.pause(done)
 
     def _store(self, polled: dict[Partition, Arrived]) -> None:
-        """Queues what a poll brought, and notes positions that moved over markers alone."""
+        """Queues the records of a poll, and notes positions that moved over transaction markers alone."""
         with self._ready:
             for partition, (records, stop) in polled.items():
                 start = self._queues.next.get(partition)
@@ -319,12 +320,12 @@ class Member:
         return starts
 
     def _look_around(self) -> None:
-        """Finds strangers. Members of one job have one client id."""
+        """Looks for strangers: the members of one job share a client id."""
         if self._closing.wait(LOOK_AFTER_SECONDS):
             return
         try:
             members = self.cluster.members(self.group)
-        except Exception as error:  # noqa: BLE001 — a courtesy, for which there may be no permission
+        except Exception as error:  # noqa: BLE001 — the warning is optional, and permission may be missing
             log.info("group %s: can't see its members: %r", self.group, error)
             return
         self.strangers = sorted(f"{client} on {host}" for client, host in members if client != self._client_id)
@@ -332,7 +333,7 @@ class Member:
             log.warning("group %s: also in it: %s", self.group, ", ".join(self.strangers))
 
     def let_go(self, partitions: list[Partition], *, lost: bool) -> None:
-        """Finishes what is in flight, then lets go; what is only queued will be read by the next owner."""
+        """Waits for the work in flight, then lets go. The next owner reads what is only queued."""
         with self._ready:
             for partition in partitions:
                 self._queues.close(partition)

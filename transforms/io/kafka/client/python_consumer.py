@@ -1,6 +1,7 @@
-"""The Kafka client, second part: a consumer in a group, by kafka-python. `rdkafka_consumer` is lighter.
+"""A consumer in a group by kafka-python. `rdkafka_consumer` takes less of the CPU.
 
-Positions are set from outside, at each assignment; the client's own committed offsets are never where it goes on.
+Owns the calls of one KafkaConsumer. Must not know queues, chains or where a partition is read from: positions are set
+from outside at each assignment, and the client never goes on from its own committed offsets.
 """
 
 from __future__ import annotations
@@ -16,27 +17,32 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from tagstream.transforms.io.kafka.client.cluster import (
     Cluster,
     Partition,
+    closed_on_failure,
     committed,
     named,
     to_records,
     topic_partition,
 )
 from tagstream.transforms.io.kafka.client.contracts import Arrived, Rebalance
+from tagstream.transforms.io.kafka.client.python_private import (
+    finish_joining,
+    known_position,
+    sleep,
+    watch_heartbeats,
+)
 
 
 class PythonConsumer:
-    """kafka-python's."""
+    """See GroupConsumer."""
 
     def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
         self._consumer = cluster.consumer(**ours)
         self._fenced: errors.FencedInstanceIdError | None = None
-        self._watch_heartbeats()
+        watch_heartbeats(self._consumer, lambda error: setattr(self, "_fenced", error))
         self._consumer.subscribe(list(topics), listener=_Listener(self._consumer, rebalance))
-        try:  # with the metadata known before the first join, the group does not have to join twice
+        # a consumer that knows the metadata before its first join does not have to join twice
+        with closed_on_failure(self._consumer):
             self.partitions = cluster.require(self._consumer, topics)
-        except BaseException:
-            self._consumer.close(timeout_ms=1000)
-            raise
 
     def lookup(self) -> KafkaConsumer:
         """See GroupConsumer."""
@@ -44,13 +50,14 @@ class PythonConsumer:
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
         """See GroupConsumer."""
-        self._finish_joining()
+        finish_joining(self._consumer)
         if self._fenced is not None:
             raise self._fenced
         polled = self._consumer.poll(timeout_ms=int(seconds * 1000), max_records=rows)
         found = {}
         for partition in self.owned():
-            records, at = polled.get(topic_partition(partition)), self._position(partition)
+            name = topic_partition(partition)
+            records, at = polled.get(name), known_position(self._consumer, name)
             if at is not None:
                 found[partition] = Arrived(to_records(partition, records) if records else None, at)
         return found
@@ -103,39 +110,9 @@ class PythonConsumer:
         """See GroupConsumer."""
         self._consumer.close(timeout_ms=3000)
 
-    def _position(self, partition: Partition) -> int | None:
-        state = self._consumer._subscription.assignment.get(topic_partition(partition))  # noqa: SLF001 — `position()` may block
-        return None if state is None or state.position is None else int(state.position.offset)
-
-    def _watch_heartbeats(self) -> None:
-        """Notes that another process has the name of this static member: kafka-python 3.0.12 ends its heartbeats then,
-        and does not say so.
-        """
-        coordinator = self._consumer._coordinator  # noqa: SLF001
-        send = coordinator._send_heartbeat_request  # noqa: SLF001
-
-        async def watched() -> Any:
-            try:
-                return await send()
-            except errors.FencedInstanceIdError as error:
-                self._fenced = error
-                raise
-
-        coordinator._send_heartbeat_request = watched  # noqa: SLF001
-
-    def _finish_joining(self) -> None:
-        """Makes the next poll go on with a join that the last one began.
-
-        A leader that joins because partitions were added notes them as assigned before the group has answered; when a
-        poll ends in between, kafka-python 3.0.12 takes the join for done, and the member has no partitions for ever.
-        """
-        coordinator = self._consumer._coordinator  # noqa: SLF001
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
-
 
 class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
-    """Runs our part of a rebalance beside the client's event loop, which goes on sending heartbeats."""
+    """Runs our part of a rebalance in a thread, while the client's event loop goes on sending heartbeats."""
 
     def __init__(self, consumer: KafkaConsumer, rebalance: Rebalance) -> None:
         self._consumer, self._rebalance = consumer, rebalance
@@ -157,7 +134,7 @@ class _Listener(AsyncConsumerRebalanceListener):  # type: ignore[misc]
         with ThreadPoolExecutor(1, thread_name_prefix="rebalance") as pool:
             future = pool.submit(work, partitions)
             while not future.done():
-                await self._consumer._net.sleep(0.005)  # noqa: SLF001
+                await sleep(self._consumer, 0.005)
         return future.result()
 
 

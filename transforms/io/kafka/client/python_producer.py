@@ -1,8 +1,10 @@
-"""The Kafka client, fourth part: a transactional producer, by kafka-python. `rdkafka_producer` is faster.
+"""A transactional producer by kafka-python. `rdkafka_producer` is faster.
 
-The rules in the comments were found by killing brokers and workers: used as its documentation shows, kafka-python
-3.0.12 loses records (an expired batch fails only its future, a sequence gap makes it take a new epoch inside a commit
-that then reports success, and a request may be dropped without an error while a connection is down).
+Owns the order of a transaction's calls and their deadlines. Must not know chains or groups.
+
+The rules in the comments were found by killing brokers and workers. Used as its documentation shows, kafka-python
+3.0.12 loses records: an expired batch fails only its own future; a sequence gap makes the client take a new epoch
+inside a commit, which then reports success; a request may be dropped without an error while a connection is down.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from tagstream.transforms.io.kafka.client.cluster import Cluster, topic_partitio
 from tagstream.transforms.io.kafka.client.contracts import (
     CALL_SECONDS,
     OPEN_SECONDS,
+    TIMEOUTS,
     TOO_LARGE,
     DoubtError,
     Position,
@@ -25,23 +28,12 @@ from tagstream.transforms.io.kafka.client.contracts import (
     RecordTooLargeError,
     largest,
 )
+from tagstream.transforms.io.kafka.client.python_private import force_close, identity
 from tagstream.transforms.runtime.watchdog import deadline
-
-TIMEOUTS = {  # rule 2; all but the security settings can be changed through `client`
-    "delivery_timeout_ms": 15_000,
-    "request_timeout_ms": 8_000,
-    "max_block_ms": 20_000,
-    "transaction_timeout_ms": 60_000,
-    "reconnect_backoff_max_ms": 1_000,
-    "retry_backoff_ms": 5,
-    "linger_ms": 0,
-    "batch_size": 8 << 20,  # at least one block
-    "max_request_size": 64 << 20,  # the topic's own limit decides
-}
 
 
 class PythonProducer:
-    """kafka-python's."""
+    """See TransactionalProducer."""
 
     def __init__(self, cluster: Cluster, transactional_id: str, compression: str | None) -> None:
         self.id, self._cluster, self._compression = transactional_id, cluster, compression
@@ -63,16 +55,16 @@ class PythonProducer:
             try:
                 self._producer.init_transactions()
             except errors.KafkaError as error:
-                if "unknown reasons" in str(error):  # its words, in a plain KafkaError, for a request without an answer
+                if "unknown reasons" in str(error):  # how the client calls a request that was not answered
                     raise errors.RequestTimedOutError(str(error)) from error
                 raise
 
     def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
-        """In the order of rule 3, each call under a deadline (rule 6)."""
+        """Makes the calls in the order of rule 3, each under a deadline (rule 6)."""
         producer = self._producer
         with deadline(CALL_SECONDS, f"{self.id}: begin"):
             producer.begin_transaction()
-            began = self._identity()
+            began = identity(producer)
         with deadline(CALL_SECONDS, f"{self.id}: send"):
             futures: list[Any] = []
             unsent: Exception | None = None
@@ -80,16 +72,16 @@ class PythonProducer:
                 for r in records:
                     future = producer.send(r.topic, r.value, r.key, r.headers, r.number, r.timestamp)
                     futures.append(future)
-            except TOO_LARGE:  # by the client's own limit
+            except TOO_LARGE:  # the client's own limit
                 raise RecordTooLargeError(len(futures)) from None
-            except errors.KafkaError as error:  # one sent before has failed already; the futures tell why
+            except errors.KafkaError as error:  # an earlier record has failed already; its future tells why
                 unsent = error
-            with contextlib.suppress(errors.UnknownError):  # raised for a batch that was split; its futures tell
+            with contextlib.suppress(errors.UnknownError):  # raised for a batch that was split; the futures tell more
                 producer.flush(timeout=CALL_SECONDS / 2)
         too_large = []
         with deadline(CALL_SECONDS, f"{self.id}: look at what was sent"):
             until = time.monotonic() + CALL_SECONDS / 2
-            for index, future in enumerate(futures):  # every one, since a failed batch fails nothing else
+            for index, future in enumerate(futures):  # all of them: a failed batch fails nothing else
                 try:
                     future.get(timeout=max(0.0, until - time.monotonic()))
                 except TOO_LARGE:
@@ -107,21 +99,16 @@ class PythonProducer:
         self._same(began, "the commit")
 
     def shut(self) -> None:
-        """The client's own close may raise and leave its thread running."""
+        """See TransactionalProducer."""
         producer, self._producer = self._producer, None
         if producer is None:
             return
         with deadline(CALL_SECONDS, "close a producer"):
             with contextlib.suppress(Exception):
                 producer.close(timeout=0)
-            producer._sender.force_close()  # noqa: SLF001
-
-    def _identity(self) -> tuple[int, int]:
-        """Producer id and epoch: the client changes them by itself when it has lost track of its sequence."""
-        identity = self._producer._transaction_manager.producer_id_and_epoch  # noqa: SLF001
-        return identity.producer_id, identity.epoch
+            force_close(producer)
 
     def _same(self, began: tuple[int, int], after: str) -> None:
         """Rule 4: another id or epoch means that the commit may have covered nothing."""
-        if self._identity() != began:
-            raise DoubtError(f"the producer id changed during {after}: {began} -> {self._identity()}")
+        if (now := identity(self._producer)) != began:
+            raise DoubtError(f"the producer id changed during {after}: {began} -> {now}")

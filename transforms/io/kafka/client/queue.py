@@ -1,7 +1,8 @@
-"""What a member has polled and nobody has taken yet: spans of records by partition, bounded in bytes.
+"""Queues of polled records between the polling thread and the processing thread, one for each partition.
 
-Knows neither the client nor a group. The polling thread stores, the processing thread takes and settles; what is taken
-and not settled is in flight, and a rebalance waits for it.
+Owns what is queued, taken and settled. Must not know a client or a group. The polling thread stores; the processing
+thread takes, and settles when it has committed. Records that are taken and not settled are in flight, and a rebalance
+waits for them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tagstream.transforms.io.kafka.client.cluster import Partition
 
 
 class Polled(NamedTuple):
-    """Records of one partition and the span they cover; `stop` skips transaction markers and compacted offsets."""
+    """Records of one partition and the span they cover. `stop` is past transaction markers and compacted offsets."""
 
     partition: Partition
     start: int
@@ -26,14 +27,14 @@ class Polled(NamedTuple):
 
 
 class SpanQueues:
-    """One queue for each partition that is ours. `ready` guards everything; methods take it themselves."""
+    """One queue for each partition of the member. `ready` guards everything; methods take it themselves."""
 
     def __init__(self) -> None:
         self.ready = threading.Condition()
         self.nbytes = 0
         self.taken: dict[Partition, int] = {}
         self.next: dict[Partition, int] = {}
-        """Where the next poll of a partition goes on."""
+        """The offset from which the next poll of a partition goes on."""
         self._queues: OrderedDict[Partition, deque[Polled]] = OrderedDict()
         self._settled: dict[Partition, int] = {}
         self._woken = False
@@ -43,7 +44,7 @@ class SpanQueues:
 
     @property
     def partitions(self) -> list[Partition]:
-        """Those that are ours and ready to be read."""
+        """The partitions of the member that are ready to be read."""
         return list(self._queues)
 
     def take(
@@ -54,7 +55,7 @@ class SpanQueues:
         without: Container[Partition],
         failed: Callable[[], BaseException | None],
     ) -> Polled | None:
-        """See `Member.take`; raises what `failed` gives."""
+        """See `Member.take`. Raises the exception that `failed` returns, if any."""
         with self.ready:
             self.ready.wait_for(lambda: failed() or self._woken or any(self._queues.values()), timeout)
             self._woken = False
@@ -77,29 +78,29 @@ class SpanQueues:
         return Polled(partition, parts[0].start, parts[-1].stop, records)
 
     def settle(self, partition: Partition, position: int) -> None:
-        """Everything below `position` is committed, or dropped because it was not ours."""
+        """Everything below `position` is committed, or was dropped because another member owns it."""
         with self.ready:
             self._settled[partition] = max(position, self._settled.get(partition, 0))
             self.ready.notify_all()
 
     def in_flight(self, partitions: list[Partition]) -> bool:
-        """Whether something was taken and is not settled."""
+        """Whether records of these partitions are taken and not settled."""
         return any(self._settled.get(p, 0) < self.taken.get(p, 0) for p in partitions)
 
     def wake(self) -> None:
-        """Ends a `take` that waits."""
+        """Ends a waiting `take`."""
         with self.ready:
             self._woken = True
             self.ready.notify_all()
 
     def store(self, polled: Polled) -> None:
-        """Behind what is there. Within `ready`."""
+        """Appends to the partition's queue. The caller holds `ready`."""
         self._queues[polled.partition].append(polled)
         self.nbytes += polled.records.nbytes
         self.next[polled.partition] = polled.stop
 
     def open(self, partition: Partition, start: int) -> None:
-        """A partition that is ours from now on, from `start`."""
+        """Begins a queue for a partition that the member reads from `start`."""
         with self.ready:
             self.taken.pop(partition, None)
             self._settled.pop(partition, None)
@@ -107,12 +108,12 @@ class SpanQueues:
             self._queues[partition] = deque()
 
     def close(self, partition: Partition) -> None:
-        """A partition that is not ours any more; what is in flight stays known. Within `ready`."""
+        """Ends the queue of a partition; its records in flight stay known. The caller holds `ready`."""
         self.drop(partition)
         self._queues.pop(partition, None)
 
     def drop(self, partition: Partition) -> None:
-        """Throws away what nobody has taken. Within `ready`."""
+        """Throws away the records that are queued. The caller holds `ready`."""
         if queue := self._queues.get(partition):
             self.nbytes -= sum(p.records.nbytes for p in queue)
             queue.clear()

@@ -1,4 +1,8 @@
-"""What both clients by librdkafka (confluent-kafka, extra `confluent`) share: settings, errors, a group's identity."""
+"""What the consumer and the producer by librdkafka (confluent-kafka, extra `confluent`) share.
+
+Owns the translation of settings, errors and a group's identity between kafka-python's form and librdkafka's. Must not
+know partitions or records.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ PROPERTIES = {
     "max_partition_fetch_bytes": "max.partition.fetch.bytes",
     "check_crcs": "check.crcs",
 }
-"""librdkafka's names of kafka-python's client properties."""
+"""librdkafka's names for kafka-python's client properties."""
 IGNORED = {"batch_size", "bootstrap_timeout_ms", "max_block_ms", "metrics_enabled", "max_poll_records"}
 LOCAL = {
     "_FENCED": errors.ProducerFencedError,
@@ -63,12 +67,12 @@ LOCAL = {
     "_MSG_TIMED_OUT": errors.KafkaTimeoutError,
     "_AUTO_OFFSET_RESET": errors.OffsetOutOfRangeError,
 }
-"""kafka-python's classes for what librdkafka itself finds; any other is a KafkaConnectionError."""
+"""kafka-python's classes for errors that librdkafka itself finds. All others become KafkaConnectionError."""
 BEHIND_THE_MAGIC = b"CGMDv2:"
 
 
 def library(what: str, kind: type[TagstreamError]) -> Any:
-    """The module confluent_kafka. Raises `kind`, with how to install it, if it is not there."""
+    """The module confluent_kafka. If it is missing, raises a `kind` that says how to install it."""
     try:
         import confluent_kafka
     except ImportError:
@@ -79,7 +83,8 @@ def library(what: str, kind: type[TagstreamError]) -> Any:
 def settings(
     cluster: Cluster, known: Mapping[str, Any], what: str, kind: type[TagstreamError], **ours: Any
 ) -> dict[str, Any]:
-    """Settings of librdkafka: `ours`, by kafka-python's names, and what the specification gives, which is known there.
+    """Settings of librdkafka. `ours`: settings by kafka-python's names. `known`: defaults of the kafka-python class; a
+    specification may use their names.
 
     Raises `kind` for a client property that has no counterpart.
     """
@@ -99,20 +104,22 @@ def settings(
 
 
 def translate(error: Any) -> errors.KafkaError:
-    """kafka-python's error for a KafkaError of confluent_kafka's: positive codes are the protocol's."""
+    """kafka-python's error for one of confluent_kafka. Positive codes are those of Kafka's protocol."""
     local = LOCAL.get(error.name(), errors.KafkaConnectionError)
     kind = errors.for_code(error.code()) if error.code() > 0 else local
     return kind(error.str())
 
 
 def refused(error: Any) -> bool:
-    """Whether the broker refuses the credentials: a connection that breaks in the handshake is reported as that too."""
+    """Whether the broker refuses the credentials. A broken handshake has the same code, and does not count."""
     return error.name() == "_AUTHENTICATION" and "handshake failed: Local:" not in error.str()
 
 
 class Caller:
-    """Calls one after another in a thread of its own: when its connection breaks, one of librdkafka's may never return,
-    whatever time-out it has; then its thread keeps the client.
+    """Makes calls one after another in a thread of its own.
+
+    A call of librdkafka may never return when its connection breaks, whatever its time-out. Then the thread hangs and
+    keeps the client, and the caller goes on.
     """
 
     def __init__(self) -> None:
@@ -120,13 +127,13 @@ class Caller:
         threading.Thread(target=self._run, name="librdkafka", daemon=True).start()
 
     def call(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Of what it gives or raises."""
+        """A future of what the call returns or raises."""
         future: Future[Any] = Future()
         self._calls.put((future, call, arguments))
         return future
 
     def close(self) -> None:
-        """No call comes any more; those that were made are."""
+        """Ends the thread after the calls that were made."""
         self._calls.put(None)
 
     def _run(self) -> None:
@@ -139,7 +146,7 @@ class Caller:
 
 
 def group_bytes(group: ConsumerGroupMetadata) -> bytes:
-    """What librdkafka's consumer_group_metadata gives: a magic, the generation, then strings that end with a zero."""
+    """The bytes of librdkafka's consumer_group_metadata: a magic, the generation, then strings that end with a zero."""
     instance = group.group_instance_id
     generation: bytes = group.generation_id.to_bytes(4, sys.byteorder, signed=True)
     strings = f"{group.group_id}\0{group.member_id}\0" + ("\1" if instance is None else f"\0{instance}\0")
@@ -147,7 +154,7 @@ def group_bytes(group: ConsumerGroupMetadata) -> bytes:
 
 
 def group_of_bytes(data: bytes) -> ConsumerGroupMetadata:
-    """The other way round."""
+    """The reverse of `group_bytes`."""
     at = len(BEHIND_THE_MAGIC)
     assert data[:at] == BEHIND_THE_MAGIC, "a magic that this version of librdkafka does not write"
     group, member, rest = data[at + 4 :].decode().split("\0", 2)

@@ -1,4 +1,8 @@
-"""A consumer in a group by librdkafka (confluent-kafka, extra `confluent`), which takes less of the CPU a message."""
+"""A consumer in a group by librdkafka (confluent-kafka, extra `confluent`), which takes less of the CPU a message.
+
+Owns the calls of one confluent_kafka.Consumer and what its errors mean. Must not know queues, chains or where a
+partition is read from.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from tagstream.transforms.io.kafka.client.cluster import (
     REFRESH,
     Cluster,
     Partition,
+    closed_on_failure,
     committed,
     explain,
     named,
@@ -43,7 +48,7 @@ OURS = {
     "isolation.level": "read_committed",
     "allow.auto.create.topics": False,
     "check.crcs": True,
-    "partition.assignment.strategy": "range,roundrobin",  # kafka-python's: members of both may share a group
+    "partition.assignment.strategy": "range,roundrobin",  # as kafka-python: members of both may share a group
     "enable.partition.eof": True,  # tells the position behind transaction markers
     "queued.max.messages.kbytes": 16_384,
     "fetch.queue.backoff.ms": 10,
@@ -54,14 +59,15 @@ PASSING = {
     "_TRANSPORT", "_ALL_BROKERS_DOWN", "_RESOLVE", "_TIMED_OUT", "_WAIT_COORD", "_MAX_POLL_EXCEEDED", "_STATE",
     "_UNKNOWN_PARTITION", "_UNKNOWN_TOPIC",
 }  # fmt: skip
-"""What librdkafka tells of and goes on after, without a message less."""
+"""Errors that librdkafka reports and recovers from by itself, without losing a message."""
 CLOSE_SECONDS = 3.0
 
 
 class LibrdkafkaConsumer:
-    """See GroupConsumer. confluent-kafka lets one thread call at a time, and who polls starves others: so the thread
-    that polls calls everything (`close` comes last), and a consumer of kafka-python's outside of the group answers
-    what others ask.
+    """See GroupConsumer.
+
+    confluent-kafka lets only one thread call at a time, and a thread that polls starves the others. So the polling
+    thread makes all calls, `close` last, and a kafka-python consumer outside of the group answers other threads.
     """
 
     def __init__(self, cluster: Cluster, topics: tuple[str, ...], rebalance: Rebalance, **ours: Any) -> None:
@@ -77,33 +83,33 @@ class LibrdkafkaConsumer:
         self._heard = 0.0
         self._failed: Any = None
         self._rebalancing = False
-        self._lookup = cluster.consumer(group_id=self._group)  # says what is wrong with the connection, too
-        try:
+        self._lookup = cluster.consumer(group_id=self._group)  # also explains what is wrong with the connection
+        with closed_on_failure(self._lookup):
             self.partitions = cluster.require(self._lookup, topics)
-            self._consumer = self._library.Consumer(
-                OURS | made | {"stats_cb": self._note_statistics, "error_cb": self._note_error}
-            )
-            self._consumer.subscribe(
-                list(topics),
-                on_assign=self._on_assign,
-                on_revoke=functools.partial(self._on_gone, lost=False),
-                on_lost=functools.partial(self._on_gone, lost=True),
-            )
-        except BaseException as error:
-            self._lookup.close(timeout_ms=1000)
-            if not isinstance(error, self._library.KafkaException):
-                raise
-            raise SourceError(explain(translate(error.args[0]), cluster.servers, "start a consumer")) from error
+            try:
+                self._consumer = self._library.Consumer(
+                    OURS | made | {"stats_cb": self._note_statistics, "error_cb": self._note_error}
+                )
+                self._consumer.subscribe(
+                    list(topics),
+                    on_assign=self._on_assign,
+                    on_revoke=functools.partial(self._on_gone, lost=False),
+                    on_lost=functools.partial(self._on_gone, lost=True),
+                )
+            except self._library.KafkaException as error:
+                raise SourceError(explain(translate(error.args[0]), cluster.servers, "start a consumer")) from error
 
     def lookup(self) -> KafkaConsumer:
         """See GroupConsumer."""
-        with contextlib.suppress(SourceError):  # a topic that was deleted is no reason to give the others up
+        with contextlib.suppress(SourceError):  # the other topics go on when one was deleted
             self._cluster.require(self._lookup, self._topics)
         return self._lookup
 
     def poll(self, seconds: float, rows: int) -> dict[Partition, Arrived]:
-        """See GroupConsumer. Waits for the first message only. Polls can't go on after an error that it raises, one of
-        a rebalance included: they would do without the messages or partitions that it has cost.
+        """See GroupConsumer. Waits for the first message only.
+
+        No poll may follow an error, not even one of a rebalance: it would go on without the messages or partitions
+        that the failed poll has lost.
         """
         with self._ending():
             first = self._consumer.poll(seconds)
@@ -112,7 +118,7 @@ class LibrdkafkaConsumer:
             else:
                 mine = self._mine
                 messages = self._consumer.consume(max(1, rows - 1), 0)
-                if self._mine is mine:  # else a rebalance lies between: the first is read again if it is still ours
+                if self._mine is mine:  # else a rebalance came between, and `first` is read again if it is still ours
                     messages.insert(0, first)
             return self._arrived(messages)
 
@@ -129,9 +135,9 @@ class LibrdkafkaConsumer:
                 self._judge(said)
         found = {}
         for where in by_partition.keys() | ends.keys():
-            partition, of_it = Partition(*where), by_partition.get(where, [])
-            stop = max(ends.get(where, 0), of_it[-1].offset() + 1 if of_it else 0)
-            found[partition] = Arrived(_records(partition, of_it) if of_it else None, stop)
+            partition, here = Partition(*where), by_partition.get(where, [])
+            stop = max(ends.get(where, 0), here[-1].offset() + 1 if here else 0)
+            found[partition] = Arrived(_records(partition, here) if here else None, stop)
             low_and_high = self._consumer.get_watermark_offsets(*self._named([partition]), cached=True)
             self._ends[partition] = max(stop, low_and_high[1] if low_and_high else 0)
         if self._failed is not None:
@@ -162,7 +168,7 @@ class LibrdkafkaConsumer:
         return self._mine
 
     def metadata(self) -> ConsumerGroupMetadata:
-        """See GroupConsumer: as of the last rebalance; one that is under way has made it void, which brokers see."""
+        """See GroupConsumer. As of the last rebalance: a broker refuses it once the next one has begun."""
         return self._identity
 
     def committed(self, partition: Partition) -> tuple[int, str] | None:
@@ -170,7 +176,7 @@ class LibrdkafkaConsumer:
         return committed(self._lookup, partition)
 
     def commit(self, positions: dict[Partition, int]) -> None:
-        """See GroupConsumer; for the thread that polls, in a rebalance."""
+        """See GroupConsumer. Called by the polling thread during a rebalance."""
         for found in self._consumer.commit(offsets=self._offsets(positions), asynchronous=False):
             if found.error is not None:
                 raise translate(found.error)
@@ -185,11 +191,11 @@ class LibrdkafkaConsumer:
         return self._ends.get(partition)
 
     def silence(self) -> float:
-        """See GroupConsumer; within two seconds, and not during rebalances."""
+        """See GroupConsumer. Exact to two seconds; 0 during rebalances."""
         return time.monotonic() - self._heard if self._heard and not self._rebalancing else 0.0
 
     def close(self) -> None:
-        """See GroupConsumer. A client that does not end is left alone: its session ends then."""
+        """See GroupConsumer. A client that does not end is left behind, and its session ends."""
         caller = Caller()
         closing = caller.call(self._consumer.close)
         caller.close()
@@ -204,7 +210,10 @@ class LibrdkafkaConsumer:
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
-        """Wraps what may be tried again, as kafka-python does with errors in a rebalance: not by this client."""
+        """Wraps errors, so that callers do not take them for ones after which this client can poll again.
+
+        kafka-python wraps errors of a rebalance in the same way.
+        """
         try:
             yield
         except self._library.KafkaException as error:
@@ -237,7 +246,7 @@ class LibrdkafkaConsumer:
     def _judge(self, error: Any) -> None:
         """Raises kafka-python's error unless librdkafka goes on by itself without losing a message."""
         name = error.name()
-        if name == "_FATAL":  # with a group of the classic protocol there is no other
+        if name == "_FATAL":  # the only fatal error in a group of the classic protocol
             raise errors.FencedInstanceIdError(error.str())
         if error.code() < 0 and name not in PASSING:
             raise LOCAL.get(name, errors.KafkaError)(error.str())
@@ -253,7 +262,7 @@ class LibrdkafkaConsumer:
     def _note_statistics(self, statistics: str) -> None:
         brokers = json.loads(statistics)["brokers"].values()
         ages = [broker["rxidle"] for broker in brokers if broker["nodename"] and broker["source"] == "logical"]
-        if ages and (age := min(ages)) >= 0:  # µs since something came from the group's coordinator
+        if ages and (age := min(ages)) >= 0:  # µs since the group's coordinator last sent something
             self._heard = time.monotonic() - age / 1e6
 
     def _named(self, partitions: list[Partition]) -> list[Any]:

@@ -1,7 +1,7 @@
-"""A transactional producer by librdkafka (confluent-kafka, extra `confluent`), of which a transaction takes less time.
+"""A transactional producer by librdkafka (confluent-kafka, extra `confluent`), whose transactions take less time.
 
-Whoever reads, the broker only wants the member id and generation, which librdkafka takes as the bytes that its own
-consumer gives.
+Owns the calls of one confluent_kafka.Producer. Must not know chains, nor which library's consumer has read: the broker
+only checks member id and generation, which librdkafka takes in the bytes that its own consumer would give.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tagstream.transforms.io.kafka.client.cluster import CONNECT_SECONDS, Cluste
 from tagstream.transforms.io.kafka.client.contracts import (
     CALL_SECONDS,
     OPEN_SECONDS,
+    TIMEOUTS,
     TOO_LARGE,
     DoubtError,
     Position,
     Record,
     largest,
 )
-from tagstream.transforms.io.kafka.client.python_producer import TIMEOUTS
 from tagstream.transforms.io.kafka.client.rdkafka import Caller, group_bytes, library, refused, settings, translate
 from tagstream.transforms.runtime.watchdog import deadline
 
@@ -39,7 +39,7 @@ OURS = {
 }
 ONE_BY_ONE = {"batch.num.messages": 1}
 ANSWER_SECONDS = 8.0
-"""How long the coordinators have for offsets and commit together."""
+"""Time for the two coordinator requests together: sending offsets, and the commit."""
 
 
 class LibrdkafkaProducer:
@@ -52,7 +52,7 @@ class LibrdkafkaProducer:
         self._settings = self._made()
         self._producer: Any = None
         self._told: Any = None
-        """The last of librdkafka's errors that no call has raised."""
+        """The last error that librdkafka reported to `error_cb` and that no call has raised."""
 
     def start(self) -> None:
         """See TransactionalProducer."""
@@ -61,7 +61,7 @@ class LibrdkafkaProducer:
             self._producer = self._library.Producer(self._settings)
             self._caller = Caller()
             ends = time.monotonic() + 2 * CONNECT_SECONDS
-            while True:  # librdkafka goes on trying, and tells on the side what fails
+            while True:  # librdkafka goes on trying in the background, and reports failures to `error_cb`
                 try:
                     self._producer.init_transactions(0.5)
                 except self._library.KafkaException as error:
@@ -75,7 +75,7 @@ class LibrdkafkaProducer:
                     return
 
     def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
-        """Every delivery is looked at before the offsets go in, each call is under a deadline."""
+        """Checks every delivery before it sends the offsets, and makes each call under a deadline."""
         producer = self._producer
         with self._translated():
             with deadline(CALL_SECONDS, f"{self.id}: send"):
@@ -87,12 +87,13 @@ class LibrdkafkaProducer:
             ended = self._caller.call(self._end, producer, at, group_bytes(group))
             try:
                 ended.result(ANSWER_SECONDS + 1)
-            except TimeoutError:  # its thread keeps the client, which the next of its id fences
+            except TimeoutError:  # the thread keeps the client, until the next producer of this id fences it
                 raise DoubtError("librdkafka does not return") from None
 
     def shut(self) -> None:
-        """Unsent records are dropped, and the client ends with the last reference to it: in a thread, since either may
-        hang as its calls do.
+        """See TransactionalProducer. Unsent records are dropped, and the client ends with the last reference to it.
+
+        Both happen in a thread of their own, since they may hang as any call of librdkafka may.
         """
         producer, self._producer = self._producer, None
         if producer is not None:
@@ -100,10 +101,10 @@ class LibrdkafkaProducer:
             threading.Thread(target=producer.purge, daemon=True).start()
 
     def _send(self, producer: Any, records: list[Record]) -> dict[int, Any]:
-        """Sends all and waits; the KafkaError of each that was not delivered, by index."""
+        """Sends all records and waits. Returns librdkafka's error for each one that was not delivered, by index."""
         failed: dict[int, Any] = {}
 
-        def report(index: int, error: Any, _: Any) -> None:  # of each: a flush looks every 10 ms if it isn't told
+        def report(index: int, error: Any, _: Any) -> None:  # without a callback a flush looks only every 10 ms
             if error is not None:
                 failed[index] = error
 
@@ -116,13 +117,13 @@ class LibrdkafkaProducer:
                     break
                 except BufferError:  # its queue is full
                     producer.poll(0.1)
-                except self._library.KafkaException as error:  # its own limit, or one before has failed already
+                except self._library.KafkaException as error:  # the client's own limit, or an earlier record has failed
                     failed.setdefault(index, error.args[0])
                     break
             if failed:
                 break
         ends = time.monotonic() + CALL_SECONDS / 2
-        while (waiting := producer.flush(0.1)) and not failed:  # those behind a refused one wait for nothing
+        while (waiting := producer.flush(0.1)) and not failed:  # records behind a refused one would wait in vain
             if time.monotonic() > ends:
                 raise DoubtError(f"{waiting} records were not delivered in time")
         return failed
@@ -133,14 +134,14 @@ class LibrdkafkaProducer:
         producer.commit_transaction(ANSWER_SECONDS / 2)
 
     def _blame(self, failed: dict[int, Any], records: list[Record]) -> None:
-        """Raises the error, the record that is too large if there is one: the others may have failed because of it."""
+        """Raises RecordTooLargeError if a record is too large, as it may have failed others; else the first error."""
         translated = {index: translate(error) for index, error in failed.items()}
         too_large = [index for index, error in translated.items() if isinstance(error, TOO_LARGE)]
         if not too_large:
             raise next(iter(translated.values()))
         if ONE_BY_ONE.keys().isdisjoint(self._settings) and len(records) > 1:
             self._settings |= ONE_BY_ONE
-            raise DoubtError("a batch is larger than the topic takes; from now on each record is one")
+            raise DoubtError("a batch is larger than the topic allows; from now on each record is a batch")
         raise largest(records, too_large)
 
     def _made(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""The transaction log of a Delta table, as the protocol describes it: for what the deltalake package does not tell.
+"""Reads a Delta table's transaction log directly, for facts that the deltalake package does not expose.
 
-Application transactions of all names come from the last checkpoint and the commits after it; what a range of versions
-added comes from those commits alone.
+Application transactions of all names come from the last checkpoint and the commits after it. The actions of a range
+of versions come from the commits alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _CHECKPOINT = re.compile(r"^(\d{20})\.checkpoint\.(?:(?P<v2>[0-9a-f-]{36})\.|\d{
 
 
 class DeltaLog:
-    """The log up to `version`; `files`: the table's folder."""
+    """The log up to `version`. `files`: the table's folder."""
 
     def __init__(self, files: pafs.FileSystem, version: int) -> None:
         self.files = files
@@ -34,13 +34,13 @@ class DeltaLog:
                 self._checkpoints.setdefault(int(match[1]), []).append(match[0])
 
     def actions(self, version: int) -> list[dict[str, Any]] | None:
-        """Actions of one commit; None if the log was cleaned up."""
+        """Actions of one commit; None if the commit's log file was cleaned up."""
         if version not in self._commits:
             return None
         return list(self._lines(self._commits[version]))
 
     def transactions(self) -> dict[str, int]:
-        """The version of every application transaction."""
+        """The version of every application transaction, by its name."""
         start = max(self._checkpoints, default=-1)
         found: dict[str, int] = {}
         for name in self._checkpoints.get(start, ()):
@@ -52,7 +52,7 @@ class DeltaLog:
         return found
 
     def notes(self) -> list[tuple[int, dict[str, Any]]]:
-        """Versions and what they say of themselves, of the commits that are still there, the oldest first."""
+        """(version, `commitInfo`) of each commit that the log still holds, the oldest first."""
         return [
             (number, action["commitInfo"])
             for number in sorted(self._commits)

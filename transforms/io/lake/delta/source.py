@@ -1,4 +1,4 @@
-"""A Delta Lake table as a source: see `lake.source`. Files come from the log, their rows from Parquet directly."""
+"""A Delta Lake table as a source: see `lake.source`. The log names the files, which are read as plain Parquet."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.parquet_rows import read_rows
 from tagstream.transforms.io.lake.delta.log import DeltaLog
 from tagstream.transforms.io.lake.delta.table import DeltaAccess
-from tagstream.transforms.io.lake.source import LakeFile, LakeSource, small_types
+from tagstream.transforms.io.lake.source import TO_GO_ON, LakeFile, LakeSource, small_types
 from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
 
 _NOT_READ = ("columnMapping", "typeWidening", "variantType")
-"""Reader features under which a column is not simply what the file calls it."""
+"""Reader features that are refused: with them, a file's column may differ from the table's in name or type."""
 
 
-class _Source(LakeSource):
+class DeltaTableSource(LakeSource):
+    """See `lake.source.LakeSource`."""
+
     def __init__(self, spec: JobSpec) -> None:
         source = cast("DeltaSource", spec.source)
         storage = {name: value.get_secret_value() for name, value in source.storage.items()}
@@ -42,7 +44,7 @@ class _Source(LakeSource):
         return {**{n: v for n, v in self.__dict__.items() if n != "_store"}, "_versions": {}}
 
     def _at(self, version: int | None) -> DeltaTable:
-        """The table at a version; None: the newest."""
+        """The table at a version; None means the newest."""
         if version in self._versions:
             return self._versions[version]
         table = self.access.table(version)
@@ -58,7 +60,9 @@ class _Source(LakeSource):
         table = self._at(None)
         refused = [name for name in table.protocol().reader_features or () if name.startswith(_NOT_READ)]
         if refused:
-            raise SourceError(f"{self.where}: reader feature {refused[0]} is not supported; copy the table without it")
+            raise SourceError(
+                f"{self.where}: the table's reader feature {refused[0]} is not supported. Copy the table without it"
+            )
         return table.version(), small_types(pa.schema(table.schema().to_arrow()))
 
     def _translated(self) -> AbstractContextManager[None]:
@@ -83,13 +87,12 @@ class _Source(LakeSource):
         for version in range(since + 1, log.version + 1):
             if (actions := log.actions(version)) is None:
                 raise SourceError(
-                    f"{self.where}: only_new can't tell what is new: the log of version {version} was cleaned up. "
-                    "--overwrite begins anew"
+                    f"{self.where}: only_new can't find the new rows: the log of version {version} was cleaned up. "
+                    "--overwrite starts again with all rows"
                 )
             if not _follow(new, actions):
                 raise SourceError(
-                    f"{self.where}: only_new can't tell what is new: version {version} rewrote rows. Without only_new "
-                    "the job keeps to the rows it has planned; --overwrite begins anew"
+                    f"{self.where}: only_new can't find the new rows: version {version} rewrote rows. {TO_GO_ON}"
                 )
         partitions = set(self._at(self.version).metadata().partition_columns) & set(self.columns)
         hidden = self._kept_rows(self.version) if any(add.get("deletionVector") for add in new.values()) else {}
@@ -103,13 +106,13 @@ class _Source(LakeSource):
                 files.append(LakeFile(path, rows, vector["cardinality"], constant))
             else:
                 raise SourceError(
-                    f"{self.where}: only_new can't tell what is new: {path}, of which rows were deleted, was compacted "
-                    "before it was labelled. --overwrite begins anew"
+                    f"{self.where}: only_new can't find the new rows: some rows of {path} were deleted, and then the "
+                    "file was compacted before it was labelled. --overwrite starts again with all rows"
                 )
         return files
 
     def _kept_rows(self, version: int | None) -> dict[str, Any]:
-        """By path of the files that have deletion vectors: bool array, which rows are still there."""
+        """For each file with a deletion vector, by path: a bool array that is True for each row that still exists."""
         table = self._at(version)
         if "deletionVectors" not in (table.protocol().reader_features or ()):
             return {}
@@ -135,7 +138,7 @@ class _Source(LakeSource):
                 whole = pa.RecordBatch.from_arrays(
                     [self._column(name, batch, names, constant) for name in self.columns], self.columns
                 )
-                if keep is not None:  # a vector ends with the last row that was deleted
+                if keep is not None:  # a deletion vector ends with the last deleted row
                     mask = np.ones(batch.num_rows, bool)
                     mask[: max(0, len(keep) - at)] = keep[at : at + batch.num_rows]
                     whole = whole.filter(pa.array(mask))
@@ -150,9 +153,9 @@ class _Source(LakeSource):
 
 
 def _follow(new: dict[str, dict[str, Any]], actions: list[dict[str, Any]]) -> bool:
-    """What one more commit makes of the files with new rows, by path; False if new rows can't be told from others.
+    """Apply one more commit to `new`, the files with new rows by path. False if new rows can't be told from old ones.
 
-    A file that was compacted together with old ones stays: its own rows are in no other file alone.
+    A file that was compacted together with old files stays in `new`, because no other file holds only its rows.
     """
     what = next((a["commitInfo"].get("operation") for a in actions if "commitInfo" in a), None)
     removed = {unquote(a["remove"]["path"]): a["remove"]["dataChange"] for a in actions if "remove" in a}
@@ -169,7 +172,7 @@ def _follow(new: dict[str, dict[str, Any]], actions: list[dict[str, Any]]) -> bo
     if added and (old := gone - new.keys()):
         if what != "DELETE" or old != gone:
             return False
-        added = {}  # what is left of old files
+        added = {}  # these files hold the remaining rows of old files
     for path in gone:
         new.pop(path, None)
     new.update(added)
@@ -182,4 +185,4 @@ def _text(value: Any) -> str | None:
 
 def open_source(spec: JobSpec, _: JobContext) -> LakeSource:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return DeltaTableSource(spec)

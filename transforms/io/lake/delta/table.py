@@ -1,7 +1,7 @@
-"""One Delta Lake table: see `lake.table.LakeTable`. Numbers are versions of application transactions.
+"""One Delta Lake table: see `lake.table.LakeTable`. Each number is the version of an application transaction.
 
-Their names begin with `tagstream/<job>/`. Delta refuses a commit whose transaction another commit has changed since the
-table was loaded, and every commit since which the table's definition has changed; other commits do not disturb it.
+The transactions' names begin with `tagstream/<job>/`. Delta refuses a commit if, since the table was loaded, another
+commit changed one of the same transactions or the table's definition. Other commits do not conflict.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from tagstream.schemas.lake_spec import DeltaSink, secrets_of
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.lake.delta.log import DeltaLog
 from tagstream.transforms.io.lake.sink import LakeSink
-from tagstream.transforms.io.lake.table import FOLDER, ConflictError, Letters, Staged, as_bytes, from_bytes, lacks
+from tagstream.transforms.io.lake.table import (
+    FOLDER,
+    ConflictError,
+    LetterFilter,
+    StagedRows,
+    as_bytes,
+    from_bytes,
+    lacks,
+)
 from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
@@ -28,16 +36,16 @@ if TYPE_CHECKING:
 
 
 _BUFFER = 1 << 20
-"""Also hands over bytes, where an unbuffered stream hands over what the package does not take."""
+"""Buffer size of streams that write. A buffered stream passes `bytes` on; the package takes nothing else."""
 
 _STORE_ERRORS = ("Log storage error", "Transaction failed")
-"""In a CommitFailedError that is no lost race: the store failed while the commit was written."""
+"""Texts in a CommitFailedError that is not a lost race: the store failed while the commit was being written."""
 
 _OWNER = re.compile(r"^tagstream/([^/]+)/job$")
 
 
 class DeltaAccess:
-    """How to reach a table, and what its errors become. `failure`: SinkError or SourceError."""
+    """Opens a table and translates the package's errors. `failure`: the error to raise, SinkError or SourceError."""
 
     def __init__(self, path: str, storage: dict[str, str], secrets: list[str], failure: type[TagstreamError]) -> None:
         self.path = path
@@ -47,7 +55,7 @@ class DeltaAccess:
         self._failure = failure
 
     def table(self, version: int | None = None) -> DeltaTable | None:
-        """Freshly loaded; None if there is none."""
+        """The table, freshly loaded; None if it does not exist."""
         from deltalake import DeltaTable
         from deltalake.exceptions import TableNotFoundError
 
@@ -64,7 +72,7 @@ class DeltaAccess:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Raises ConflictError for a lost race, else `failure` without secrets."""
+        """Turns a lost race into ConflictError and any other error into `failure`, without secrets."""
         try:
             from deltalake.exceptions import CommitFailedError, DeltaError
         except ImportError:
@@ -73,7 +81,7 @@ class DeltaAccess:
             yield
         except (TagstreamError, ConflictError):
             raise
-        except Exception as error:  # noqa: BLE001  whatever the package raises gets a name, and loses its secrets
+        except Exception as error:  # noqa: BLE001  the package documents no list of errors; all lose their secrets
             message = " ".join(f"{type(error).__name__}: {error}".split())
             for secret in self._secrets:
                 message = message.replace(secret, "***")
@@ -83,7 +91,7 @@ class DeltaAccess:
             raise self._failure(f"{self.where}: {message}") from None
 
 
-class _State:
+class _DeltaState:
     def __init__(self, table: DeltaTable, files: pafs.FileSystem, job: str) -> None:
         self.table = table
         self.schema = pa.schema(table.schema().to_arrow())
@@ -114,7 +122,7 @@ class _State:
         if lost:
             raise LedgerError(
                 f"Delta table {self.table.table_uri} was restored to before the last commit of job {self._job!r}; "
-                "--overwrite starts anew"
+                "--overwrite starts again with all rows"
             )
 
     def seconds(self) -> dict[str, tuple[int, float]]:
@@ -134,15 +142,15 @@ class DeltaLakeTable:
         self.where = self.access.where
         self.job = job
 
-    def load(self) -> _State | None:
+    def load(self) -> _DeltaState | None:
         with self.access.translated():
             table = self.access.table()
-            return None if table is None else _State(table, self.access.files(table), self.job)
+            return None if table is None else _DeltaState(table, self.access.files(table), self.job)
 
     def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
         self._create(schema, values, "error")
 
-    def replace(self, state: _State, schema: pa.Schema, values: dict[str, int]) -> None:
+    def replace(self, state: _DeltaState, schema: pa.Schema, values: dict[str, int]) -> None:
         self._create(schema, values, "overwrite")
 
     def _create(self, schema: pa.Schema, values: dict[str, int], mode: Any) -> None:
@@ -155,16 +163,16 @@ class DeltaLakeTable:
 
     def append(
         self,
-        state: _State,
-        rows: Staged | None,
+        state: _DeltaState,
+        rows: StagedRows | None,
         values: dict[str, int],
         note: dict[str, str],
-        without: Letters | None,
+        without: LetterFilter | None,
     ) -> None:
         with self.access.translated():
             from deltalake import write_deltalake
 
-            if without is not None:  # a commit of its own; done again, it finds nothing
+            if without is not None:  # a separate commit; if the append is tried again, it finds nothing to delete
                 state.table.delete(without.predicate)
             merge = rows is not None and lacks(state.schema, rows.schema)
             reader = rows.reader() if rows else state.schema.empty_table().to_reader()
@@ -176,10 +184,10 @@ class DeltaLakeTable:
                 commit_properties=self._properties(values, note),
             )
 
-    def forget(self, staged: Staged) -> None:
-        """Delta's own clean-up (VACUUM) removes files that no version knows."""
+    def forget(self, staged: StagedRows) -> None:
+        """Does nothing: Delta's own clean-up (VACUUM) removes files that no version refers to."""
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:
@@ -219,7 +227,7 @@ class DeltaLakeTable:
         return self.access.files(table)
 
     def _properties(self, values: dict[str, int], note: dict[str, str], *, once: bool = False) -> CommitProperties:
-        """`once`: a table that is made must not be made again on top of somebody else's, as version 1."""
+        """`once`: do not retry. A retried creation would replace a table that another process has just created."""
         from deltalake import CommitProperties, Transaction
 
         transactions = [Transaction(_app(self.job, name), value) for name, value in values.items()]
@@ -227,7 +235,7 @@ class DeltaLakeTable:
 
 
 def _restored(note: dict[str, Any], version: int) -> int:
-    """The version that a RESTORE has gone back to; one before it if it went by date."""
+    """The version that a RESTORE went back to. If the RESTORE named a date, the version just before the RESTORE."""
     to = note.get("operationParameters", {}).get("version")
     return int(to) if str(to).isdigit() else version - 1
 

@@ -16,7 +16,7 @@ from tagstream.schemas.lake_spec import IcebergSource, secrets_of
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.parquet_rows import read_rows
 from tagstream.transforms.io.lake.iceberg.table import IcebergAccess
-from tagstream.transforms.io.lake.source import LakeFile, LakeSource, small_types
+from tagstream.transforms.io.lake.source import TO_GO_ON, LakeFile, LakeSource, small_types
 from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _FIELD_ID = b"PARQUET:field_id"
 
 
-class _Source(LakeSource):
+class IcebergTableSource(LakeSource):
+    """See `lake.source.LakeSource`."""
+
     def __init__(self, spec: JobSpec) -> None:
         source = cast("IcebergSource", spec.source)
         catalog = {name: value.get_secret_value() for name, value in source.catalog.items()}
@@ -59,14 +61,13 @@ class _Source(LakeSource):
         while at != since:
             if at not in snapshots:
                 raise SourceError(
-                    f"{self.where}: only_new can't tell what is new: snapshot {since}, up to which rows were labelled, "
-                    "has expired or was rolled back. --overwrite begins anew"
+                    f"{self.where}: only_new can't find the new rows: rows were labelled up to snapshot {since}, which "
+                    "has expired or was rolled back. --overwrite starts again with all rows"
                 )
             summary = snapshots[at].summary
             if summary and summary.operation.value == "overwrite" and summary.get("added-data-files", "0") != "0":
                 raise SourceError(
-                    f"{self.where}: only_new can't tell what is new: snapshot {at} rewrote rows. Without only_new the "
-                    "job keeps to the rows it has planned; --overwrite begins anew"
+                    f"{self.where}: only_new can't find the new rows: snapshot {at} rewrote rows. {TO_GO_ON}"
                 )
             at = snapshots[at].parent_snapshot_id
         scan = self._table.incremental_append_scan(
@@ -98,7 +99,7 @@ class _Source(LakeSource):
             at += batch.num_rows
 
     def _names_in(self, file: pa.Schema) -> dict[str, str] | None:
-        """The file's names of our columns; None where PyIceberg must find and convert them."""
+        """Names in the file of the columns that we read. None if PyIceberg must find and convert the columns."""
         ids = {int(f.metadata[_FIELD_ID]): f for f in file if f.metadata and _FIELD_ID in f.metadata}
         names = {}
         for name in self.columns:
@@ -109,7 +110,10 @@ class _Source(LakeSource):
         return names
 
     def _projected(self, split: Split) -> Iterator[pa.RecordBatch]:
-        """The file as PyIceberg reads it: deletes applied, columns found by history, the whole file in memory."""
+        """The file as PyIceberg reads it: deletes are applied and renamed columns are found.
+
+        PyIceberg holds the whole file in memory.
+        """
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan
 
@@ -140,4 +144,4 @@ def _file(task: FileScanTask) -> LakeFile:
 
 def open_source(spec: JobSpec, _: JobContext) -> LakeSource:
     """See `io.registry.open_source`."""
-    return _Source(spec)
+    return IcebergTableSource(spec)

@@ -1,7 +1,7 @@
-"""One Iceberg table of a catalog: see `lake.table.LakeTable`. Numbers are table properties.
+"""One Iceberg table of a catalog: see `lake.table.LakeTable`. Each number is a table property.
 
-A commit holds properties and snapshot together, and requires that the branch `main` is where it was when the chain was
-looked at. PyIceberg's own retry would skip that look, so it is switched off.
+One commit sets the properties and adds the snapshot. The commit requires that the branch `main` has not moved since
+the chain's end was read. PyIceberg's own retry would not read the chain's end again, so it is switched off.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tagstream.transforms.io.lake.table import (
     COMMIT,
     FOLDER,
     ConflictError,
-    Letters,
-    Staged,
+    LetterFilter,
+    StagedRows,
     as_bytes,
     from_bytes,
     lacks,
@@ -37,10 +37,14 @@ if TYPE_CHECKING:
 
 _RETRIES = "commit.retry.num-retries"
 _HEAD = "head"
-"""Number of a job's last commit, in properties and snapshot: tells when the table was rolled back behind it."""
+"""Name of the number that holds the token of the job's last commit.
+
+The snapshot of that commit has the same token. If no ancestor of the current snapshot has it, the table was rolled
+back.
+"""
 
 _CATALOG_CONFLICTS = ("database is locked", "IntegrityError", "SerializationFailure", "DeadlockDetected")
-"""In the errors of a SQL catalog's database."""
+"""Texts in the errors of a SQL catalog's database that mean a lost race."""
 
 _OWNER = re.compile(r"^tagstream\.([^/]+)\.job$")
 
@@ -54,7 +58,7 @@ def _catalog(properties: str) -> Catalog:
 
 
 class IcebergAccess:
-    """How to reach a table, and what its errors become. `failure`: SinkError or SourceError."""
+    """Opens a table and translates PyIceberg's errors. `failure`: the error to raise, SinkError or SourceError."""
 
     def __init__(
         self, properties: dict[str, str], name: str, secrets: list[str], failure: type[TagstreamError]
@@ -69,7 +73,7 @@ class IcebergAccess:
         return _catalog(self.properties)
 
     def table(self) -> Table | None:
-        """Freshly loaded; None if the catalog does not have it."""
+        """The table, freshly loaded; None if the catalog does not have it."""
         from pyiceberg.exceptions import NoSuchTableError
 
         try:
@@ -79,7 +83,7 @@ class IcebergAccess:
 
     @contextmanager
     def translated(self) -> Iterator[None]:
-        """Raises ConflictError for a lost race or an answer that did not come, else `failure` without secrets."""
+        """Turns a lost race or a missing answer into ConflictError, any other error into `failure`, without secrets."""
         try:
             from pyiceberg import exceptions
         except ImportError:
@@ -96,7 +100,7 @@ class IcebergAccess:
             yield
         except (TagstreamError, ConflictError):
             raise
-        except Exception as error:  # noqa: BLE001  whatever a catalog raises gets a name, and loses its secrets
+        except Exception as error:  # noqa: BLE001  every catalog raises errors of its own; all lose their secrets
             message = " ".join(f"{type(error).__name__}: {error}".split())
             for secret in self._secrets:
                 message = message.replace(secret, "***")
@@ -109,7 +113,7 @@ class IcebergAccess:
             raise self._failure(f"{self.where}: {message}") from None
 
 
-class _State:
+class _IcebergState:
     def __init__(self, table: Table, job: str) -> None:
         self.table = table
         self.schema = pa.schema([f.remove_metadata() for f in table.schema().as_arrow()])
@@ -120,7 +124,7 @@ class _State:
         if head is not None and not self._holds(str(head)):
             raise LedgerError(
                 f"Iceberg table {'.'.join(self.table.name())} was rolled back to before the last commit of job "
-                f"{self._job!r}; --overwrite starts anew"
+                f"{self._job!r}; --overwrite starts again with all rows"
             )
 
     def get(self, name: str) -> int | None:
@@ -146,7 +150,7 @@ class _State:
         return found
 
     def _holds(self, head: str) -> bool:
-        """The commit is an ancestor of what is current, or its snapshot has expired."""
+        """Whether the commit's snapshot is the current one or its ancestor, or has expired."""
         metadata = self.table.metadata
         at = metadata.current_snapshot_id
         by_id = {snapshot.snapshot_id: snapshot for snapshot in metadata.snapshots}
@@ -164,10 +168,10 @@ class IcebergTable:
         self.where = self.access.where
         self.job = job
 
-    def load(self) -> _State | None:
+    def load(self) -> _IcebergState | None:
         with self.access.translated():
             table = self.access.table()
-        return None if table is None else _State(table, self.job)
+        return None if table is None else _IcebergState(table, self.job)
 
     def create(self, schema: pa.Schema, values: dict[str, int]) -> None:
         with self.access.translated():
@@ -175,7 +179,7 @@ class IcebergTable:
             catalog.create_namespace_if_not_exists(tuple(self.access.name.split("."))[:-1])
             catalog.create_table(self.access.name, schema, properties=self._properties(values))
 
-    def replace(self, state: _State, schema: pa.Schema, values: dict[str, int]) -> None:
+    def replace(self, state: _IcebergState, schema: pa.Schema, values: dict[str, int]) -> None:
         from pyiceberg.exceptions import NoSuchTableError
 
         with self.access.translated(), suppress(NoSuchTableError):
@@ -184,11 +188,11 @@ class IcebergTable:
 
     def append(
         self,
-        state: _State,
-        rows: Staged | None,
+        state: _IcebergState,
+        rows: StagedRows | None,
         values: dict[str, int],
         note: dict[str, str],
-        without: Letters | None,
+        without: LetterFilter | None,
     ) -> None:
         with self.access.translated():
             table = state.table
@@ -209,8 +213,8 @@ class IcebergTable:
                         new.append_data_file(file)
                 transaction.set_properties(self._properties({**values, _HEAD: head}))
 
-    def _write(self, table: Table, rows: Staged) -> list[Any]:
-        """The rows as data files that no snapshot knows yet."""
+    def _write(self, table: Table, rows: StagedRows) -> list[Any]:
+        """Write the rows to data files that no snapshot refers to yet."""
         from pyiceberg.io.pyarrow import _check_pyarrow_schema_compatible, _dataframe_to_data_files
 
         _check_pyarrow_schema_compatible(table.schema(), rows.schema)
@@ -218,7 +222,7 @@ class IcebergTable:
         found = reader if table.spec().is_unpartitioned() else reader.read_all()
         return list(_dataframe_to_data_files(table.metadata, found, table.io))
 
-    def forget(self, staged: Staged) -> None:
+    def forget(self, staged: StagedRows) -> None:
         if staged.made:
             with self.access.translated():
                 table = self._known()
@@ -227,7 +231,7 @@ class IcebergTable:
                         table.io.delete(file.file_path)
             staged.made = []
 
-    def rows(self, columns: list[str], letters: Letters | None, limit: int | None) -> pa.Table:
+    def rows(self, columns: list[str], letters: LetterFilter | None, limit: int | None) -> pa.Table:
         with self.access.translated():
             table = self.access.table()
             if table is None:

@@ -1,0 +1,165 @@
+"""The `infer` part of a specification: which models, what they write, and what runs them."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema
+
+from tagstream.schemas import plugins
+from tagstream.schemas.one_of import OneOf
+from tagstream.schemas.spec_base import BackendPart, Says, Spec
+
+Name = Annotated[
+    str,
+    Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _."),
+    Says("letters, digits and _ only, and no digit first", "spam_label"),
+]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class PyTorchBackend(BackendPart):
+    """PyTorch: any Hugging Face sequence classifier with safetensors weights."""
+
+    type: Literal["pytorch"] = "pytorch"
+    device: Annotated[str, Says("auto, cpu, mps, cuda or cuda and a number", "cuda:1")] = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="auto: all GPUs, else CPU; cuda: all GPUs; cuda:1: that one.",
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="bf16 may change labels; `tagstream optimize` measures how many, for backend auto."
+    )
+    token_budget: int | None = Field(
+        default=None, ge=1, description="Most tokens, padding included, in one micro-batch; default by device."
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile, before the first row: on a CPU a graph for each of about ten padded lengths, which "
+        "takes minutes; on a GPU the repeated block, for any length. Needs a C++ compiler, on a GPU a C compiler.",
+    )
+
+
+class ConstantBackend(BackendPart):
+    """No model: every row gets the same label. For tests, dry runs and measuring what the pipeline itself costs."""
+
+    type: Literal["constant"] = "constant"
+    label: str = "constant"
+    ms_per_row: float = Field(default=0.0, ge=0.0, description="Milliseconds of pretended model time a row.")
+    fail_on: str | None = Field(default=None, description="RE2 pattern: a matching text fails as a poison row would.")
+    memory_tokens: int | None = Field(
+        default=None, ge=1, description="A micro-batch of more bytes than this runs out of memory, as on a device."
+    )
+    token_budget: int | None = Field(default=None, ge=1, description="Most bytes in one micro-batch.")
+
+    needs_model: ClassVar[bool] = False
+
+
+class OnnxBackend(BackendPart):
+    """ONNX Runtime. fp32 is exported from the model at the first use; int8 comes from `tagstream optimize` only."""
+
+    type: Literal["onnx"] = "onnx"
+    file: str | None = Field(default=None, description="The exported model; default: made once, in the cache folder.")
+    device: Annotated[str, Says("auto, cpu, cuda or cuda and a number", "cuda:1")] = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: first GPU, else CPU."
+    )
+    token_budget: int | None = Field(default=None, ge=1, description="Most tokens in one micro-batch.")
+
+
+class AutoBackend(BackendPart):
+    """The fastest backend that `tagstream optimize` has certified for this model; without a certificate fp32."""
+
+    type: Literal["auto"] = "auto"
+    certificate: str | None = Field(default=None, description="Folder of the certificate; default: the cache folder.")
+    min_agreement: Fraction = Field(default=0.995, description="Least share of labels equal to those of fp32.")
+
+
+Backend = Annotated[
+    BackendPart, OneOf(PyTorchBackend, OnnxBackend, AutoBackend, ConstantBackend, group=plugins.BACKENDS)
+]
+Provenance = Literal["tokens", "truncated", "model"]
+
+CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds")
+"""What a certificate names of an entry beside its model."""
+
+
+TASKS = ("text-classification",)
+"""Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
+
+
+class _Tasks:
+    """Lists the tasks that there are in the JSON Schema."""
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": [*TASKS, *sorted(plugins.installed(plugins.TASKS))]}
+
+
+Task = Annotated[str, _Tasks()]
+
+
+class InferEntry(Spec):
+    """One entry of `infer`: a model and the columns that it writes."""
+
+    model: str | None = Field(
+        default=None,
+        description="Bundled name (tagstream/spam), local folder or Hugging Face id.",
+        examples=["tagstream/spam"],
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hugging Face id.")
+    task: Task | None = Field(
+        default=None,
+        description="What the model is to do, by Hugging Face's name; default: what its config says.",
+        examples=["text-classification"],
+    )
+    as_: Name = Field(default="label", alias="as", description="Prefix of the columns that this entry writes.")
+    scores: Literal["top", "all", "none"] = Field(
+        default="top", description="top: <as>_score; all: also <as>_scores, one field a label."
+    )
+    provenance: tuple[Provenance, ...] = Field(
+        default=("truncated",), description="Further columns: <as>_tokens, <as>_truncated, <as>_model."
+    )
+    labels: dict[str, str] = Field(default_factory=dict, description="Label map: name in the model's config to yours.")
+    thresholds: dict[str, Fraction] = Field(
+        default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
+    )
+    abstain: str | None = Field(default=None, description="Label of rows below their threshold; null if not given.")
+    long_text: Literal["truncate", "window", "dead_letter"] = Field(
+        default="truncate",
+        description="Text longer than max_length: cut and marked, or scored in overlapping windows whose mean "
+        "logits count, or a dead letter.",
+    )
+    max_length: int | None = Field(
+        default=None, ge=4, description="Tokens, special ones included; default and upper bound: the model's window."
+    )
+    memory_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Answers to remember, so that a text is not inferred again in a later block; about 215 bytes "
+        "a text. Equal texts of one block always are.",
+    )
+    backend: Backend = Field(default_factory=PyTorchBackend)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns that it may write."""
+        suffixes = ("score", "scores", "tokens", "truncated", "model")
+        return (self.as_, *(f"{self.as_}_{suffix}" for suffix in suffixes))
+
+    @field_validator("task")
+    @classmethod
+    def _known_task(cls, task: str | None) -> str | None:
+        if task is not None and task not in TASKS:
+            there = [*TASKS, *sorted(plugins.installed(plugins.TASKS))]
+            if task not in there:
+                close = difflib.get_close_matches(task, there, 1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise ValueError(f"no such task; there are: {', '.join(there)}{hint}")
+        return task
+
+    @model_validator(mode="after")
+    def _needs_model(self) -> Self:
+        if self.model is None and self.backend.needs_model:
+            raise ValueError("model is missing: give a bundled name (tagstream/spam), a folder or a Hugging Face id")
+        return self

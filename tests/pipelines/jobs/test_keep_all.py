@@ -1,0 +1,90 @@
+"""`keep: '*'`: every column of the input passes on, and none takes the name of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tagstream.pipelines.jobs.plan import plan_job
+from tagstream.pipelines.jobs.replay import replay_job
+from tagstream.schemas.errors import SourceError, SpecError
+from tests.pipelines.bulk_jobs import CONSTANT, BulkJob
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> BulkJob:
+    """Three rows with columns around the text, one without a text."""
+    bulk = BulkJob(tmp_path)
+    bulk.put("a.parquet", ["x", None, "z"], Z=pa.array([1, 2, 3]), a=pa.array(["p", "q", None]))
+    return bulk
+
+
+def test_columns_in_the_order_of_the_input(job: BulkJob) -> None:
+    """All but the text, then the labels; also in dead letters, and after a replay of these."""
+    job.run(source__keep="*", source__id="a", max_dead=1)
+    table = pq.read_table(job.folder / "out")
+    assert table.column_names == ["id", "Z", "a", "tag", "tag_score", "tag_truncated"]
+    assert table.select(["id", "Z", "a"]).to_pylist() == [{"id": 0, "Z": 1, "a": "p"}, {"id": 2, "Z": 3, "a": None}]
+    dead = pq.read_table(job.folder / "dead")
+    assert dead["row"].to_pylist() == [{"id": 1, "Z": 2, "a": "q"}]
+    report = replay_job(job.spec(source__keep="*", source__id="a"), job.console)
+    assert report.counts.dead_rows == 1
+
+
+def test_one_column_without_a_list(job: BulkJob) -> None:
+    """`keep: label` is `keep: [label]`."""
+    assert job.spec(source__keep="Z").source == job.spec(source__keep=["Z"]).source
+
+
+def test_table_sink(job: BulkJob) -> None:
+    """A sink whose columns are made before the first row."""
+    path = str(job.folder / "out.duckdb")
+    job.run(source__keep="*", sink={"type": "duckdb", "path": path, "table": "labels"}, dead_letters=None, max_dead=1)
+    with duckdb.connect(path) as database:
+        found = database.execute("SELECT id, Z, a, tag FROM labels ORDER BY id").fetchall()
+    assert found == [(0, 1, "p", "ham"), (2, 3, None, "ham")]
+
+
+def test_replay_into_a_table(job: BulkJob) -> None:
+    """The sink learns the columns from the source before it opens."""
+    table = {"table": "labels", "key": "Z", "mode": "upsert"}
+    where = {
+        "source__keep": "*",
+        "sink": {"type": "duckdb", "path": str(job.folder / "out.duckdb"), **table},
+        "dead_letters": None,
+        "max_dead": 1,
+    }  # fmt: skip
+    failing = [{**CONSTANT, "backend": {**CONSTANT["backend"], "fail_on": "z"}}]
+    job.run(**where, infer=failing)
+    assert replay_job(job.spec(**where), job.console).counts.rows_out == 1
+
+
+@pytest.mark.parametrize("column", ["tag", "tag_score", "split"])
+def test_a_column_with_the_name_of_a_label(job: BulkJob, column: str) -> None:
+    """Names the column, who wants it, and two ways out; before anything is written."""
+    job.put("a.parquet", ["x"], **{column: pa.array([1])})
+    with pytest.raises(
+        SpecError, match=rf"source\.keep: '\*' .*column '{column}' of .* already taken by .*Rename one, or"
+    ):
+        plan_job(job.spec(source__keep="*", sink__position=True))
+
+
+def test_names_of_ours(job: BulkJob) -> None:
+    """pandas writes an index as __index_level_0__."""
+    job.put("a.parquet", ["x"], __index_level_0__=pa.array([1]))
+    with pytest.raises(
+        SpecError, match=r"'__index_level_0__': names that begin with __ can't be kept.*list the columns"
+    ):
+        plan_job(job.spec(source__keep="*"))
+
+
+@pytest.mark.parametrize(("columns", "told"), [({}, "there is no column 'Z'"), ({"b": [1]}, "there is a column 'b'")])
+def test_files_with_other_columns(job: BulkJob, columns: dict, told: str) -> None:
+    """All means the same in every file."""
+    job.put("b.parquet", ["x"], a=pa.array(["p"]), **({"Z": pa.array([1])} if columns else {}), **columns)
+    with pytest.raises(SourceError, match=rf"b\.parquet: {told}, unlike in .*a\.parquet"):
+        plan_job(job.spec(source__keep="*"))

@@ -1,0 +1,31 @@
+"""What a task must do: the seam between a model's logits and the columns of the output.
+
+A new task is one module that offers what `TaskModule` says. One of ours has its name in `schemas/infer_spec.py` and a
+line in `tasks/registry.py`; a third party's is named by an entry point of the group `tagstream.tasks`, whose name is
+the `task` in a specification.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.model import Model
+from tagstream.transforms.tasks.text_classification import Head
+
+
+class TaskModule(Protocol):
+    """What the module of a task offers.
+
+    ARCHITECTURE: how the names of its models' classes end, for example ForSequenceClassification, the only one whose
+    logits our backends compute. KIND: what people call such a model, for messages.
+    """
+
+    ARCHITECTURE: str
+    KIND: str
+
+    def head(self, entry: InferEntry, model: Model) -> Head:
+        """What becomes of the logits. Raises SpecError for settings of the entry that do not fit the model.
+
+        A class of its own may derive from `Head` and give other `fields` and `columns`.
+        """
