@@ -105,7 +105,7 @@ class Job:
             self.splits = self.splits_of(agreed)
 
     def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
-        """The progress of earlier runs, and the splits that are left with their positions. The sink must be prepared."""
+        """The progress of earlier runs, and the splits that are left with positions. The sink must be prepared."""
         self.settle()
         progress = self.sink.progress()
         if not self.rows_done(progress):
