@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tagstream.schemas.errors import REASONS, DeadCode, SinkError
+from tagstream.transforms.io.contracts import InputCounts
 from tagstream.transforms.runtime.metrics import STAGES, Snapshot
+
+_SKIPPED = 100
+"""Files that are not read: how many the JSON report names."""
 
 ADVICE = {
     "read": "reading the input: fewer or smaller kept columns, a faster disk or network",
@@ -37,6 +41,8 @@ class Report:
     """Workers elsewhere did the work: this process knows what the ledger says, and no more."""
     engines: int = 1
     """How many models each row went through."""
+    input: InputCounts | None = None
+    """Of a source of files: what there was to read."""
 
     @property
     def rows_per_s(self) -> float:
@@ -73,6 +79,9 @@ class Report:
             "state": self.state,
             "fingerprint": self.fingerprint,
             "output": self.output,
+            "files": self.input and self.input.files,
+            "skipped_files": self.input and len(self.input.skipped),
+            "skipped": self.input and list(self.input.skipped[:_SKIPPED]),
             "rows_total": self.rows_total,
             "rows_before": self.rows_before,
             "rows_left": self.rows_left,

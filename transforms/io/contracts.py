@@ -54,6 +54,23 @@ class Source(Protocol):
         """Blocks from position `start` to the end of the split, without gap or overlap. Raises SourceError."""
 
 
+@dataclass(frozen=True)
+class InputCounts:
+    """Input before it is read: files, the rows that their footers say, and the names of files that are not read."""
+
+    files: int
+    rows: int
+    skipped: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class CountedSource(Source, Protocol):
+    """A source of files. `notes`: what the user should know about the input, a sentence each."""
+
+    counts: InputCounts
+    notes: list[str]
+
+
 @runtime_checkable
 class PlanningSource(Source, Protocol):
     """A source that would plan other splits tomorrow, as its rows come and go: the sink keeps what was planned."""
