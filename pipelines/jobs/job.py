@@ -15,6 +15,8 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import describe, identify
 from tagstream.transforms.inference.engines import Engines
 from tagstream.transforms.io.contracts import (
+    CountedSource,
+    InputCounts,
     PlanKeeper,
     PlanningSource,
     Progress,
@@ -135,6 +137,16 @@ class Job:
     @property
     def rows(self) -> int:
         return sum(split.rows for split in self.splits)
+
+    @property
+    def input(self) -> InputCounts | None:
+        """Files and rows that a source of files has found."""
+        return self.source.counts if isinstance(self.source, CountedSource) else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know about the input, a sentence each."""
+        return self.source.notes if isinstance(self.source, CountedSource) else []
 
     @property
     def columns(self) -> pa.Schema:

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from tagstream.pipelines.jobs.job import Job
 from tagstream.schemas.block import TEXT
@@ -46,6 +47,10 @@ class Plan:
     speed_from: str
     output: str
     advice: list[str] = field(default_factory=list)
+    files: int | None = None
+    skipped_files: int | None = None
+    notes: list[str] = field(default_factory=list)
+    """What the user should know about the input."""
 
     @property
     def rows_left(self) -> int:
@@ -79,6 +84,9 @@ def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
         speed_from=speed_from,
         output=spec.output,
         advice=_advice(spec, len(left)),
+        files=job.input.files if job.input else None,
+        skipped_files=len(job.input.skipped) if job.input else None,
+        notes=job.notes,
     )
 
 
@@ -87,6 +95,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
+    if plan.files is not None:
+        table.add_row("files", f"{plan.files:,}")
     table.add_row("splits", f"{plan.splits:,} ({plan.splits_done:,} done)")
     table.add_row("rows", f"{plan.rows:,}")
     table.add_row("rows done", f"{plan.rows_done:,}")
@@ -104,6 +114,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     table.add_row("output", plan.output)
     for sentence in plan.advice:
         table.add_row("advice", sentence)
+    for sentence in plan.notes:
+        table.add_row("note", Text(sentence))
     console.print(table)
 
 

@@ -23,7 +23,7 @@ from tagstream.pipelines.jobs.job import Job
 from tagstream.pipelines.jobs.reclassify import Choice, reclassify
 from tagstream.pipelines.jobs.run_live import run_live
 from tagstream.pipelines.jobs.run_remote import run_pass_remote
-from tagstream.pipelines.report.progress import ProgressLine, print_notes
+from tagstream.pipelines.report.progress import ProgressLine, print_notes, print_sentences
 from tagstream.pipelines.report.report import Report
 from tagstream.pipelines.runners.local import execute
 from tagstream.schemas.block import Split
@@ -57,6 +57,7 @@ def run_job(
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite, context=context)
     with job:
+        print_sentences(console, job.notes)
         if again is not None:
             reclassify(job, job.fingerprint(), again, console)
         return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
@@ -111,6 +112,7 @@ def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
         engines=engines,
+        input=job.input,
     )
 
 

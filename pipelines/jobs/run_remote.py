@@ -13,6 +13,7 @@ from rich.console import Console
 
 from tagstream.pipelines.jobs.build import build, build_live
 from tagstream.pipelines.jobs.job import Job
+from tagstream.pipelines.report.progress import print_sentences
 from tagstream.pipelines.runners.flink_rest import Flink, FlinkJob
 from tagstream.pipelines.runners.submit import GONE, Build, follow_flink, run_beam, submit_flink
 from tagstream.schemas.block import Split
@@ -50,6 +51,7 @@ def detach_job(
     with console.status("looking at the input"):
         job = Job.open(spec, limit, overwrite=overwrite)
     with job:
+        print_sentences(console, job.notes)
         with console.status("looking at the output"):
             job.sink.prepare(job.fingerprint(), overwrite=overwrite)
         left = [] if job.live else job.resume()[1]

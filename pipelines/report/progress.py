@@ -90,8 +90,13 @@ class ProgressLine(StatusLine):
 
 def print_notes(console: Console, metrics: JobMetrics) -> None:
     """Print the notes that came up while the models were loaded. Example: there is no certificate for this machine."""
-    for note in metrics.snapshot().notes:
-        console.print(f"[yellow]note:[/] {note}", highlight=False, soft_wrap=True)
+    print_sentences(console, metrics.snapshot().notes)
+
+
+def print_sentences(console: Console, notes: list[str]) -> None:
+    """Print each note on a line of its own."""
+    for note in notes:
+        console.print("[yellow]note:[/]", Text(note), highlight=False, soft_wrap=True)
 
 
 def print_report(console: Console, report: Report) -> None:
@@ -100,6 +105,9 @@ def print_report(console: Console, report: Report) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
+    if report.input is not None:
+        skipped = f" ({len(report.input.skipped):,} more were not read)" if report.input.skipped else ""
+        table.add_row("files", f"{report.input.files:,}{skipped}")
     before = f" ({report.rows_before:,} were done before)" if report.rows_before else ""
     table.add_row("rows in", f"{counts.rows_in:,} of {report.rows_total:,}{before}")
     if not report.remote:

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tagstream.schemas.errors import REASONS, DeadCode, SinkError
+from tagstream.transforms.io.contracts import InputCounts
 from tagstream.transforms.runtime.metrics import STAGES, Snapshot
+
+_SKIPPED = 100
+"""Files that are not read: how many the JSON report names."""
 
 ADVICE = {
     "read": "reading the input: fewer or smaller kept columns, a faster disk or network",
@@ -41,6 +45,8 @@ class Report:
     """Whether workers on other machines did the work. This process then knows only the numbers of the ledger."""
     engines: int = 1
     """How many models have inferred each row."""
+    input: InputCounts | None = None
+    """What there was to read, if the source reads files."""
 
     @property
     def rows_per_s(self) -> float:
@@ -77,6 +83,9 @@ class Report:
             "state": self.state,
             "fingerprint": self.fingerprint,
             "output": self.output,
+            "files": self.input and self.input.files,
+            "skipped_files": self.input and len(self.input.skipped),
+            "skipped": self.input and list(self.input.skipped[:_SKIPPED]),
             "rows_total": self.rows_total,
             "rows_before": self.rows_before,
             "rows_left": self.rows_left,

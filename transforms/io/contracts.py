@@ -74,6 +74,23 @@ class Source(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class InputCounts:
+    """Input before it is read: files, the rows that their footers say, and the names of files that are not read."""
+
+    files: int
+    rows: int
+    skipped: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class CountedSource(Source, Protocol):
+    """A source of files. `notes`: what the user should know about the input, a sentence each."""
+
+    counts: InputCounts
+    notes: list[str]
+
+
 @runtime_checkable
 class PlanningSource(Source, Protocol):
     """A source whose rows come and go, so that it would give other splits tomorrow. The sink stores the agreed splits.

@@ -14,21 +14,25 @@ Array = np.ndarray
 def as_text(column: pa.Array, name: str) -> pa.LargeStringArray:
     """A column of text as large_string.
 
-    Takes string, large_string, string_view, binary, large_binary and null, and dictionaries of them. Bytes are not
-    checked here; `unfit_rows` does that. Raises SourceError for another type.
+    Takes strings and bytes of every kind, nulls, dictionaries of them, and extension types that store them (JSON).
+    Bytes are not checked here; `unfit_rows` does that. Raises SourceError for another type.
     """
-    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if not is_text(column.type):
         raise SourceError(f"column {name!r} is {column.type}, not text")
-    if pa.types.is_dictionary(column.type) and pa.types.is_string_view(kind):  # Arrow can't decode it
-        column = pa.DictionaryArray.from_arrays(column.indices, column.dictionary.cast(pa.large_string()))
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+    if isinstance(column.type, pa.BaseExtensionType):
+        return as_text(column.storage, name)
+    if pa.types.is_dictionary(column.type):
+        words = as_text(column.dictionary, name)
+        return pa.DictionaryArray.from_arrays(column.indices, words).cast(pa.large_string())
+    if _is_bytes(column.type):
         return column.cast(pa.large_binary()).view(pa.large_string())
     return column.cast(pa.large_string())
 
 
 def is_text(kind: pa.DataType) -> bool:
     """Whether `as_text` takes the type."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return is_text(kind.storage_type)
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return bool(
@@ -36,10 +40,12 @@ def is_text(kind: pa.DataType) -> bool:
         or pa.types.is_string(kind)
         or pa.types.is_large_string(kind)
         or pa.types.is_string_view(kind)
-        or pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
+        or _is_bytes(kind)
     )
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def unfit_rows(texts: pa.LargeStringArray) -> tuple[Array, list[DeadCode]]:

@@ -11,7 +11,7 @@ import pytest
 
 from tagstream.pipelines.jobs.plan import plan_job
 from tagstream.pipelines.jobs.replay import replay_job
-from tagstream.schemas.errors import SourceError, SpecError
+from tagstream.schemas.errors import SpecError
 from tests.pipelines.bulk_jobs import CONSTANT, BulkJob
 
 
@@ -74,17 +74,24 @@ def test_a_column_with_the_name_of_a_label(job: BulkJob, column: str) -> None:
 
 
 def test_names_of_ours(job: BulkJob) -> None:
-    """A name that begins with __ is refused. pandas writes an index as __index_level_0__."""
-    job.put("a.parquet", ["x"], __index_level_0__=pa.array([1]))
-    with pytest.raises(
-        SpecError, match=r"'__index_level_0__': names that begin with __ can't be kept.*list the columns"
-    ):
-        plan_job(job.spec(source__keep="*"))
+    """pandas writes an index as __index_level_0__: left out, and said; asked for by name it is refused."""
+    job.put("a.parquet", ["x"], __index_level_0__=pa.array([1]), Z=pa.array([2]))
+    job.run(source__keep="*")
+    assert pq.read_table(job.folder / "out").column_names == ["id", "Z", "tag", "tag_score", "tag_truncated"]
+    assert "keep: '*' leaves out '__index_level_0__'" in job.said
+    with pytest.raises(SpecError, match="'__index_level_0__': names that begin with __ can't be kept"):
+        job.spec(source__keep="__index_level_0__")
 
 
-@pytest.mark.parametrize(("columns", "told"), [({}, "there is no column 'Z'"), ({"b": [1]}, "there is a column 'b'")])
-def test_files_with_other_columns(job: BulkJob, columns: dict, told: str) -> None:
-    """All columns must be the same in every file."""
-    job.put("b.parquet", ["x"], a=pa.array(["p"]), **({"Z": pa.array([1])} if columns else {}), **columns)
-    with pytest.raises(SourceError, match=rf"b\.parquet: {told}, unlike in .*a\.parquet"):
-        plan_job(job.spec(source__keep="*"))
+def test_files_with_other_columns(job: BulkJob) -> None:
+    """All means the columns of all files; a file that lacks one has nulls, and the job says so."""
+    job.put("b.parquet", ["x"], first=10, a=pa.array(["p"]), b=pa.array([7]))
+    job.run(source__keep="*", max_dead=1)
+    found = pq.read_table(job.folder / "out").sort_by("id").select(["id", "Z", "a", "b"]).to_pylist()
+    assert found == [
+        {"id": 0, "Z": 1, "a": "p", "b": None},
+        {"id": 2, "Z": 3, "a": None, "b": None},
+        {"id": 10, "Z": None, "a": "p", "b": 7},
+    ]
+    assert "column 'Z' is null for 1 of 2 files, which do not have it: 'b.parquet'" in job.said
+    assert "column 'b' is null for 1 of 2 files, which do not have it: 'a.parquet'" in job.said

@@ -44,16 +44,23 @@ def check_columns(schema: pa.Schema, columns: SourcePart, where: str) -> pa.Sche
         if schema.get_field_index(name) < 0:
             if name in schema.names:
                 raise SourceError(f"{where}: has several columns named {name!r}")
-            close = difflib.get_close_matches(name, schema.names, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            raise SourceError(f"{where}: no column {name!r} ({field}); {hint}there are: {', '.join(schema.names[:20])}")
-    text = schema.field(columns.text)
-    if not is_text(text.type):
-        raise SourceError(
-            f"{where}: column {columns.text!r} is {text.type}, not text; set source.text to a text column"
-        )
+            raise no_column(where, name, field, schema.names)
+    check_text(schema.field(columns.text).type, columns.text, where)
     # nullable: rows of an unreadable file have no values, and another file of the source may allow nulls
     return pa.schema([schema.field(name).remove_metadata().with_nullable(True) for name in names])
+
+
+def check_text(kind: pa.DataType, name: str, where: str) -> None:
+    """Raises SourceError, naming `where`, if a column holds no text."""
+    if not is_text(kind):
+        raise SourceError(f"{where}: column {name!r} is {kind}, not text; set source.text to a text column")
+
+
+def no_column(where: str, name: str, field: str, names: list[str]) -> SourceError:
+    """The error for a column that is not there. `field`: of the specification; `names`: what there is."""
+    close = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return SourceError(f"{where}: no column {name!r} ({field}); {hint}there are: {', '.join(names[:20])}")
 
 
 class BlockCutter:

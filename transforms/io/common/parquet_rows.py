@@ -15,11 +15,22 @@ _READ_BUFFER = 1 << 20
 
 
 def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Blocks) -> Iterator[pa.RecordBatch]:
+    """Batches of exactly the rows `start` to `stop` of `opened`, a seekable binary file; see `rows_of`."""
+    yield from rows_of(streamed(opened), columns, start, stop, blocks)
+
+
+def streamed(opened: Any) -> pq.ParquetFile:
+    """A Parquet file whose columns are read in pieces. `opened`: a seekable binary file. Raises ArrowException."""
+    return pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
+
+
+def rows_of(
+    file: pq.ParquetFile, columns: list[str], start: int, stop: int, blocks: Blocks
+) -> Iterator[pa.RecordBatch]:
     """Batches of exactly the rows `start` to `stop`. A large row group is streamed, never held whole in memory.
 
-    `opened`: a seekable binary file. Raises OSError if the file has fewer rows, and ArrowException.
+    `columns`: names, or dotted paths into structs. Raises OSError if the file has fewer rows, and ArrowException.
     """
-    file = pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
     at = position = 0
     for group in range(file.num_row_groups):
         rows = file.metadata.row_group(group).num_rows
@@ -73,6 +84,7 @@ def row_ranges(groups: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 def _batch_rows(group: Any, columns: list[str], blocks: Blocks) -> int:
     """How many rows to decode at once, so that an average batch of this row group stays below `blocks.bytes`."""
     chunks = (group.column(i) for i in range(group.num_columns))
-    size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.split(".")[0] in columns)
+    wanted = tuple(f"{name}." for name in columns)
+    size = sum(c.total_uncompressed_size for c in chunks if f"{c.path_in_schema}.".startswith(wanted))
     fitting = int(blocks.bytes * group.num_rows / max(1, size))
     return max(1, min(blocks.rows, fitting))
