@@ -8,8 +8,9 @@ panes stay.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.utils.windowed_value import WindowedValue
 
 from tagstream.jobs import entries_of
+from tagstream.model import close_elsewhere
 from tagstream.schemas.block import take_rows
 from tagstream.schemas.errors import REASONS, DeadCode, SpecError
 from tagstream.schemas.spec import InferEntry
@@ -91,12 +93,12 @@ class _Users:
         with self._lock:
             self._count += 1
 
-    def go(self) -> None:
+    def go(self, close: Callable[[JobContext], None]) -> None:
         with self._lock:
             self._count -= 1
             if self._count:
                 return
-        self._context.close()
+        close(self._context)
 
     def close(self) -> None:
         """Nothing: it only counts."""
@@ -118,12 +120,14 @@ class _Batch:
 
 class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
     def __init__(self, context: JobContext, entries: tuple[InferEntry, ...], text: str, batch_rows: int) -> None:
-        self.users: _Users | None = None
+        self.forgotten: weakref.finalize[Any, Any] | None = None
         self.context, self.entries, self.text, self.batch_rows = context, entries, text, batch_rows
 
     def setup(self) -> None:
-        self.users = self.context.resource(_Users)
-        self.users.come()
+        users = self.context.resource(_Users)
+        users.come()
+        self.forgotten = weakref.finalize(self, users.go, close_elsewhere)  # not every runner ends a DoFn that failed
+        self.forgotten.atexit = False
         try:
             self.labelling = Labelling.of(self.entries, self.context)
         except BaseException:
@@ -132,9 +136,8 @@ class _InferRowsFn(beam.DoFn):  # type: ignore[misc]
         self.names = [column.name for column in self.labelling.fields]
 
     def teardown(self) -> None:
-        users, self.users = self.users, None
-        if users is not None:
-            users.go()
+        if self.forgotten is not None and self.forgotten.detach():
+            self.context.resource(_Users).go(JobContext.close)
 
     def start_bundle(self) -> None:
         self.rows, self.pending = _Batch(), deque[_Batch]()

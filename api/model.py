@@ -62,7 +62,7 @@ class Model:
         except BaseException:
             self._context.close()
             raise
-        weakref.finalize(self, _close_elsewhere, self._context).atexit = False
+        weakref.finalize(self, close_elsewhere, self._context).atexit = False
 
     @property
     def schema(self) -> pa.Schema:
@@ -138,8 +138,8 @@ class _Submitted(NamedTuple):
     futures: list[Future[Prediction]]
 
 
-def _close_elsewhere(context: JobContext) -> None:
-    """Python may collect the model in any thread, also in one that closing waits for."""
+def close_elsewhere(context: JobContext) -> None:
+    """For finalizers: Python may collect an object in any thread, also in one that closing waits for."""
     threading.Thread(target=context.close, name="close", daemon=True).start()
 
 

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import gc
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.models import make_model
+from tests.services.java import wait_until
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("infer-")}
+
+
+@pytest.fixture(autouse=True)
+def no_engine_stays() -> Iterator[None]:
+    """Whatever a test starts has ended its engines when the test ends; what was forgotten does so in a thread."""
+    before = engine_threads()
+    yield
+    gc.collect()
+    wait_until(lambda: engine_threads() <= before, 30, "the engines' threads end")
 
 
 @pytest.fixture(scope="session")

@@ -35,10 +35,6 @@ def labels(rows: Any = ROWS, **fields: Any) -> pa.Table:
     return out.labels()
 
 
-def infer_threads() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("infer-", "tokenise"))]
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -113,7 +109,6 @@ def test_same_job_with_new_rows(models: dict[str, Path]) -> None:
         with tagstream.load(models["topic"], as_="topic") as model:
             wanted = model.predict(texts).drop_columns(["error"])
         assert_same(labels({"body": texts}, infer=entry), wanted)
-    assert infer_threads() == []
 
 
 def test_a_limit_first() -> None:
@@ -155,7 +150,6 @@ def test_two_jobs_side_by_side(models: dict[str, Path]) -> None:
             assert (report.counts.rows_in, report.rows_left) == (len(texts[kind]), 0)
             assert dict(report.counts.dead) == ({"null_text": 1} if kind == "topic" else {})
             assert {column for column, _ in report.counts.labels} == {kind}
-    assert infer_threads() == []
 
 
 def test_one_job_fails_beside_another() -> None:
