@@ -81,7 +81,7 @@ Backend = Annotated[
 ]
 Provenance = Literal["tokens", "truncated", "model"]
 
-CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds")
+CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_apply")
 """What a certificate names of an entry beside its model."""
 
 
@@ -119,6 +119,12 @@ class InferEntry(Spec):
     )
     provenance: tuple[Provenance, ...] = Field(
         default=("truncated",), description="Further columns: <as>_tokens, <as>_truncated, <as>_model."
+    )
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = Field(
+        default=None,
+        description="What makes scores of the model's values, as in transformers' pipeline; default: what the model's "
+        "config says. sigmoid: a row may have several labels, unless the model has one only. none: the values as they "
+        "are, as of a regression model.",
     )
     labels: dict[str, str] = Field(default_factory=dict, description="Label map: name in the model's config to yours.")
     thresholds: dict[str, Fraction] = Field(

@@ -22,7 +22,9 @@ ALLOWED: dict[str, set[str]] = {
     "models": set(),
     "transforms": set(),
     "transforms.runtime": {"schemas"},
-    "transforms.model_files": {"schemas", "models"},
+    "transforms.adapter_files": {"schemas"},
+    "transforms.model_download": {"schemas"},
+    "transforms.model_files": {"schemas", "models", "transforms.adapter_files", "transforms.model_download"},
     "transforms.tasks": {"schemas"},
     "transforms.tokenization": {"schemas", "transforms.model_files"},
     "transforms.inference": {
@@ -31,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "transforms.inference.backends": {
         "schemas", "transforms.runtime", "transforms.model_files", "transforms.tasks", "transforms.tokenization",
-        "transforms.inference.certificate",
+        "transforms.inference.certificate", "transforms.adapter_files",
     },
     f"{IO}": {"schemas", f"{IO}.common", "transforms.runtime"},
     f"{IO}.common": {"schemas", f"{IO}.contracts", "transforms.runtime", "transforms.tokenization"},
@@ -141,6 +143,7 @@ def test_all_packages_are_installed() -> None:
     [
         ("torch", "transforms/inference/backends/"),
         ("onnxruntime", "transforms/inference/backends/"),
+        ("peft", "transforms/inference/backends/pytorch_model.py"),
         ("kafka", "transforms/io/kafka/"),
         ("confluent_kafka", ("transforms/io/kafka/schema_registry.py", "transforms/io/kafka/client/rdkafka")),
         ("pyiceberg", "transforms/io/lake/iceberg/"),

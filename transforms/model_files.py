@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,18 +16,42 @@ from typing import Any
 
 from tagstream.models import PREFIX, bundled
 from tagstream.schemas.errors import ModelError
+from tagstream.transforms.adapter_files import CONFIG as ADAPTER_CONFIG
+from tagstream.transforms.adapter_files import read_adapter
+from tagstream.transforms.model_download import PICKLES, cached, download, missing_weights
 
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "tokenizer*", "vocab*", "merges*"]
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A checked model folder. `name`: the model's name in the specification. `config`: the content of config.json."""
+    """A checked model folder. `name`: the model's name in the specification. `config`: the content of config.json.
+
+    `adapter`: the folder of a LoRA adapter that is merged into the model; `config` is then that of the merged model.
+    `notice`: what the user should know of the choice of the folder, if anything.
+    """
 
     name: str
     path: Path
     config: dict[str, Any]
+    adapter: Path | None = None
+    notice: str = ""
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder that holds the tokenizer."""
+        return self.adapter if self.adapter and _has_tokenizer(self.adapter) else self.path
+
+    def setting(self, name: str) -> Any:
+        """A setting of the config's part for text: as config.json says, or else as the model's class has it."""
+        if name in self.config and "text_config" not in self.config:
+            return self.config[name]
+        from transformers import AutoConfig  # imports PyTorch where it is installed, which takes seconds
+
+        try:
+            return getattr(AutoConfig.for_model(**self.config).get_text_config(), name, None)
+        except Exception:  # noqa: BLE001  whatever is wrong is said when the model is loaded
+            return self.config.get(name)
 
     @property
     def architectures(self) -> list[str]:
@@ -45,17 +70,21 @@ class ModelFiles:
     def activation(self) -> str:
         """softmax, sigmoid or identity, as transformers' text-classification pipeline chooses it."""
         problem = self.config.get("problem_type")
-        if problem == "regression" or (problem is None and len(self.labels) == 1):
+        if problem == "regression":
             return "identity"
-        return "sigmoid" if problem == "multi_label_classification" else "softmax"
+        return "sigmoid" if problem == "multi_label_classification" or len(self.labels) == 1 else "softmax"
 
     def weights_hash(self) -> str:
-        """SHA-256 over the safetensors files."""
-        return _hash_files(self.path, ("*.safetensors",))
+        """SHA-256 over the safetensors files, those of an adapter and its configuration included."""
+        weights = _hash_files(self.path, ("*.safetensors",))
+        if self.adapter is None:
+            return weights
+        adapter = _hash_files(self.adapter, ("*.safetensors", ADAPTER_CONFIG))
+        return hashlib.sha256(f"{weights} {adapter}".encode()).hexdigest()[:16]
 
     def tokenizer_hash(self) -> str:
         """SHA-256 over the tokenizer's files."""
-        return _hash_files(self.path, ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "*.model"))
+        return _hash_files(self.tokenizer, ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "*.model"))
 
     def cache_folder(self) -> Path:
         """Folder for files made from this model, below $TAGSTREAM_CACHE or ~/.cache/tagstream, named by its hashes."""
@@ -73,7 +102,18 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
 
 @cache
 def _find_model(name: str, revision: str | None) -> ModelFiles:
-    path = _find_folder(name, revision)
+    path, notice = _find_folder(name, revision)
+    if adapter := read_adapter(name, path):
+        try:
+            base = find_model(adapter.base, adapter.revision)
+        except ModelError as error:
+            raise ModelError(f"{name}: an adapter whose model is missing: {error}") from None
+        if base.adapter:
+            raise ModelError(f"{name}: an adapter of {adapter.base}, which is an adapter itself; merge that one first")
+        config = adapter.applied(base.config)
+        _check_code(name, config)
+        _check_labels(name, config.get("id2label"))
+        return ModelFiles(name, base.path, config, path, notice)
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{name}: {path} has no config.json; give the folder that save_pretrained wrote")
@@ -86,48 +126,48 @@ def _find_model(name: str, revision: str | None) -> ModelFiles:
     _check_code(name, config)
     _check_labels(name, config.get("id2label"))
     _check_files(name, path)
-    return ModelFiles(name, path, config)
+    return ModelFiles(name, path, config, notice=notice)
 
 
-def _find_folder(name: str, revision: str | None) -> Path:
+def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
+    """The model's folder, and what the user should know of the choice."""
+    local = Path(name).expanduser()
     if name.startswith(PREFIX):
         found = bundled()
+        if local.is_dir():
+            raise ModelError(
+                f"{name}: the name of a bundled model, and there is a folder {local.resolve()}; write ./{name} for the "
+                "folder, or rename it to use the bundled one"
+            )
         if name not in found:
             raise ModelError(
                 f"{name}: no such bundled model. The bundled models are {', '.join(found)} (`tagstream models`)"
             )
-        return found[name]
-    local = Path(name).expanduser()
+        if revision:
+            raise ModelError(f"{name}: revision is for a Hugging Face id; a bundled model has none")
+        return found[name], ""
     if local.is_dir():
-        return local
+        if revision:
+            raise ModelError(
+                f"{name}: revision is for a Hugging Face id, but {local.resolve()} is a folder here; leave revision "
+                "out to use the folder, or rename the folder"
+            )
+        return local, _like_an_id(name, local)
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or local.exists():
         raise ModelError(f"{name}: not a folder; give a model folder, a Hugging Face id or a bundled name")
-    return _download(name, revision)
+    return download(name, revision), ""
 
 
-def _download(name: str, revision: str | None) -> Path:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=True))
-    except HFValidationError:
-        raise ModelError(f"{name}: neither a folder nor a Hugging Face id (owner/name)") from None
-    except LocalEntryNotFoundError:
-        pass
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, etag_timeout=10))
-    except RepositoryNotFoundError:
+def _like_an_id(name: str, local: Path) -> str:
+    """What to say of a folder whose name may be a Hugging Face id as well. Raises ModelError if it is one."""
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name):
+        return ""
+    if cached(name, None):
         raise ModelError(
-            f"{name}: no such folder here and no such model on Hugging Face. Check the spelling; "
-            "a private model needs HF_TOKEN in the environment; `tagstream models` lists the bundled models"
-        ) from None
-    except Exception as error:
-        raise ModelError(
-            f"{name}: no such folder here, not in the local Hugging Face cache, and the download failed "
-            f"({type(error).__name__}). Download it where there is a network and give its folder"
-        ) from error
+            f"{name}: a folder here ({local.resolve()}) and a model in the local Hugging Face cache; write ./{name} "
+            "for the folder, or rename it to use the one from Hugging Face"
+        )
+    return f"{name}: the folder {local.resolve()}, not a model of that name on Hugging Face; ./{name} says so"
 
 
 def _check_code(name: str, config: dict[str, Any]) -> None:
@@ -148,18 +188,24 @@ def _check_labels(name: str, id2label: Any) -> None:
 
 
 def _check_files(name: str, path: Path) -> None:
+    if missing := missing_weights(path):
+        raise ModelError(f"{name}: the weights in {path} are incomplete: {missing[0]} is missing; copy the folder anew")
     if not any(path.glob("*.safetensors")):
-        pickled = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for p in path.glob(pattern))
+        pickled = sorted(p.name for pattern in PICKLES for p in path.glob(pattern))
         raise ModelError(
             f"{name}: no safetensors weights in {path}"
             + (f"; {pickled[0]} is a pickle, which is never loaded" if pickled else "")
             + ". Convert the model once: AutoModelForSequenceClassification.from_pretrained(…).save_pretrained(FOLDER)"
         )
-    if not any((path / file).is_file() for file in _TOKENIZER_FILES):
+    if not _has_tokenizer(path):
         raise ModelError(
             f"{name}: no tokenizer in {path} (looked for {', '.join(_TOKENIZER_FILES[:3])}, …). "
             "Save it beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)"
         )
+
+
+def _has_tokenizer(path: Path) -> bool:
+    return any((path / file).is_file() for file in _TOKENIZER_FILES)
 
 
 def _hash_files(path: Path, patterns: tuple[str, ...]) -> str:

@@ -11,14 +11,20 @@ from typing import Self
 import numpy as np
 import pyarrow as pa
 
+from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
-from tagstream.transforms.inference.backends.registry import describe, load_backend
+from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.self_check import load_checked
 
 Array = np.ndarray
 WARM_UP_ROWS = 64
 TRIAL_ROWS = 256
 BLOCK_ROWS = 2048
+PROOF_ROWS = 256
+"""Rows of the sample that fp32 labels one at a time as well, because all others are compared with its micro-batches."""
+SAME = 1e-3
+"""How much a score of fp32 may differ between a micro-batch and a row alone (a regression value: a share of it)."""
 LABELS_DIFFER, TOO_SLOW, HELD_DIFFER = "labels differ", "too slow", "labels differ where held out"
 HOPELESS = 0.75
 """A candidate is stopped after the trial if it is slower than this share of the best candidate's trial."""
@@ -57,7 +63,7 @@ class Measured:
     `scores`: of the first `rows` rows of the sample, those that were run. `rows_per_s`: the engine alone, over these
     rows. `trial_rows_per_s`: over the first TRIAL_ROWS rows. `device`: cpu, cuda or mps. Agreement and drift are
     measured against fp32, see `Certificate`: on the rows held out, or on the others if none of those was run.
-    `stopped`: why the candidate can't be certified; empty if it can.
+    `stopped`: why the candidate can't be certified; empty if it can. `notice`: says if it runs one row at a time.
     """
 
     candidate: Candidate
@@ -70,6 +76,7 @@ class Measured:
     drift_p99: float = 0.0
     drift_max: float = 0.0
     stopped: str = ""
+    notice: str = ""
 
     @property
     def rows(self) -> int:
@@ -89,9 +96,12 @@ def measure(
     The run stops after the trial if so many labels differ from fp32's that `least_agreement` is out of reach, or if
     the trial was much slower than that of `best`. It stops before the rows held out if too many labels of the other
     rows differ.
+
+    Without `fp32` the candidate is the reference: it must give rows the scores that it gives them one at a time.
     """
     first, searched = sample.searched.slice(0, TRIAL_ROWS), len(sample.searched)
-    engine = Engine(load_backend(entry.model_copy(update={"backend": candidate.backend})))
+    backend, works, notice = load_checked(entry.model_copy(update={"backend": candidate.backend}))
+    engine = Engine(backend, works=works)
     try:
         engine.submit(first.slice(0, WARM_UP_ROWS)).result()
         scores, seconds = _timed(engine, first)
@@ -114,12 +124,14 @@ def measure(
             scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
             if fp32 and equal(scores[start:], fp32.scores[start : len(scores)]).mean() < least_agreement:
                 stopped = differ
+        if fp32 is None:
+            _prove(engine, pa.concat_arrays([sample.searched, sample.held]), scores, entry.as_)
         budget, device = engine.token_budget, engine.backend.device.partition(":")[0]
     finally:
         engine.close()
     rows_per_s = len(scores) / seconds
     if fp32 is None:
-        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device)
+        return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device, notice=notice)
     ours, theirs = scores[start:], fp32.scores[start : len(scores)]
     drift = np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs)).max(axis=1)
     return Measured(
@@ -133,7 +145,31 @@ def measure(
         drift_p99=float(np.quantile(drift, 0.99)),
         drift_max=float(drift.max()),
         stopped=stopped,
+        notice=notice,
     )
+
+
+def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Array, name: str) -> None:
+    """Raises ModelError if a row of the sample has other scores in a micro-batch than alone. Nothing else may run.
+
+    `scores`: of `texts`, by micro-batches.
+    """
+    at = np.unique(np.linspace(0, len(texts) - 1, PROOF_ROWS).astype(np.int64))
+    most, engine.backend.max_rows = engine.backend.max_rows, 1
+    try:
+        alone, _ = _timed(engine, texts.take(pa.array(at)))
+    finally:
+        engine.backend.max_rows = most
+    scale = np.maximum(1.0, np.abs(np.nan_to_num(alone)))
+    differ = np.abs(np.nan_to_num(scores[at]) - np.nan_to_num(alone)) / scale
+    differ[np.isnan(scores[at]) != np.isnan(alone)] = np.inf
+    worst = int(differ.max(axis=1).argmax())
+    if (by := float(differ[worst].max())) > SAME:
+        text = texts[int(at[worst])].as_py()
+        raise ModelError(
+            f"{name}: nothing is certified: in fp32 the text {text[:60]!r} gets other scores in a micro-batch than "
+            f"alone (by {by:.2g}), so there are no scores to compare with"
+        )
 
 
 def same_labels(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:

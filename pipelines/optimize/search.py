@@ -140,6 +140,7 @@ def _certificate(entry: InferEntry, winner: Measured, fp32: Measured, sample: Sa
         max_length=entry.max_length,
         long_text=entry.long_text,
         thresholds=entry.thresholds,
+        function_to_apply=entry.function_to_apply,
         device=winner.device,
         backend=winner.candidate.backend.model_dump(mode="json", exclude={"file"}),
         file=f"{file.stem}-{digest[:8]}.onnx" if file and digest else None,
@@ -196,6 +197,8 @@ def print_measured(
         rows = f"{m.rows:,}: {m.stopped}" if m.stopped else f"{m.rows:,}"
         table.add_row(m.candidate.name, *cells, rows)
     console.print(table)
+    for notice in dict.fromkeys(m.notice for m in measured if m.notice):
+        console.print(notice, highlight=False, markup=False)
     for name, reason in failed:
         console.print(f"not tried: {name}: {reason}", highlight=False, markup=False)
     ratio = certificate.rows_per_s / certificate.fp32_rows_per_s
@@ -259,8 +262,8 @@ def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]
     tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
     at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
     encoded = tokenizer.encode(sample.take(pa.array(at)))
-    padded = [tokenizer.pad([(encoded, row)]) for row in np.arange(len(encoded.lengths))[encoded.lengths > 1, None]]
-    return [{"input_ids": ids, "attention_mask": mask} for ids, mask in padded]
+    rows = np.arange(len(encoded.lengths))[encoded.lengths > 1, None]
+    return [tokenizer.inputs([(encoded, row)]) for row in rows]
 
 
 def _fastest(measured: list[Measured]) -> Measured:

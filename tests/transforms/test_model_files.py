@@ -193,7 +193,8 @@ def test_labels_are_in_order_of_index(folder: Path) -> None:
         ({"problem_type": "single_label_classification"}, "softmax"),
         ({"problem_type": "multi_label_classification"}, "sigmoid"),
         ({"problem_type": "regression"}, "identity"),
-        ({"id2label": {"0": "value"}}, "identity"),
+        ({"id2label": {"0": "value"}}, "sigmoid"),
+        ({"id2label": {"0": "value"}, "problem_type": "regression"}, "identity"),
         ({"id2label": {"0": "value"}, "problem_type": "multi_label_classification"}, "sigmoid"),
     ],
 )

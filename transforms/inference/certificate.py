@@ -27,9 +27,9 @@ class Certificate:
 
     `agreement`: share of labels equal to fp32's, 0 to 1. `drift_p99`, `drift_max`: 99th percentile and maximum, over
     the rows, of a row's largest score difference. Both are measured on `sample_rows` texts that the search did not
-    see; `sample` is their hash. `rows_per_s`: the engine alone, without reading and writing. `max_length`, `long_text`
-    and `thresholds`: the entry's settings. `device`: cpu, cuda or mps. `file`: name of the optimised model beside the
-    certificate. `file_hash`: its SHA-256.
+    see; `sample` is their hash. `rows_per_s`: the engine alone, without reading and writing. `max_length`, `long_text`,
+    `thresholds` and `function_to_apply`: the entry's settings. `device`: cpu, cuda or mps. `file`: name of the
+    optimised model beside the certificate. `file_hash`: its SHA-256.
     """
 
     weights: str
@@ -51,6 +51,7 @@ class Certificate:
     date: str
     thresholds: dict[str, float] = field(default_factory=dict)
     device: str = ""
+    function_to_apply: str | None = None
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -128,7 +128,7 @@ class Engine:
                 unknown = self._recall(unique.dictionary, submission)
                 submission.encoded = self._encode(unknown, submission)
             encoded = submission.encoded
-            submission.errors.update(encoded.errors)
+            submission.errors = {**encoded.errors, **submission.errors}  # why a text was replaced by "" stays
             submission.logits = np.zeros((len(encoded.lengths), self.backend.width), np.float32)
             with self._ready:
                 if stopped := self._stopped():

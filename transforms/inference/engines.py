@@ -8,21 +8,15 @@ from __future__ import annotations
 
 import threading
 
-import numpy as np
-import pyarrow as pa
-
-from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry, PyTorchBackend
-from tagstream.transforms.inference.backends.contracts import Backend
-from tagstream.transforms.inference.backends.registry import load_backend, resolve
+from tagstream.transforms.inference.backends.huggingface import files_of
+from tagstream.transforms.inference.backends.registry import resolve
 from tagstream.transforms.inference.engine import Engine
-from tagstream.transforms.inference.forward import one_line
+from tagstream.transforms.inference.self_check import load_checked
 from tagstream.transforms.inference.token_budget import budget_of
 from tagstream.transforms.runtime.job_context import JobContext
-from tagstream.transforms.tokenization.encoded import Encoded
 
-Array = np.ndarray
-_SETTINGS = {"model", "revision", "max_length", "long_text", "memory_bytes", "backend"}
+_SETTINGS = {"model", "revision", "max_length", "long_text", "memory_bytes", "backend", "function_to_apply"}
 """Fields of an entry that change the engine: the model's outputs, or the size of the engine's memory."""
 
 
@@ -46,8 +40,11 @@ class Engines:
             return self._engines[key]
 
     def _start(self, entry: InferEntry) -> Engine:
-        backend = load_backend(entry)
-        works = try_out(backend, entry.as_) if entry.backend.needs_model else None
+        backend, works, notice = load_checked(entry)
+        if notice:
+            self._context.metrics.note(notice)
+        if entry.backend.needs_model and (said := files_of(entry).notice):
+            self._context.metrics.note(said)
         chosen = entry.backend
         if isinstance(chosen, PyTorchBackend) and chosen.precision == "fp32" and backend.device.startswith("cuda"):
             self._context.metrics.note(
@@ -62,23 +59,3 @@ class Engines:
             engines, self._engines = list(self._engines.values()), {}
         for engine in engines:
             engine.close()
-
-
-def try_out(backend: Backend, name: str) -> tuple[Encoded, Array]:
-    """Label a first text, so that a model that can't label anything fails before the job begins. Raises ModelError.
-
-    Returns the row for the engine's parameter `works`. `name`: the entry's name, for the message.
-    """
-    try:
-        encoded = backend.encode(pa.array(["Is it working?"], pa.large_string()))
-        if not len(encoded.lengths):  # too long, where `long_text` is dead_letter
-            encoded = backend.encode(pa.array(["a"], pa.large_string()))
-        works = (encoded, np.arange(1))
-        logits = backend.forward([works])
-    except Exception as error:
-        backend.close()
-        raise ModelError(f"{name}: the model is loaded, but can't label a first text: {one_line(error)}") from error
-    if not np.isfinite(logits).all():
-        backend.close()
-        raise ModelError(f"{name}: the model's logits are not finite, even for a plain text; are its weights whole?")
-    return works

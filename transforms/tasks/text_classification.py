@@ -1,7 +1,8 @@
 """Turns logits into label columns: activation, choice of labels, thresholds. Uses only NumPy and Arrow.
 
 The formulas are those of transformers' text-classification pipeline: softmax over the labels if a row has one label,
-a sigmoid for each label if a row may have several, identity for regression.
+a sigmoid for each label if a row may have several or the model has only one, identity for regression. An entry may say
+another one (`function_to_apply`).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ ARCHITECTURE = "ForSequenceClassification"
 """See `tasks.contracts.TaskModule`."""
 KIND = "sequence classifier"
 """See `tasks.contracts.TaskModule`."""
+ACTIVATIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
+"""What an entry's `function_to_apply` means."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,25 @@ class Head:
     """The meaning of one entry's logits, and the columns that they become.
 
     `names`: the labels, one for each logit. `activation`: softmax, sigmoid or identity. `model`: the model's name.
+    `several`: whether a row has a list of labels.
     """
 
     entry: InferEntry
     names: tuple[str, ...]
     activation: str
     model: str
+    several: bool
 
     @classmethod
-    def of(cls, entry: InferEntry, names: list[str], activation: str, model: str) -> Head:
+    def of(cls, entry: InferEntry, names: list[str], activation: str, model: str, *, multi_label: bool = False) -> Head:
         """A head with the label names that the specification maps the model's to.
 
-        Raises SpecError for a label that the model does not have, and for two labels with the same name.
+        `activation`: the model's; the entry may say another. `multi_label`: whether the model says that a row may have
+        several labels. Raises SpecError for a label that the model does not have, for two labels with the same name,
+        and for settings without effect.
         """
+        activation = ACTIVATIONS.get(entry.function_to_apply or "", activation)
+        _refuse_without_effect(entry, activation, names)
         unknown = sorted(set(entry.labels) - set(names))
         if unknown:
             raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
@@ -50,7 +59,8 @@ class Head:
             raise SpecError(f"{entry.as_}: thresholds: no label {unknown[0]!r}; there are {', '.join(mapped)}")
         if len(set(mapped)) < len(mapped):
             raise SpecError(f"{entry.as_}: labels: two labels of the model would have the same name")
-        return cls(entry, mapped, activation, model)
+        several = activation == "sigmoid" and (multi_label or len(mapped) > 1)
+        return cls(entry, mapped, activation, model, several)
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -59,7 +69,7 @@ class Head:
         scores = pa.struct([pa.field(label, pa.float32()) for label in self.names])
         if self.activation == "identity":
             label = [pa.field(name, pa.float32() if len(self.names) == 1 else scores)]
-        elif self.activation == "sigmoid":
+        elif self.several:
             label = [pa.field(name, pa.list_(pa.string()))]
             if spec.scores != "none":
                 label.append(pa.field(f"{name}_score", pa.list_(pa.float32())))
@@ -67,7 +77,7 @@ class Head:
             label = [pa.field(name, pa.string())]
             if spec.scores != "none":
                 label.append(pa.field(f"{name}_score", pa.float32()))
-        if spec.scores == "all" and self.activation != "identity":
+        if spec.scores == "all":
             label.append(pa.field(f"{name}_scores", scores))
         kinds = {"tokens": pa.int32(), "truncated": pa.bool_(), "model": pa.dictionary(pa.int32(), pa.string())}
         return label + [pa.field(f"{name}_{what}", kinds[what]) for what in spec.provenance]
@@ -84,11 +94,11 @@ class Head:
         )
         if self.activation == "identity":
             arrays = [pa.array(scores[:, 0]) if len(self.names) == 1 else every]
-        elif self.activation == "sigmoid":
+        elif self.several:
             arrays = self._several(scores)
         else:
             arrays = self._one(scores)
-        if spec.scores == "all" and self.activation != "identity":
+        if spec.scores == "all":
             arrays.append(every)
         values = {"tokens": lambda: pa.array(tokens), "truncated": lambda: pa.array(truncated)}
         for what in spec.provenance:
@@ -131,6 +141,20 @@ class Head:
         return [label, pa.ListArray.from_arrays(offsets, pa.array(taken_scores.astype(np.float32)))]
 
 
+def _refuse_without_effect(entry: InferEntry, activation: str, names: list[str]) -> None:
+    """Raises SpecError for a setting that would change nothing."""
+    if entry.function_to_apply == "softmax" and len(names) == 1:
+        raise SpecError(f"{entry.as_}: function_to_apply: softmax of a single value is always 1; write sigmoid or none")
+    if activation != "identity":
+        return
+    given = {"thresholds": entry.thresholds, "scores: all": entry.scores == "all", "abstain": entry.abstain is not None}
+    for what in (name for name, is_given in given.items() if is_given):
+        raise SpecError(
+            f"{entry.as_}: {what}: has no effect, because the model's values are written as they are (regression, or "
+            "function_to_apply: none); remove it"
+        )
+
+
 def activate(logits: Array, activation: str) -> Array:
     """Scores, float32 of the same shape: softmax along labels, sigmoid, or the logits themselves."""
     logits = np.asarray(logits, np.float32)
@@ -145,4 +169,5 @@ def activate(logits: Array, activation: str) -> Array:
 
 def head(entry: InferEntry, model: Model) -> Head:
     """See `tasks.contracts.TaskModule`."""
-    return Head.of(entry, model.labels, model.activation, model.name)
+    multi_label = model.config.get("problem_type") == "multi_label_classification"
+    return Head.of(entry, model.labels, model.activation, model.name, multi_label=multi_label)

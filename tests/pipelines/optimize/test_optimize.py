@@ -40,6 +40,8 @@ from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.certificate import hash_file
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.model_files import find_model
+from tagstream.transforms.tasks.text_classification import activate
+from tagstream.transforms.tokenization.padding import Padding
 from tests.models import make_model, random_texts
 
 TEXTS = pa.array([*random_texts(300, seed=1, longest=20), "", "!"], pa.large_string())
@@ -95,6 +97,29 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         assert auto.resolve(chosen)[1] is None
     careful = Int8(smooth=True, keep=0.1), Int8(smooth=True, keep=0.5)
     assert sizes[Int8()] < sizes[careful[0]] < sizes[careful[1]] < export.stat().st_size
+
+
+def test_reference_is_the_row_alone(tmp_path: Path) -> None:
+    """A model that the check at load finds runs unbatched, so its scores are those of single rows."""
+    folder = make_model(tmp_path / "model", "fnet")
+    found = measure(spec(folder), FP32, SAMPLE)
+    assert "run one at a time" in found.notice
+    backend = load_backend(spec(folder))
+    encoded = backend.encode(BOTH)
+    rows = (0, 7, 400)
+    alone = [activate(backend.forward([(encoded, np.array([row]))]), "softmax")[0] for row in rows]
+    backend.close()
+    np.testing.assert_allclose(found.scores[list(rows)], alone, atol=1e-5)
+
+
+def test_wrong_micro_batches_certify_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the few texts of the check at load do not show, more rows of the sample do: no certificate is written."""
+    folder = make_model(tmp_path / "model", "gpt2", pad_token_id=1)
+    monkeypatch.setattr("tagstream.transforms.inference.self_check._difference", lambda *_: "")
+    monkeypatch.setattr("tagstream.transforms.tokenization.tokenizer.padding_of", lambda *_: Padding(0))
+    with pytest.raises(ModelError, match=r"x: nothing is certified: in fp32 the text '.*' gets other scores in a"):
+        optimize.optimize_entry(spec(folder), BOTH, tmp_path / "out", 0.9, Console(file=io.StringIO()))
+    assert not list((tmp_path / "out").glob("*.json"))
 
 
 def test_rows_that_ranges_come_from_have_no_padding(model: Path) -> None:

@@ -15,7 +15,7 @@ from tagstream.schemas.errors import DeadCode, ModelError, OutOfMemoryError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
-from tagstream.transforms.inference.engines import try_out
+from tagstream.transforms.inference.self_check import try_out
 from tagstream.transforms.tokenization.encoded import Encoded
 
 

@@ -65,6 +65,8 @@ def test_columns_are_as_announced(activation: str, scores: str, names: list[str]
     """Names, types and lengths, for every setting; every list has as many scores as labels."""
     provenance = data.draw(st.permutations(["tokens", "truncated", "model"]))
     settings_ = {"abstain": data.draw(st.sampled_from([None, "none of them"])), "thresholds": {"x": 0.7}}
+    if activation == "identity":
+        settings_, scores = {}, "top" if scores == "all" else scores
     made = head(activation, names, scores=scores, provenance=provenance, **settings_)
     rows = data.draw(st.integers(0, 6))
     values = data.draw(hnp.arrays(np.float32, (rows, len(names)), elements=st.floats(0, 1, width=32)))
@@ -73,7 +75,7 @@ def test_columns_are_as_announced(activation: str, scores: str, names: list[str]
     batch = pa.RecordBatch.from_arrays(arrays, schema=pa.schema(made.fields))
     batch.validate(full=True)
     assert batch.num_rows == rows
-    if activation == "sigmoid" and scores != "none":
+    if activation == "sigmoid" and scores != "none" and len(names) > 1:
         assert [len(v) for v in batch["tag"].to_pylist()] == [len(v) for v in batch["tag_score"].to_pylist()]
 
 
@@ -127,9 +129,56 @@ def test_abstaining_among_several_labels(scores: np.ndarray) -> None:
 
 def test_regression() -> None:
     """One number is a plain column, several are a struct. Neither has a score."""
-    assert columns(head("identity", ["x"], scores="all", provenance=[]), [[1.5], [-2.0]]) == {"tag": [1.5, -2.0]}
+    assert columns(head("identity", ["x"], provenance=[]), [[1.5], [-2.0]]) == {"tag": [1.5, -2.0]}
     got = columns(head("identity", provenance=[]), [[1.0, 2.0, 3.0]])
     assert got == {"tag": [{"x": 1.0, "y": 2.0, "z": 3.0}]}
+
+
+def test_single_logit() -> None:
+    """As transformers' pipeline: the one label and its score, whatever the score; a threshold has its effect."""
+    spec = {"provenance": [], "scores": "all"}
+    got = columns(head("sigmoid", ["x"], **spec), [[0.25], [0.75]])
+    assert got == {"tag": ["x", "x"], "tag_score": [0.25, 0.75], "tag_scores": [{"x": 0.25}, {"x": 0.75}]}
+    got = columns(head("sigmoid", ["x"], thresholds={"x": 0.5}, abstain="?", **spec), [[0.25], [0.75]])
+    assert got["tag"] == ["?", "x"]
+
+
+def test_single_label_of_a_model_for_several() -> None:
+    """A model that says that a row may have several labels gives a list, even with one label."""
+    entry = InferEntry.model_validate({"model": "m", "as": "tag", "provenance": []})
+    several = Head.of(entry, ["x"], "sigmoid", "m", multi_label=True)
+    assert columns(several, [[0.25], [0.75]]) == {"tag": [[], ["x"]], "tag_score": [[], [0.75]]}
+
+
+@pytest.mark.parametrize("of_model", ["softmax", "sigmoid", "identity"])
+def test_function_to_apply(of_model: str) -> None:
+    """The entry's function counts, whatever the model says."""
+    assert head(of_model).activation == of_model
+    for function, activation in (("sigmoid", "sigmoid"), ("softmax", "softmax"), ("none", "identity")):
+        made = head(of_model, function_to_apply=function)
+        assert (made.activation, made.several) == (activation, activation == "sigmoid")
+    assert columns(head(of_model, function_to_apply="none", provenance=[]), [[1.0, 2.0, 3.0]]) == {
+        "tag": [{"x": 1.0, "y": 2.0, "z": 3.0}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"),
+    [({"thresholds": {"x": 0.5}}, "thresholds"), ({"scores": "all"}, "scores: all"), ({"abstain": "?"}, "abstain")],
+)
+@pytest.mark.parametrize("activation", ["identity", "softmax"])
+@pytest.mark.parametrize("names", [["x"], NAMES], ids=["one value", "three values"])
+def test_setting_without_effect_is_refused(setting: dict, name: str, activation: str, names: list[str]) -> None:
+    """Values that are written as they are have no thresholds, no scores and nothing to abstain from."""
+    function = {} if activation == "identity" else {"function_to_apply": "none"}
+    with pytest.raises(SpecError, match=f"^tag: {name}: has no effect"):
+        head(activation, names, **setting, **function)
+
+
+def test_softmax_of_one_value_is_refused() -> None:
+    """It is 1 for every row."""
+    with pytest.raises(SpecError, match="softmax of a single value is always 1; write sigmoid or none"):
+        head("sigmoid", ["x"], function_to_apply="softmax")
 
 
 def test_label_map() -> None:

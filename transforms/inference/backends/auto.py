@@ -64,6 +64,8 @@ def certificate_folder(entry: InferEntry) -> Path:
     name = f"{entry.max_length or 'window'}-{entry.long_text}"
     if entry.thresholds:  # thresholds change labels, so agreement holds only for the same thresholds
         name += f"-{hashlib.sha256(json.dumps(entry.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
+    if entry.function_to_apply:
+        name += f"-{entry.function_to_apply}"
     return files_of(entry).cache_folder() / name
 
 
@@ -76,7 +78,8 @@ def _choose(entry_json: str) -> Choice:
     fp32 = PyTorchBackend(precision="fp32").model_dump(mode="json")
     certificate = Certificate.read(folder)
     if certificate is None:
-        what = "SPEC" if entry.thresholds else files.name  # only a SPEC can hold the thresholds to certify with
+        settings = entry.thresholds or entry.function_to_apply  # only a SPEC can hold those to certify with
+        what = "SPEC" if settings else files.name
         notice = f"{files.name}: runs in fp32, without a certificate; `tagstream optimize {what}` may make it faster"
         return Choice(fp32, notice)
     certificate.check(folder, files, entry, spec.min_agreement)

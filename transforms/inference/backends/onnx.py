@@ -39,6 +39,7 @@ class _Onnx:
         pool = 1 + self.parallel * (threads - 1)  # all passes share the pool, and each calling thread computes too
         file = model_file(entry)
         self._session, self.device = _session(file, spec.device, pool)
+        self._inputs = _inputs_of(self._session, file, self._tokenizer)
         if self.device != "cpu":
             self.parallel = 1
         self.token_budget = spec.token_budget or (CPU_TOKENS if self.device == "cpu" else GPU_TOKENS)
@@ -50,11 +51,10 @@ class _Onnx:
         return self._tokenizer.encode(texts)
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
-        ids, mask = self._tokenizer.pad(parts)
-        if ids.shape[1] < 2:  # the export takes at least 2 tokens
-            ids = np.pad(ids, ((0, 0), (0, 1)), constant_values=self._tokenizer.pad_id)
-            mask = np.pad(mask, ((0, 0), (0, 1)))
-        inputs = {"input_ids": ids, "attention_mask": mask}
+        inputs = self._tokenizer.inputs(parts, (2,))  # the export takes at least 2 tokens
+        if "token_type_ids" in self._inputs:
+            inputs.setdefault("token_type_ids", np.zeros_like(inputs["input_ids"]))
+        inputs = {name: inputs[name] for name in self._inputs}
         try:
             if self.device == "cpu":
                 with without_denormals():
@@ -82,6 +82,19 @@ class _Onnx:
 
     def close(self) -> None:
         del self._session
+
+
+def _inputs_of(session: Any, file: Path, tokenizer: TextTokenizer) -> list[str]:
+    """Names of the model's inputs. Raises ModelError for one that nobody can give."""
+    names = [one.name for one in session.get_inputs()]
+    given = {
+        "input_ids",
+        "attention_mask",
+        *(["token_type_ids"] if tokenizer.segments or tokenizer.zero_segments else []),
+    }
+    if unknown := sorted(set(names) - given):
+        raise ModelError(f"{file}: has an input {unknown[0]}, but there are {', '.join(sorted(given))} only")
+    return names
 
 
 def load(entry: InferEntry) -> _Onnx:

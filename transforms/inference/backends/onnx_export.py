@@ -14,26 +14,32 @@ import numpy as np
 from tagstream.schemas.errors import ModelError
 from tagstream.transforms.inference.backends.onnx_session import cpu_session
 from tagstream.transforms.model_files import ModelFiles
+from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
 OPSET = 20
 
 
 def export_fp32(files: ModelFiles, folder: Path) -> Path:
     """The path of the model's ONNX file in `folder`. The first call creates the file. Raises ModelError."""
-    path = folder / "fp32-eager.onnx"
+    tokenizer = TextTokenizer(files, None, "truncate")
+    path = folder / ("fp32-eager-segments.onnx" if tokenizer.segments else "fp32-eager.onnx")
     if path.exists():
         return path
     need("onnxscript")
     import torch
 
-    from tagstream.transforms.inference.backends.pytorch import load_model
+    from tagstream.transforms.inference.backends.pytorch import takes_segments
+    from tagstream.transforms.inference.backends.pytorch_model import load_model
 
-    model = load_model(files, "cpu", "fp32")
+    model = load_model(files, "cpu", "fp32", tokenizer.padding)
     model.set_attn_implementation("eager")  # sdpa checks each attention for NaN, 9 % of a small model's time
     batch = torch.export.Dim("batch", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
-    # two tensors, because one object for both inputs would be exported as one input
-    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    names = ["input_ids", "attention_mask"]
+    if tokenizer.segments and takes_segments(model):
+        names.append("token_type_ids")
+    # a tensor for each, because one object for two inputs would be exported as one input
+    example = {name: torch.full((2, 8), int(name != "token_type_ids"), dtype=torch.int64) for name in names}
     with writing(path) as tmp, quiet():
         torch.onnx.export(
             model,
@@ -48,23 +54,25 @@ def export_fp32(files: ModelFiles, folder: Path) -> Path:
             opset_version=OPSET,
             verbose=False,
         )
-        _compare(files, model, tmp)
+        _compare(files, model, tmp, tokenizer)
     return path
 
 
-def _compare(files: ModelFiles, model: Any, path: Path) -> None:
+def _compare(files: ModelFiles, model: Any, path: Path, tokenizer: TextTokenizer) -> None:
     """Compare the export with the model on padded random input. Raises ModelError if logits differ by over 1e-3."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, int(files.config["vocab_size"]), (5, 24), generator=generator)
+    ids = torch.randint(5, int(files.setting("vocab_size")), (5, 24), generator=generator)
     lengths = torch.tensor([24, 17, 9, 3, 2])
     mask = (torch.arange(24) < lengths[:, None]).long()
-    ids = torch.where(mask.bool(), ids, int(files.config.get("pad_token_id") or 0))
-    with torch.inference_mode():
-        expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
+    ids = torch.where(mask.bool(), ids, tokenizer.padding.pad_id)
     session = cpu_session(path)
-    (logits,) = session.run(["logits"], {"input_ids": ids.numpy(), "attention_mask": mask.numpy()})
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    inputs = {one.name: inputs[one.name] for one in session.get_inputs()}
+    with torch.inference_mode():
+        expected = model(**inputs).logits.numpy()
+    (logits,) = session.run(["logits"], {name: tensor.numpy() for name, tensor in inputs.items()})
     if (worst := float(np.abs(logits - expected).max())) > 1e-3 * max(1.0, float(np.abs(expected).max())):
         raise ModelError(
             f"{files.name}: the ONNX export's logits differ from the model's by {worst:.3g}; use backend: pytorch"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import itertools
 import threading
 from typing import Any, cast
@@ -10,8 +11,6 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import AutoModelForSequenceClassification
-from transformers.utils import logging
 
 from tagstream.schemas.errors import ModelError, OutOfMemoryError
 from tagstream.schemas.spec import InferEntry, PyTorchBackend
@@ -26,8 +25,8 @@ from tagstream.transforms.inference.backends.compiled import (
 )
 from tagstream.transforms.inference.backends.cores import passes_and_threads, passes_on
 from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
+from tagstream.transforms.inference.backends.pytorch_model import load_model
 from tagstream.transforms.inference.backends.replica import OverlappedReplica, Replica
-from tagstream.transforms.model_files import ModelFiles
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
@@ -68,7 +67,8 @@ class _PyTorch:
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
         for device in devices:
-            model = load_model(files, device, spec.precision)
+            model = load_model(files, device, spec.precision, self._tokenizer.padding)
+            self._segments = self._tokenizer.segments and takes_segments(model)
             if spec.compile:
                 model = compile_blocks(model) if on_gpu else CompiledModel(model)
             self.replicas.append(replica(model, device))
@@ -76,6 +76,8 @@ class _PyTorch:
         self._of_thread = threading.local()
         if spec.compile:
             inputs = every_length(self._tokenizer.max_length) if on_gpu else each_length(self.buckets)
+            if self._segments:
+                inputs = [{**one, "token_type_ids": np.zeros_like(one["input_ids"])} for one in inputs]
             warm_up(self.replicas, inputs, self._threads, files.name)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
@@ -84,11 +86,12 @@ class _PyTorch:
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
-        ids, mask = self._tokenizer.pad(parts, self._lengths)
-        inputs = {"input_ids": ids}
-        if self.buckets or not mask.all():
-            inputs["attention_mask"] = mask
-        rows = len(ids)
+        inputs = self._tokenizer.inputs(parts, self._lengths)
+        if not self.buckets and inputs["attention_mask"].all():
+            del inputs["attention_mask"]
+        if not self._segments:
+            inputs.pop("token_type_ids", None)
+        rows = len(inputs["input_ids"])
         if self._compiled and rows == 1:
             inputs = {name: array.repeat(2, axis=0) for name, array in inputs.items()}
         try:
@@ -154,23 +157,6 @@ def choose_devices(wanted: str) -> list[str]:
     return found
 
 
-def load_model(files: ModelFiles, device: str, precision: str) -> Any:
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
-            files.path,
-            dtype={"fp32": torch.float32, "bf16": torch.bfloat16}[precision],
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ModelError(f"{files.name}: the model in {files.path} can't be loaded: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"{files.name}: the weights lack {missing[0]} and {len(missing) - 1} more, which would be random. "
-            "Choose a model with a trained classification head"
-        )
-    return model.eval().to(device)
+def takes_segments(model: Any) -> bool:
+    """Whether a model has an input for the segment ids of its tokenizer."""
+    return "token_type_ids" in inspect.signature(model.forward).parameters

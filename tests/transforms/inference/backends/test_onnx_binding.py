@@ -20,7 +20,6 @@ def test_bound_inputs_give_the_same_logits(tmp_path: Path, monkeypatch: pytest.M
     backend = load_backend(InferEntry.model_validate({"model": model, "backend": {"type": "onnx", "device": "cpu"}}))
     encoded = backend.encode(pa.array(random_texts(40, seed=1, longest=30), pa.large_string()))
     for rows in (np.arange(40, dtype=np.int32), np.array([3], np.int32)):
-        ids, mask = backend._tokenizer.pad([(encoded, rows)])
-        found = backend._bound({"input_ids": ids, "attention_mask": mask})
+        found = backend._bound(backend._tokenizer.inputs([(encoded, rows)]))
         np.testing.assert_allclose(found, backend.forward([(encoded, rows)]), atol=1e-6)
     backend.close()

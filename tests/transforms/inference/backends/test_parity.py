@@ -77,19 +77,6 @@ def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) ->
     np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, long), "softmax"), atol=1e-5)
 
 
-def test_segment_ids_are_refused(tmp_path: Path) -> None:
-    """A model that needs segment ids is refused, because its labels would be wrong without them."""
-    folder = make_model(tmp_path / "model")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    special = {name: {"id": name, "ids": [0], "tokens": [name]} for name in ("[CLS]",)}
-    single = [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[CLS]", "type_id": 2}}]
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}]
-    template = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": special}
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer | {"post_processor": template}))
-    with pytest.raises(ModelError, match="gives segment ids"):
-        load_backend(InferEntry(model=str(folder)))
-
-
 def test_tiny_token_budgets_change_nothing(folder: Path) -> None:
     """Scores do not depend on how sequences are packed."""
     whole = predict(InferEntry(model=str(folder)), TEXTS)
@@ -102,14 +89,15 @@ def test_tiny_token_budgets_change_nothing(folder: Path) -> None:
     [
         ("multi_label_classification", ("x", "y", "z"), "sigmoid"),
         ("regression", ("value",), "identity"),
-        (None, ("value",), "identity"),
+        (None, ("value",), "sigmoid"),
+        ("single_label_classification", ("value",), "sigmoid"),
         (None, ("x", "y"), "softmax"),
     ],
 )
 def test_heads_get_their_activation(
     tmp_path: Path, problem: str | None, labels: tuple[str, ...], activation: str
 ) -> None:
-    """Sigmoid for several labels a row, identity for regression, softmax otherwise."""
+    """Sigmoid for several labels a row and for a single logit, identity for regression, softmax otherwise."""
     folder = make_model(tmp_path, labels=labels, problem_type=problem)
     prediction = predict(InferEntry(model=str(folder)), TEXTS)
     np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, TEXTS), activation), atol=1e-5)
