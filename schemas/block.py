@@ -27,6 +27,8 @@ ORIGIN_POSITION = "__origin_position"
 AGAIN = "again"
 """Key in the payload of a split whose rows are to be labelled again: see `io.contracts.Again`."""
 
+_STEM, _DIGEST = 40, 12
+"""Most characters of the readable part of a split's id, and those of its hash."""
 END = 10**12
 """Stop of a split that is read and committed as a whole. The number of its rows may change until it is read."""
 
@@ -66,9 +68,19 @@ class Split:
 
 def split_id(stem: str, **identity: Any) -> str:
     """A readable stem and a short hash of `identity`, which tells inputs apart. Usable in file names and Kafka ids."""
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:12]
-    readable = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower()[:40] or "split"
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:_DIGEST]
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower()[:_STEM] or "split"
     return f"{readable}-{digest}"
+
+
+def split_stem(split: str) -> str:
+    """The readable part of a split's id."""
+    return split[: -_DIGEST - 1]
+
+
+def is_whole(split: str) -> bool:
+    """Whether the stem of a split's id was not cut off."""
+    return len(split_stem(split)) < _STEM
 
 
 @dataclass(frozen=True, order=True)

@@ -33,6 +33,7 @@ from tagstream.pipelines.cli.options import (
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from tagstream.pipelines.jobs.changed import Choice as Changed
     from tagstream.schemas.spec import JobSpec
 
 
@@ -78,6 +79,12 @@ def run(
     reclassify_label: Annotated[
         list[str] | None, typer.Option("--reclassify-label", help="Only rows with this label; repeatable.")
     ] = None,
+    replace_changed: Annotated[
+        bool, typer.Option("--replace-changed", help="Rewritten input files: label them anew, take the old rows out.")
+    ] = False,
+    keep_changed: Annotated[
+        bool, typer.Option("--keep-changed", help="Rewritten input files: keep the old rows, do not read the files.")
+    ] = False,
     show: Annotated[int, typer.Option("--show", min=0, help="Print N labelled rows at the end.")] = 0,
     report: ReportOption = None,
     max_seconds: Annotated[
@@ -105,7 +112,17 @@ def run(
     asked = reclassify or reclassify_below is not None or bool(reclassify_label)
     context = JobContext(job.name)
     here = {"--metrics-port": metrics_port is not None}
-    followed = {"--reclassify…": asked, "--show": bool(show), "--report": bool(report), "--must-finish": must_finish}
+    if replace_changed and keep_changed:
+        _refuse({"--replace-changed": True}, "--keep-changed is its contrary")
+    changed: Changed | None = "replace" if replace_changed else "keep" if keep_changed else None
+    followed = {
+        "--replace-changed": replace_changed,
+        "--keep-changed": keep_changed,
+        "--reclassify…": asked,
+        "--show": bool(show),
+        "--report": bool(report),
+        "--must-finish": must_finish,
+    }
     if detach:
         _refuse(here | followed | {"--max-seconds": max_seconds is not None}, "--detach leaves the job to the cluster")
         _detach(err, job, limit=limit, overwrite=overwrite)
@@ -123,7 +140,16 @@ def run(
     if show:
         readable_sink(job)  # raises its error now and not at the end of the job
     again = Choice(reclassify_below, tuple(reclassify_label or ())) if asked else None
-    result = run_job(job, err, overwrite=overwrite, limit=limit, max_seconds=max_seconds, again=again, context=context)
+    result = run_job(
+        job,
+        err,
+        overwrite=overwrite,
+        limit=limit,
+        max_seconds=max_seconds,
+        again=again,
+        changed=changed,
+        context=context,
+    )
     if report:
         write_json(report, result.to_dict())
     if show:
@@ -169,6 +195,7 @@ def plan(
     debug: DebugOption = False,
 ) -> None:
     """Show what `run` would do: rows done and left, columns, expected time. Loads no model and changes nothing."""
+    from tagstream.pipelines.jobs.changed import refusal
     from tagstream.pipelines.jobs.plan import plan_job, print_plan
     from tagstream.pipelines.report.report import write_json
 
@@ -177,6 +204,8 @@ def plan(
     print_plan(out, result)
     if report:
         write_json(report, result.to_dict())
+    if result.changed:
+        raise refusal(result.changed, result.output)
 
 
 @command

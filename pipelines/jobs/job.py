@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass, field, replace
+from posixpath import splitext
 from typing import Any, Self
 
 import pyarrow as pa
 
-from tagstream.schemas.block import Split
+from tagstream.schemas.block import Split, is_whole, split_id, split_stem
 from tagstream.schemas.errors import LedgerError, SpecError
 from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.schemas.spec import JobSpec
@@ -21,6 +22,7 @@ from tagstream.transforms.io.contracts import (
     PlanningSource,
     Progress,
     ReclassifyingSink,
+    ReplacingSink,
     Sink,
     Source,
     again_of,
@@ -208,6 +210,30 @@ class Job:
         """How many rows of this input are committed, dead letters included."""
         reached = ((split, progress.get(split.id)) for split in self.splits)
         return sum(split.rows_up_to(p.stop) for split, p in reached if p is not None)
+
+    def changed(self, progress: dict[str, Progress]) -> dict[str, list[str]]:
+        """Input files that were rewritten since they were labelled: the splits of their old rows in the output.
+
+        An output that does not record the file of a split is understood by the stem of the split's id, where that is
+        whole and only one file has it.
+        """
+        if self.replays or not isinstance(self.source, CountedSource):
+            return {}
+        names = self.source.names()
+        origins = self.sink.origins() if isinstance(self.sink, ReplacingSink) else {}
+        stems: dict[str, list[str]] = {}
+        for name in names:
+            stems.setdefault(split_stem(split_id(splitext(name)[0])), []).append(name)
+        found: dict[str, list[str]] = {}
+        for split in progress:
+            if split in self.known or split.startswith(("replay-", "again-")):
+                continue
+            origin = origins.get(split)
+            if origin is None and is_whole(split) and len(alike := stems.get(split_stem(split), [])) == 1:
+                origin = alike[0]
+            if origin in names:
+                found.setdefault(origin, []).append(split)
+        return found
 
     def foreign(self, progress: dict[str, Progress]) -> int:
         """How many splits of the output are not in the input, because the input was changed, moved or removed."""

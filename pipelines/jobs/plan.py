@@ -47,6 +47,8 @@ class Plan:
     speed_from: str
     output: str
     advice: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    """Input files that were rewritten since they were labelled."""
     files: int | None = None
     skipped_files: int | None = None
     notes: list[str] = field(default_factory=list)
@@ -84,6 +86,7 @@ def plan_job(spec: JobSpec, limit: int | None = None) -> Plan:
         speed_from=speed_from,
         output=spec.output,
         advice=_advice(spec, len(left)),
+        changed=sorted(job.changed(progress)),
         files=job.input.files if job.input else None,
         skipped_files=len(job.input.skipped) if job.input else None,
         notes=job.notes,
@@ -103,6 +106,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     table.add_row("rows left", f"{plan.rows_left:,}")
     if plan.foreign_splits:
         table.add_row("", f"the output also holds {plan.foreign_splits} splits whose input is gone or has changed")
+    for name in plan.changed:
+        table.add_row("rewritten", Text(name))
     if plan.rows_left:
         speed = f"{plan.rows_per_s:,.0f} rows/s" if plan.rows_per_s else "unknown"
         table.add_row("expected speed", f"{speed} ({plan.speed_from})")

@@ -14,11 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from rich.console import Console
 
 from tagstream.pipelines.jobs.build import build
+from tagstream.pipelines.jobs.changed import Choice as Changed
+from tagstream.pipelines.jobs.changed import settle
 from tagstream.pipelines.jobs.job import Job
 from tagstream.pipelines.jobs.reclassify import Choice, reclassify
 from tagstream.pipelines.jobs.run_live import run_live
@@ -41,12 +44,14 @@ def run_job(
     limit: int | None = None,
     max_seconds: float | None = None,
     again: Choice | None = None,
+    changed: Changed | None = None,
     context: JobContext | None = None,
 ) -> Report:
     """Run the job to its end, for `max_seconds`, or until it is asked to stop. Raises TagstreamError.
 
-    `again`: rows to label again because the model has changed. `context`: given by callers that look at the job while
-    it runs, for example at its metrics. The context is closed at the end.
+    `again`: rows to label again because the model has changed. `changed`: what becomes of input files that were
+    rewritten since they were labelled; without it they are refused. `context`: given by callers that look at the job
+    while it runs, for example at its metrics. The context is closed at the end.
     """
     if again is not None and overwrite:
         raise SpecError("--reclassify keeps the output and --overwrite replaces it: give only one of them")
@@ -60,58 +65,84 @@ def run_job(
         print_sentences(console, job.notes)
         if again is not None:
             reclassify(job, job.fingerprint(), again, console)
-        return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds)
+        return run_opened(job, console, overwrite=overwrite, max_seconds=max_seconds, changed=changed)
 
 
-def run_opened(job: Job, console: Console, *, overwrite: bool = False, max_seconds: float | None = None) -> Report:
+def run_opened(
+    job: Job,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    max_seconds: float | None = None,
+    changed: Changed | None = None,
+) -> Report:
     """Run an opened job, see `run_job`."""
     with _signals(job.context.stop, console), _time_limit(job.context.stop, max_seconds):
-        return (run_live if job.live else _run)(job, console, overwrite=overwrite)
+        if job.live:
+            return run_live(job, console, overwrite=overwrite)
+        return _run(job, console, overwrite=overwrite, changed=changed)
 
 
-def _run(job: Job, console: Console, *, overwrite: bool) -> Report:
+@dataclass
+class _Work:
+    """What was spent on a job. `started`: when rows began to move."""
+
+    started: float
+    load_seconds: float
+    engines: int
+
+    def label(self, job: Job, console: Console, before: int) -> None:
+        """Passes until nothing is left, or the job is asked to stop. `before`: rows that were done before."""
+        left, stop, metrics = job.left(job.sink.progress()), job.context.stop, job.context.metrics
+        if left and job.spec.runner.type != "local":
+            while left and not stop.is_set():
+                run_pass_remote(job, left, console)
+                left = _still_left(job, left)
+        elif left:
+            began = time.monotonic()
+            with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
+                self.engines = job.load_models()
+            self.load_seconds += time.monotonic() - began
+            print_notes(console, metrics)
+            with ProgressLine(console, metrics, job.rows, before, self.engines) as line:
+                self.started = self.started if metrics.snapshot().rows_in else line.started
+                while left and not stop.is_set():
+                    _run_pass(job, left, line)
+                    left = _still_left(job, left)
+
+
+def _run(job: Job, console: Console, *, overwrite: bool, changed: Changed | None = None) -> Report:
     with console.status("hashing the model"):
         fingerprint = job.fingerprint()
     job.sink.prepare(fingerprint, overwrite=overwrite)
-    progress, left = job.resume()
+    progress, _ = job.resume()
+    work = _Work(time.monotonic(), 0.0, len(job.spec.infer))
     before = job.rows_done(progress)
-    if foreign := job.foreign(progress):
+    rows = job.rows
+    settle(job, progress, changed, console, lambda part: work.label(part, console, 0))
+    if changed == "keep":  # fewer splits
+        before = job.rows_done(progress)
+    if foreign := job.foreign(job.sink.progress()):
         console.print(
             f"[yellow]the output holds {foreign} splits whose input is gone or has changed[/]; their rows stay. "
             "--overwrite removes them and does all rows again"
         )
-    stop, metrics = job.context.stop, job.context.metrics
-    started = time.monotonic()
-    load_seconds, engines = 0.0, len(job.spec.infer)
-    if left and job.spec.runner.type != "local":
-        while left and not stop.is_set():
-            run_pass_remote(job, left, console)
-            left = _still_left(job, left)
-    elif left:
-        with console.status("loading " + ", ".join(c.model or c.backend.type for c in job.spec.infer)):
-            engines = job.load_models()
-        load_seconds = time.monotonic() - started
-        print_notes(console, metrics)
-        with ProgressLine(console, metrics, job.rows, before, engines) as line:
-            started = line.started
-            while left and not stop.is_set():
-                _run_pass(job, left, line)
-                left = _still_left(job, left)
-    seconds = time.monotonic() - started
-    rows_left = job.rows - job.rows_done(job.sink.progress())
+    if not job.context.stop.is_set():
+        work.label(job, console, before)
+    rows_left = (rows if changed == "replace" else job.rows) - job.rows_done(job.sink.progress())
     return Report(
         job=job.spec.name,
         state="stopped" if rows_left else "done",
         fingerprint=fingerprint.hash,
-        rows_total=job.rows,
+        rows_total=rows if changed == "replace" else job.rows,
         rows_before=before,
         rows_left=rows_left,
-        seconds=seconds,
-        load_seconds=load_seconds,
-        counts=metrics.snapshot(),
+        seconds=time.monotonic() - work.started,
+        load_seconds=work.load_seconds,
+        counts=job.context.metrics.snapshot(),
         output=job.spec.output,
         remote=job.spec.runner.type != "local",
-        engines=engines,
+        engines=work.engines,
         input=job.input,
     )
 

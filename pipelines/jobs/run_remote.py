@@ -12,6 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from tagstream.pipelines.jobs.build import build, build_live
+from tagstream.pipelines.jobs.changed import refusal
 from tagstream.pipelines.jobs.job import Job
 from tagstream.pipelines.report.progress import print_sentences
 from tagstream.pipelines.runners.flink_rest import Flink, FlinkJob
@@ -55,6 +56,8 @@ def detach_job(
         with console.status("looking at the output"):
             job.sink.prepare(job.fingerprint(), overwrite=overwrite)
         left = [] if job.live else job.resume()[1]
+        if changed := job.changed(job.sink.progress()):
+            raise refusal(sorted(changed), job.spec.output)
         return _submit(job, spec.runner, console, _filler(job, left)) if job.live or left else None
 
 

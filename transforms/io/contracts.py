@@ -21,7 +21,7 @@ part of the specification, and an entry point names the module.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -89,6 +89,9 @@ class CountedSource(Source, Protocol):
 
     counts: InputCounts
     notes: list[str]
+
+    def names(self) -> set[str]:
+        """Names of all files; splits have the name of theirs in their payload."""
 
 
 @runtime_checkable
@@ -238,6 +241,27 @@ class ReclassifyingSink(PlanKeeper, Protocol):
 
     def chosen(self, block: Block, again: Again) -> Block:
         """Only those rows of the block that must be labelled again."""
+
+
+@runtime_checkable
+class ReplacingSink(Sink, Protocol):
+    """A sink that can replace the rows of input files by those of other splits."""
+
+    @property
+    def can_replace(self) -> bool:
+        """It can where this output is."""
+
+    def origins(self) -> dict[str, str]:
+        """The input file of each split in the output, by split id, where that was recorded; empty: no readable file."""
+
+    def aside(self, fingerprint: Fingerprint) -> Sink:
+        """A prepared sink for the new rows, which readers do not see. What it holds stays for the next run."""
+
+    def switch(self, old: Collection[str], new: dict[str, int]) -> None:
+        """Take the rows of the splits `old` out, and put in those of the splits `new` that `aside` holds.
+
+        `new`: where each chain must end. Raises LedgerError if one does not.
+        """
 
 
 class LetterSource(Source, Protocol):

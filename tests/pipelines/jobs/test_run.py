@@ -84,10 +84,11 @@ def test_new_file_is_added(job: BulkJob) -> None:
     assert "gone or has changed" not in job.said
 
 
-def test_changed_file_is_told(job: BulkJob) -> None:
-    """A changed file is new input. The user is told of the old file's rows in the output, and how to start anew."""
+def test_file_that_is_gone_is_told(job: BulkJob) -> None:
+    """A removed file is told of: its rows are in the output, and the message says how to start anew."""
     job.run()
-    job.put("b.parquet", ["changed"] * 20, first=1_000)
+    (job.folder / "in/b.parquet").rename(job.folder / "in/c.parquet")
+    job.put("c.parquet", ["changed"] * 20, first=1_000)
     report = job.run()
     assert report.counts.rows_in == 20
     assert job.labels() == [*ALL, *range(1_000, 1_020)]

@@ -87,7 +87,7 @@ class Folder:
             os.link(tmp, self.at(name))
         except FileExistsError:
             return False
-        self._sync()
+        self.sync()
         return True
 
     def publish_text(self, text: str, name: str) -> bool:
@@ -134,7 +134,7 @@ class Folder:
                 Path(source).rename(self.at(name))
             except FileNotFoundError:
                 return
-            self._sync()
+            self.sync()
             return
         with suppress(FileNotFoundError):
             self.fs.cp_file(source, self.at(name))
@@ -180,7 +180,8 @@ class Folder:
         }.get(error.errno or 0, str(error) or type(error).__name__)
         return SinkError(f"{self.url}: {doing}: {what}. Committed output is kept; the next run continues from there")
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Make renames in a local folder durable."""
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

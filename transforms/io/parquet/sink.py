@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,13 +30,22 @@ import pyarrow.parquet as pq
 from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split
 from tagstream.schemas.errors import ChainMovedError, LedgerError
 from tagstream.schemas.fingerprint import Fingerprint, not_ours
-from tagstream.schemas.spec import JobSpec, ParquetSink
+from tagstream.schemas.spec import JobSpec, ParquetDeadLetters, ParquetSink
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.keep_apart import keep_apart
 from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
 from tagstream.transforms.io.contracts import Commit, Progress
 from tagstream.transforms.io.parquet.dead_letter_source import FolderLetterSource
+from tagstream.transforms.io.parquet.replacement import (
+    CHANGED,
+    SWITCH_FILE,
+    complete_switch,
+    drop_changed,
+    replays_of,
+    switch,
+    switching,
+)
 from tagstream.transforms.runtime.job_context import JobContext
 
 KEY = b"tagstream"
@@ -65,6 +74,8 @@ class Footer:
     fingerprint: str
     seconds: float
     writer: str
+    source: str | None = None
+    """Name of the input file, if the rows are of one; empty if it could not be read. Older outputs do not have it."""
 
     @classmethod
     def read(cls, folder: Folder, name: str) -> Footer:
@@ -74,6 +85,13 @@ class Footer:
                 return cls(**json.loads(pq.read_metadata(opened).metadata[KEY]))
         except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
             raise LedgerError(f"{folder.at(name)}: not written by tagstream, or damaged: {error}") from None
+
+
+def footers_of(folder: Folder) -> list[tuple[str, Footer]]:
+    """Every commit of an output, with the name of its file, in order of name."""
+    names = sorted(name for name in folder.names() if _NAME.match(name))
+    with ThreadPoolExecutor(8) as pool:
+        return list(zip(names, pool.map(lambda name: Footer.read(folder, name), names), strict=True))
 
 
 def file_name(split: str, start: int) -> str:
@@ -168,6 +186,8 @@ class _ParquetFolderWriter(ChainWriter):
                 "seconds": round(seconds, 3),
                 "writer": self._id,
             }
+            if "name" in self.split.payload:
+                footer["source"] = self.split.payload["name"]
             self._labels.finish({KEY: json.dumps(footer).encode()})
             won = sink.folder.publish(self._labels.path, name) or Footer.read(sink.folder, name).writer == self._id
             if won and aside:
@@ -188,7 +208,7 @@ class _ParquetFolderWriter(ChainWriter):
 
 
 class ParquetFolderSink:
-    """See `io.contracts`: `Sink`, `PlanKeeper`, `ReadableSink` and `ReplayingSink`."""
+    """See `io.contracts`: `Sink`, `PlanKeeper`, `ReadableSink`, `ReplayingSink` and `ReplacingSink`."""
 
     def __init__(self, spec: JobSpec) -> None:
         self.job_spec = spec
@@ -206,6 +226,9 @@ class ParquetFolderSink:
             if overwrite or self.folder.exists(OVERWRITING):
                 self._clear()
             self._claim(fingerprint)
+            if self.folder.exists(SWITCH_FILE):
+                with switching(self.folder):
+                    complete_switch(self.folder, self.dead)
             self.complete_moves()
             self.folder.clear_tmp(everything=False)
             self.dead.clear_tmp(everything=False)
@@ -277,7 +300,7 @@ class ParquetFolderSink:
                 last[match["split"]] = max(last.get(match["split"], -1), int(match["start"]))
         with ThreadPoolExecutor(8) as pool:
             footers = pool.map(lambda item: Footer.read(self.folder, file_name(*item)), last.items())
-            return {footer.split: footer for footer in footers}
+            return {footer.split: footer for footer in sorted(footers, key=lambda footer: footer.stop)}
 
     def complete_moves(self, split: str = "") -> None:
         """Move in the dead letters of committed files, and drop those of commits that lost a race.
@@ -327,6 +350,36 @@ class ParquetFolderSink:
         except (ValueError, KeyError):
             raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; start again with --overwrite") from None
 
+    @property
+    def can_replace(self) -> bool:
+        """See `io.contracts.ReplacingSink`: on a disk."""
+        return self.folder.local and self.dead.local
+
+    def origins(self) -> dict[str, str]:
+        return {split: footer.source for split, footer in self._last_footers().items() if footer.source is not None}
+
+    def aside(self, fingerprint: Fingerprint) -> ParquetFolderSink:
+        where = {"path": self.folder.at(CHANGED)}
+        dead = ParquetDeadLetters(path=self.dead.at(CHANGED))
+        changed = {"sink": self.spec.model_copy(update=where), "dead_letters": dead}
+        sink = ParquetFolderSink(self.job_spec.model_copy(update=changed))
+        held = sink.job()
+        sink.prepare(fingerprint, overwrite=held is not None and held.hash != fingerprint.hash)
+        return sink
+
+    def switch(self, old: Collection[str], new: dict[str, int]) -> None:
+        try:
+            with switching(self.folder):
+                added = [(n, f) for n, f in footers_of(Folder(self.folder.at(CHANGED))) if f.split in new]
+                if any(max((f.stop for _, f in added if f.split == split), default=0) < new[split] for split in new):
+                    raise LedgerError("another process replaces the same rows. Start the job again")
+                gone = [name for name, footer in footers_of(self.folder) if footer.split in old]
+                replays = replays_of(gone)
+                gone += [name for name, footer in footers_of(self.folder) if footer.split in replays]
+                switch(self.folder, self.dead, gone, [name for name, _ in added])
+        except OSError as error:
+            raise self.folder.error(error, "replacing rewritten rows") from error
+
     def _clear(self) -> None:
         self.folder.fs.touch(self.folder.at(OVERWRITING))
         for folder in (self.folder, self.dead):
@@ -336,7 +389,9 @@ class ParquetFolderSink:
             for aside, _ in folder.waiting():
                 folder.drop_aside(aside)
             folder.clear_tmp(everything=True)
-        for name in plan_files(self.folder):
+        if self.can_replace:
+            drop_changed(self.folder, self.dead)
+        for name in (*plan_files(self.folder), SWITCH_FILE):
             self.folder.delete(name)
         self.folder.delete(JOB_FILE)
         self.folder.delete(OVERWRITING)

@@ -62,6 +62,9 @@ class ParquetFilesSource:
     def splits(self) -> list[Split]:
         return [split for file in self._files for split in self._splits_of(file)]
 
+    def names(self) -> set[str]:
+        return {file.name for file in self._files}
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": []}  # workers need only their splits, not the list of all files
 
@@ -106,9 +109,11 @@ class ParquetFilesSource:
         stem = posixpath.splitext(file.name)[0]
         identity = {"path": file.name, "size": file.size, "footer": file.footer_hash}
         if file.error:
-            yield Split(split_id(stem, **identity, error=True), 0, 1, {"path": file.path, "error": file.error})
+            yield Split(
+                split_id(stem, **identity, error=True), 0, 1, {"path": file.path, "name": "", "error": file.error}
+            )
             return
-        payload = {"path": file.path, "footer": file.footer_hash}
+        payload = {"path": file.path, "name": file.name, "footer": file.footer_hash}
         for start, stop in row_ranges(file.groups, self.spec.split_rows):
             yield Split(split_id(stem, **identity, start=start, stop=stop), start, stop, payload)
 
