@@ -36,7 +36,7 @@ class Target:
     def jobs(self) -> list[FlinkJob]:
         """The jobs, the latest first. Raises RunnerError if there are none."""
         if not (found := self.flink.jobs_of(self.name)):
-            raise RunnerError(f"Flink at {self.flink.rest} knows no job {self.name}")
+            raise RunnerError(f"Flink at {self.flink.rest} knows no job named {self.name}")
         return found
 
     def status(self) -> list[dict[str, Any]]:

@@ -101,5 +101,5 @@ class Flink:
             raise RunnerError(f"Flink at {self.rest} answers {error.code} to {method} {path}") from error
         except OSError as error:
             reason = getattr(error, "reason", error)
-            raise RunnerError(f"Flink at {self.rest} does not answer ({reason}); is runner.rest right?") from error
+            raise RunnerError(f"Flink at {self.rest} does not answer ({reason}). Is runner.rest right?") from error
         return json.loads(text) if text else {}

@@ -59,7 +59,7 @@ def try_out(backend: Backend, name: str) -> tuple[Encoded, Array] | None:
         raise ModelError(f"{name}: the model is loaded, but can't label a first text: {one_line(error)}") from error
     if not np.isfinite(logits).all():
         backend.close()
-        raise ModelError(f"{name}: the model's logits are not finite, even for a plain text; are its weights whole?")
+        raise ModelError(f"{name}: the model's logits are not finite, even for a plain text. Are its weights damaged?")
     return works
 
 

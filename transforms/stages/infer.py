@@ -177,9 +177,9 @@ def _check_worker(spec: JobSpec, expected: list[dict[str, Any]]) -> None:
         ]
         if wrong:
             raise ModelError(
-                f"{entry.as_}: this worker is not like the machine that submitted the job ({'; '.join(wrong)}). "
-                "Install the same tagstream and model on both; with backend.type auto both need the"
-                " same certificate and kind of device, or name the backend in the specification"
+                f"{entry.as_}: this worker differs from the machine that submitted the job ({'; '.join(wrong)}). "
+                "Install the same tagstream and model on both. With backend.type auto, both also need the same "
+                "certificate and kind of device; or name the backend in the specification"
             )
 
 

@@ -272,8 +272,9 @@ def read_partition(
                     return
                 if time.monotonic() - moved > STANDSTILL_SECONDS:
                     failed = SourceError(
-                        f"{partition}: {cluster.servers} has given nothing for {STANDSTILL_SECONDS:g} s, and there are "
-                        f"{stop - start:,} positions to read; is the partition's broker up? Run it again to go on"
+                        f"{partition}: {cluster.servers} has sent nothing for {STANDSTILL_SECONDS:g} s, and "
+                        f"{stop - start:,} positions are left to read. Is the partition's broker up? Run the job again "
+                        "to continue"
                     )
                     failed.transient = True
                     raise failed
@@ -326,7 +327,10 @@ def starting_points(consumer: KafkaConsumer, partitions: list[Partition], start:
         except errors.KafkaError as error:
             raise SourceError(f"can't read the committed offset of {partition}: {error}") from error
         if at is None:
-            raise SourceError(f"source.start is 'committed', but the group has committed nothing for {partition}")
+            raise SourceError(
+                f"source.start is 'committed', but the group has committed nothing for {partition}: choose earliest, "
+                "latest or a time"
+            )
         found[partition] = int(at)
     return found
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.xdist_group("kafka-jobs")
 
 
 def test_a_standstill_is_an_error(kafka, monkeypatch):
-    """What is to be read does not come: said after a while, or the end when the job is to stop."""
+    """If messages do not come, the read fails after a while, or ends when the job is asked to stop."""
     monkeypatch.setattr(kafka_source, "STANDSTILL_SECONDS", 1.5)
     topic = kafka.create_topic("standstill", 1)
     with contextlib.closing(KafkaProducer(bootstrap_servers=kafka.servers)) as producer:
@@ -33,7 +33,7 @@ def test_a_standstill_is_an_error(kafka, monkeypatch):
     stop = Stop()
     where = Cluster(kafka.servers), Partition(topic, 0)
     read = lambda: kafka_source.read_partition(*where, 0, 100, Blocks(), stop.is_set)  # noqa: E731
-    with pytest.raises(SourceError, match=r"given nothing for 1.5 s, and there are 95 positions to read") as error:
+    with pytest.raises(SourceError, match=r"sent nothing for 1.5 s, and 95 positions are left to read") as error:
         list(read())
     assert error.value.transient
     stop.request()
