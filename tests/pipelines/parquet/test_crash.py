@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from tagstream.pipelines.jobs.plan import plan_job
 from tagstream.schemas.spec_file import load_spec
 from tests.pipelines.bulk_jobs import KilledJob, Watcher, finished
+from tests.services.java import wait_until
 
 pytestmark = pytest.mark.crash
 
@@ -128,3 +130,31 @@ def test_two_processes_on_one_output(tmp_path: Path, long: bool) -> None:
         for process in (first, second):
             finished(process)
     job.check_complete()
+
+
+def test_replacing_a_rewritten_file_is_killed(tmp_path: Path) -> None:
+    """Killed while the new file is labelled: all old rows are visible. The rerun goes on and leaves only new ones."""
+    job = Job(tmp_path, rows=12_000, ms_per_row=0)
+    finished(job.start())
+    old = job.count()
+    table = pq.read_table(tmp_path / "in/a.parquet")
+    pq.write_table(table, tmp_path / "in/a.parquet", compression="gzip")
+    job.file.write_text(job.file.read_text().replace("ms_per_row: 0,", "ms_per_row: 0.4,"))
+    command = [sys.executable, "-m", "tagstream", "run", str(job.file)]
+    refused = subprocess.run(command, capture_output=True, check=False)
+    assert refused.returncode == 5, refused.stderr.decode()
+    aside = 0
+    for _ in range(3):
+        process = subprocess.Popen([*command, "--replace-changed"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        wait_until(lambda seen=aside: len(changed(tmp_path)) > seen, 60, "a commit aside")
+        process.kill()
+        process.communicate()
+        aside = len(changed(tmp_path))
+        assert job.count() == old
+    finished(subprocess.Popen([*command, "--replace-changed"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    job.check_complete()
+
+
+def changed(folder: Path) -> list[Path]:
+    """Label files that wait for the switch."""
+    return list((folder / "out/_changed").glob("*.parquet"))
