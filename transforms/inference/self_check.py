@@ -21,7 +21,6 @@ Array = np.ndarray
 TEXTS = (
     "Is it working?",
     "a",
-    "No, it is 12 minutes late again.",
     "Call now and win a free prize: 1,000 texts a day, the best news, and a movie for you and a friend. See you later!",
 )
 FP32, BF16, OTHER = 1e-3, 0.1, 0.25

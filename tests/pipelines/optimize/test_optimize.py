@@ -213,8 +213,9 @@ def test_a_token_budget_is_of_one_machine(model: Path) -> None:
 def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
     """A certificate from a GPU says nothing about a CPU's bf16. The CPU runs fp32, with a notice."""
     entry = spec(model, type="auto")
-    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE)
-    certificate = optimize._certificate(entry, found, found, SAMPLE)
+    fp32 = measure(spec(model), FP32, SAMPLE)
+    found = measure(spec(model), Candidate("bf16", PyTorchBackend(precision="bf16")), SAMPLE, fp32)
+    certificate = dataclasses.replace(optimize._certificate(entry, found, fp32, SAMPLE), agreement=1.0)
     certificate.write(certificate_folder(entry))
     assert auto.resolve(entry)[0].backend.precision == "bf16"
     other = "cuda" if certificate.device == "cpu" else "cpu"

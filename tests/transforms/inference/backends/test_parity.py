@@ -90,7 +90,6 @@ def test_tiny_token_budgets_change_nothing(folder: Path) -> None:
         ("multi_label_classification", ("x", "y", "z"), "sigmoid"),
         ("regression", ("value",), "identity"),
         (None, ("value",), "sigmoid"),
-        ("single_label_classification", ("value",), "sigmoid"),
         (None, ("x", "y"), "softmax"),
     ],
 )
