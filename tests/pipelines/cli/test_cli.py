@@ -126,7 +126,7 @@ def test_column_names(model: str, column: str) -> None:
         (["--set", "sink.path={folder}/in/x"], 2, "lies inside source.path"),
         (["--set", "source.path={folder}/none"], 3, "none: no such file"),
         (["--text", "txet"], 3, "no column 'txet' (source.text); did you mean 'text'?"),
-        (["--set", "infer.0.backend.fail_on=."], 3, "are dead letters"),
+        (["--set", "infer.0.backend.fail_on=."], 8, "are dead letters"),
         (["--model", "./nowhere"], 4, "./nowhere: not a folder"),
         (["--model", "tagstream/nothing"], 4, "no such bundled model"),
         (["--sink", "{folder}/job.yaml/out"], 5, "choose another sink.path"),
