@@ -22,8 +22,14 @@ ASKS = re.compile(
 OWNERS = {"schemas/kafka_spec.py": "isinstance(job.source, KafkaSource"}
 """What a file may ask about a part that it declares itself: a Kafka sink takes over much from a Kafka source."""
 PROTOCOLS = {
-    "PlanningSource", "CountedSource", "LiveSource", "ReplacingSink", "ReplayingSink", "ReclassifyingSink", "ReadableSink",
-}  # fmt: skip
+    "PlanningSource",
+    "CountedSource",
+    "LiveSource",
+    "ReplacingSink",
+    "ReplayingSink",
+    "ReclassifyingSink",
+    "ReadableSink",
+}
 """What a source or a sink can do, asked by protocol: any may."""
 
 
