@@ -95,13 +95,9 @@ class ModelFiles:
 def find_model(name: str, revision: str | None = None) -> ModelFiles:
     """The checked files of a model. `name`: a bundled name, a local folder or a Hugging Face id.
 
-    Only a Hugging Face id that is not in the local cache is downloaded. Raises ModelError.
+    Only a Hugging Face id that is not in the local cache is downloaded. Looked up at each call, because a process that
+    lasts (a notebook) changes its folder and writes models anew. Raises ModelError.
     """
-    return _find_model(name, revision)
-
-
-@cache
-def _find_model(name: str, revision: str | None) -> ModelFiles:
     path, notice = _find_folder(name, revision)
     if adapter := read_adapter(name, path):
         try:

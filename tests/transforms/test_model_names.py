@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -63,6 +64,29 @@ def test_folder_that_is_called_like_a_bundled_model(
         with pytest.raises(ModelError, match=f"^{name}: the name of a bundled model, and there is a folder {tmp_path}"):
             find_model(name)
         assert find_model(f"./{name}").path == Path(name)
+
+
+def test_name_is_looked_up_anew_where_the_process_goes_on(
+    tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A notebook changes its folder, and writes a model over the one before."""
+    folders = [tmp_path / "first" / "mine", tmp_path / "second" / "mine"]
+    labels = [["ham", "spam"], ["no", "yes"]]
+    for folder, names in zip(folders, labels, strict=True):
+        shutil.copytree(original, folder)
+        config = json.loads((folder / "config.json").read_text())
+        config["id2label"] = dict(enumerate(names))
+        (folder / "config.json").write_text(json.dumps(config))
+    for folder, names in zip(folders, labels, strict=True):
+        monkeypatch.chdir(folder.parent)
+        assert find_model("./mine").labels == names
+    shutil.copy(folders[0] / "config.json", folders[1] / "config.json")
+    assert find_model("./mine").labels == labels[0]
+    monkeypatch.chdir(tmp_path)
+    assert find_model("tagstream/spam").path.is_dir()
+    (tmp_path / "tagstream" / "spam").mkdir(parents=True)
+    with pytest.raises(ModelError, match="and there is a folder"):
+        find_model("tagstream/spam")
 
 
 def test_folder_that_may_be_an_id_is_said(tmp_path: Path, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -41,7 +40,7 @@ def identity(entry: InferEntry) -> dict[str, Any]:
 
 def resolve(entry: InferEntry) -> tuple[InferEntry, str | None]:
     """The entry with the certified backend in place of `auto`, and why this backend is fp32, if it is."""
-    chosen = _choose(entry.model_dump_json())
+    chosen = _choose(entry)
     return _with(entry, chosen.backend), chosen.notice
 
 
@@ -50,7 +49,7 @@ def certified_rows_per_s(entry: InferEntry) -> float | None:
 
     Raises ModelError for a certificate that does not fit the model or the entry.
     """
-    return _choose(entry.model_dump_json()).rows_per_s
+    return _choose(entry).rows_per_s
 
 
 def _with(entry: InferEntry, backend: dict[str, Any]) -> InferEntry:
@@ -69,9 +68,7 @@ def certificate_folder(entry: InferEntry) -> Path:
     return files_of(entry).cache_folder() / name
 
 
-@cache
-def _choose(entry_json: str) -> Choice:
-    entry = InferEntry.model_validate_json(entry_json)
+def _choose(entry: InferEntry) -> Choice:
     spec = cast("AutoBackend", entry.backend)
     files = files_of(entry)
     folder = certificate_folder(entry)
