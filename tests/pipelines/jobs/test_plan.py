@@ -93,7 +93,6 @@ def test_speed_of_a_certificate(job: BulkJob, tmp_path: Path, monkeypatch: pytes
     assert plan.rows_per_s == 50.0
     assert "ms_per_row" in plan.speed_from
     monkeypatch.setattr(auto, "cpu_name", lambda: "another machine")
-    auto._choose.cache_clear()
     plan = plan_job(job.spec(infer=infer))
     assert "rough estimate" in plan.speed_from
     assert plan.rows_per_s is not None

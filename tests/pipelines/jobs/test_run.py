@@ -167,9 +167,6 @@ def test_renamed_labels_of_a_model_are_refused(job: BulkJob, tmp_path: Path) -> 
     job.run(limit=5, infer=infer)
     config = (folder / "config.json").read_text().replace('"ham"', '"good"')
     (folder / "config.json").write_text(config)
-    from tagstream.transforms.model_files import _find_model
-
-    _find_model.cache_clear()
     with pytest.raises(LedgerError, match=r"infer\.0\.names\.0: 'ham' in the output, 'good' in this job"):
         job.run(infer=infer)
 

@@ -54,7 +54,6 @@ FP32 = Candidate("pytorch fp32", PyTorchBackend(precision="fp32"))
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a cache folder of its own."""
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
-    auto._choose.cache_clear()
 
 
 @pytest.fixture
@@ -90,7 +89,6 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
         assert certificate.file_hash == hash_file(path)
         path = path.rename(folder / certificate.file)
         certificate.write(folder)
-        auto._choose.cache_clear()
         chosen = spec(model, type="auto", certificate=str(folder), min_agreement=found.agreement)
         assert auto.resolve(chosen)[0].backend.file == str(path)
         np.testing.assert_allclose(scores(chosen, TEXTS[-2:-1])[0], found.scores[len(TEXTS) - 2], atol=0.2)
@@ -206,7 +204,6 @@ def test_a_token_budget_is_of_one_machine(model: Path) -> None:
     certificate = optimize._certificate(entry, fp32, fp32, SAMPLE)
     for machine, budget in ((certificate.machine, 128), ("Another CPU, 64 cores", None)):
         dataclasses.replace(certificate, machine=machine).write(certificate_folder(entry))
-        auto._choose.cache_clear()
         assert auto.resolve(entry)[0].backend.token_budget == budget
 
 
@@ -220,7 +217,6 @@ def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
     assert auto.resolve(entry)[0].backend.precision == "bf16"
     other = "cuda" if certificate.device == "cpu" else "cpu"
     dataclasses.replace(certificate, device=other).write(certificate_folder(entry))
-    auto._choose.cache_clear()
     resolved, notice = auto.resolve(entry)
     assert resolved.backend.precision == "fp32"
     assert f"measured on {other}" in notice

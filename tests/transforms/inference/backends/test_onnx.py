@@ -37,7 +37,6 @@ HELD = Sample.halves(pa.array(SAMPLE, pa.large_string())).held.to_pylist()
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a cache folder of its own."""
     monkeypatch.setenv("TAGSTREAM_CACHE", str(tmp_path / "cache"))
-    auto._choose.cache_clear()
     return tmp_path / "cache"
 
 
