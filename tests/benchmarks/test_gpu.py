@@ -39,9 +39,14 @@ def test_flops_of_bert_base() -> None:
     assert 1.02 < whole / dense < 1.03
 
 
+@pytest.mark.crash
 @pytest.mark.timeout(900)  # six processes, each of which loads PyTorch
-def test_runs_small_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_runs_small_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, long: bool
+) -> None:
     """Two layers, 64 rows of one length: every figure is there, and follows from the others."""
+    if not long:
+        pytest.skip("only with --crash-long, because it takes a minute")
     report = tmp_path / "gpu.json"
     monkeypatch.setattr(gpu, "CACHE", tmp_path)
     arguments = ["--device", "cpu", "--layers", "2", "--width", "48", "--rows", "64", "--peak-tflops", "0.5"]

@@ -76,18 +76,18 @@ class TableJob(KilledJob):
 def test_postgres_and_its_job_are_killed(mortal_postgres: Postgres, tmp_path: Path, long: bool) -> None:
     """While another session reads the table; the job that runs when the server crashes just goes on."""
     db = PostgresDatabase(mortal_postgres, "kill")
-    job = TableJob(tmp_path, db, 200_000 if long else 16_000, 0.2 if long else 0.4)
+    job = TableJob(tmp_path, db, 200_000 if long else 12_000, 0.2 if long else 0.4)
     with Watcher(job.look):
-        job.kill_at_random(20 if long else 2, 1.5, blows=[mortal_postgres.restart] * (5 if long else 2))
+        job.kill_at_random(20 if long else 1, 1.0, blows=[mortal_postgres.restart] * (5 if long else 1))
 
 
 def test_sqlite_job_is_killed(tmp_path: Path, long: bool) -> None:
     """A file that one process at a time may write."""
-    job = TableJob(tmp_path, SqliteDatabase(tmp_path), 100_000 if long else 10_000, 0.4)
-    job.kill_at_random(20 if long else 2, 0.5)
+    job = TableJob(tmp_path, SqliteDatabase(tmp_path), 100_000 if long else 8_000, 0.4)
+    job.kill_at_random(20 if long else 1, 0.5)
 
 
 def test_duckdb_job_is_killed(tmp_path: Path, long: bool) -> None:
     """A file that nobody else can open meanwhile; its log shows that it is written to."""
-    job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 20_000, 0.4)
-    job.kill_at_random(20 if long else 2, 2.0, lambda: max(file.stat().st_mtime_ns for file in tmp_path.glob("data*")))
+    job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 12_000, 0.4)
+    job.kill_at_random(20 if long else 1, 1.0, lambda: max(file.stat().st_mtime_ns for file in tmp_path.glob("data*")))

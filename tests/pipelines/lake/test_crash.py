@@ -74,14 +74,14 @@ def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
 
 def test_job_is_killed(lake: Lake, tmp_path: Path, long: bool) -> None:
     """While another process reads the table."""
-    job = LakeJob(tmp_path, lake, 100_000 if long else 9_000, 0.4)
+    job = LakeJob(tmp_path, lake, 100_000 if long else 6_000, 0.4)
     with Watcher(job.check_consistent):
-        job.kill_at_random(20 if long else 2, 1.0)
+        job.kill_at_random(20 if long else 1, 0.8)
 
 
 def test_two_jobs_at_once(lake: Lake, tmp_path: Path, long: bool) -> None:
     """Started together, both end well, and each row is there once."""
-    job = LakeJob(tmp_path, lake, 60_000 if long else 6_000, 0.4)
+    job = LakeJob(tmp_path, lake, 60_000 if long else 4_000, 0.4)
     with Watcher(job.check_consistent):
         for process in [job.start() for _ in range(4 if long else 2)]:
             finished(process)

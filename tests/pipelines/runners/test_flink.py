@@ -95,7 +95,7 @@ def test_demo_equals_the_local_run(flink: FlinkCluster, tmp_path: Path, long: bo
 
 def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, long: bool) -> None:
     """After kill -9 of a Python worker and of a task manager in the middle, every row is there exactly once."""
-    rows, ms_per_row = (200_000, 0.25) if long else (24_000, 1.0)
+    rows, ms_per_row = (200_000, 0.25) if long else (16_000, 1.0)
     spec = write_job(tmp_path, rows, flink.runner, ms_per_row=ms_per_row)
     process = start(spec)
 
@@ -157,7 +157,7 @@ def test_any_runner_of_beam(flink: FlinkCluster, tmp_path: Path, long: bool) -> 
 
 def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Path) -> None:
     """SIGTERM cancels the job on the cluster. It exits 0, or 7 with --must-finish. The next run does the rest."""
-    spec = write_job(tmp_path, 16_000, flink.runner, ms_per_row=1.0)
+    spec = write_job(tmp_path, 10_000, flink.runner, ms_per_row=1.0)
     process = start(spec, "--report", str(tmp_path / "report.json"), "--must-finish")
     wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
     process.send_signal(signal.SIGTERM)
@@ -168,7 +168,7 @@ def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Pa
     assert report["rows_left"] > 0
     assert {job.state for job in flink.flink.jobs() if "flink-test" in job.name} <= {"CANCELED", "FINISHED"}
     finish(start(spec))
-    check_complete(tmp_path, 16_000)
+    check_complete(tmp_path, 10_000)
 
 
 @pytest.mark.parametrize(

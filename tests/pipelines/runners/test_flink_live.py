@@ -63,7 +63,7 @@ def broker(mortal_kafka, flink: FlinkCluster):
 
 def test_every_message_once(flink: FlinkCluster, broker, tmp_path: Path, long: bool) -> None:
     """Each message is labelled once, although every process is killed under load and the job is submitted again."""
-    faults = ["worker", "task manager", "resubmit"]
+    faults = ["task manager", "resubmit"]
     if long:
         faults = [*FAULTS, "resubmit"] * 3
         random.Random(5).shuffle(faults)

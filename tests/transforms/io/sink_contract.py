@@ -329,7 +329,7 @@ class SinkContract:
         assert lost, "four writers that never meet would show nothing"
         self.check(tmp_path, 300)
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+    @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
     @given(
         st.lists(
             st.tuples(st.integers(0, 2), st.sampled_from(["write", "write", "commit", "reopen"]), st.integers(1, 30)),

@@ -125,20 +125,20 @@ class SourceContract:
         """The ids in a block, as numbers."""
         return block.batch.column(self.id).to_pylist()
 
-    @pytest.mark.parametrize("split_rows", [1, 7, 50, 10_000])
+    @pytest.mark.parametrize("split_rows", [1, 7, 20, 10_000])
     def test_every_row_once_and_in_order(self, tmp_path: Path, split_rows: int) -> None:
         """Each row is read once, with its own text and position, however the input is split."""
-        table = plain_table(60)
+        table = plain_table(24)
         source = self.source(tmp_path, table, split_rows=split_rows)
         splits = source.splits()
-        assert sum(split.rows for split in splits) == 60
+        assert sum(split.rows for split in splits) == 24
         assert all(0 < split.rows <= split_rows for split in splits)
-        assert self.rows(source) == list(range(60))
+        assert self.rows(source) == list(range(24))
         assert self.rows(source, TEXT) == table["text"].to_pylist()
 
     def test_reads_from_any_position(self, tmp_path: Path) -> None:
         """Read from position p, a split gives exactly its rows at and above p. Read from its end, it gives nothing."""
-        source = self.source(tmp_path, plain_table(60), {"rows": 7}, split_rows=25)
+        source = self.source(tmp_path, plain_table(30), {"rows": 7}, split_rows=13)
         for split in source.splits():
             whole = [id_ for b in self.read(source, split, split.start) for id_ in self.ids(b)]
             for start in [*range(split.start, split.start + split.rows + 1), split.stop]:

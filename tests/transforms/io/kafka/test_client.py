@@ -466,10 +466,13 @@ def test_a_committed_offset_is_waited_for_while_a_transaction_on_it_is_undecided
 REQUESTS = ["Produce", "AddPartitionsToTxn", "AddOffsetsToTxn", "TxnOffsetCommit", "EndTxn"]
 
 
+@pytest.mark.crash
 @pytest.mark.parametrize("fault", ["drop", "swallow", "cut"])
 @pytest.mark.parametrize(("api", "partitions"), [*((api, 2) for api in REQUESTS), ("EndTxn", 1)])
-def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault, library, partitions):
+def test_a_lost_request_or_reply_never_loses_or_doubles(kafka, topics, api, fault, library, partitions, long):
     """Rule 8: whatever the client makes of it, success or doubt, the output is exact; also of two together."""
+    if not long and fault != "swallow" and api != "EndTxn":  # the reply of a request that the broker has obeyed
+        pytest.skip("only with --crash-long")
     source, target = topics
     for number in range(partitions):
         fill(kafka, source, [b"%d" % i for i in range(40)], partition=number)
