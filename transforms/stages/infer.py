@@ -29,6 +29,7 @@ from tagstream.transforms.inference.labelling import Labelling
 from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.dead_letter_limit import DeadLetterLimit
+from tagstream.transforms.stages.kept_values import split_off_bad_values
 from tagstream.transforms.tokenization.text_checks import unfit_rows
 
 Array = np.ndarray
@@ -59,9 +60,13 @@ class BlockInference:
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if labelling.on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:
-        """Move rows without a valid text to the dead letters, and hand the others to every engine. Does not wait."""
-        rows, codes = unfit_rows(block.batch.column(TEXT))
-        batch, dead = block.batch, block.dead
+        """Move rows without a valid text or row to the dead letters, and hand the others to every engine.
+
+        Does not wait.
+        """
+        batch, dead = split_off_bad_values(block.span.split, block.batch)
+        dead = merged(block.dead, dead) if dead.num_rows else block.dead
+        rows, codes = unfit_rows(batch.column(TEXT))
         if len(rows):
             batch, dead = self._bury(block.span.split, batch, dead, rows, codes, [""] * len(rows))
         futures = self.labelling.submit(batch.column(TEXT)) if batch.num_rows else []

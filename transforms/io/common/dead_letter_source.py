@@ -143,4 +143,4 @@ class TableLetterSource(ArrowLetterSource):
 
 def _without_payload(table: pa.Table) -> bool:
     """Whether every dead letter has a code that never comes with a payload."""
-    return bool(pc.all(pc.is_in(table["code"], pa.array(["null_text", "bad_file"]))).as_py())
+    return bool(pc.all(pc.is_in(table["code"], pa.array(["null_text", "bad_file", "bad_value"]))).as_py())
