@@ -73,7 +73,8 @@ def test_valid_columns_are_handed_on_as_they_are() -> None:
     """An entry of a dictionary that no row has does no harm, and is not handed on."""
     batch = block(pa.array(["a", None]))
     assert split_off_bad_values("s", batch)[0] is batch
-    unused = pa.DictionaryArray.from_arrays(pa.array([0, 2, 0], pa.int32()), claimed_text([b"a", b"\xff", b"c"], pa.string()))
+    words = claimed_text([b"a", b"\xff", b"c"], pa.string())
+    unused = pa.DictionaryArray.from_arrays(pa.array([0, 2, 0], pa.int32()), words)
     rest, dead = split_off_bad_values("s", block(unused))
     assert dead.num_rows == 0
     assert rest.column("kept").to_pylist() == ["a", "c", "a"]

@@ -19,9 +19,12 @@ def read_rows(opened: Any, columns: list[str], start: int, stop: int, blocks: Bl
     yield from rows_of(streamed(opened), columns, start, stop, blocks)
 
 
-def streamed(opened: Any) -> pq.ParquetFile:
-    """A Parquet file whose columns are read in pieces. `opened`: a seekable binary file. Raises ArrowException."""
-    return pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER)
+def streamed(opened: Any, int96: str = "us") -> pq.ParquetFile:
+    """A Parquet file whose columns are read in pieces. `opened`: a seekable binary file. Raises ArrowException.
+
+    `int96`: the unit of timestamps that are stored as INT96.
+    """
+    return pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_BUFFER, coerce_int96_timestamp_unit=int96)
 
 
 def rows_of(

@@ -25,7 +25,8 @@ def fits(fs: Any, path: str, place: Place, into: pa.DataType) -> bool:
     if not at.is_integer(place.type):
         most = _INT64 // 1000 ** (UNITS.index(into.unit) - UNITS.index(place.type.unit))
     with fs.open(path, "rb") as opened:
-        return all(-most <= low and high <= most for low, high in _bounds(pq.ParquetFile(opened), place))
+        file = pq.ParquetFile(opened, coerce_int96_timestamp_unit="us")
+        return all(-most <= low and high <= most for low, high in _bounds(file, place))
 
 
 def _bounds(file: pq.ParquetFile, place: Place) -> Iterator[tuple[int, int]]:

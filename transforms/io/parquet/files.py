@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagstream.transforms.io.common.parquet_rows import counted
+from tagstream.transforms.io.parquet.int96 import int96_columns
 
 _FOOTER_THREADS = 8
 
@@ -21,7 +22,8 @@ _FOOTER_THREADS = 8
 class InputFile:
     """A file of the source. `name`: its path below the source's root. `groups`: rows of each row group.
 
-    `error` is set if the footer can't be read (`schema` is None then) or the file lacks the text.
+    `int96`: dotted paths of the columns that are stored as INT96. `error` is set if the footer can't be read
+    (`schema` is None then) or the file lacks the text.
     """
 
     path: str
@@ -31,6 +33,7 @@ class InputFile:
     groups: tuple[int, ...]
     schema: pa.Schema | None
     error: str | None = None
+    int96: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -38,20 +41,21 @@ class InputFile:
         return sum(self.groups)
 
 
-def inspect(fs: Any, root: str, paths: Sequence[str]) -> list[InputFile]:
-    """Read the footers."""
+def inspect(fs: Any, root: str, paths: Sequence[str], unit: str) -> list[InputFile]:
+    """Read the footers. `unit`: of timestamps that are stored as INT96."""
     with ThreadPoolExecutor(_FOOTER_THREADS) as pool:
-        return list(pool.map(lambda path: _inspected(fs, path, posixpath.relpath(path, root)), paths))
+        return list(pool.map(lambda path: _inspected(fs, path, posixpath.relpath(path, root), unit), paths))
 
 
-def _inspected(fs: Any, path: str, name: str) -> InputFile:
+def _inspected(fs: Any, path: str, name: str, unit: str) -> InputFile:
     try:
         size = int(fs.size(path))
         with fs.open(path, "rb") as opened:
             digest = footer_hash(opened, size)
             opened.seek(0)
-            file = pq.ParquetFile(opened)
-            return InputFile(path, name, size, digest, counted(file.metadata), file.schema_arrow)
+            file = pq.ParquetFile(opened, coerce_int96_timestamp_unit=unit)
+            groups, int96 = counted(file.metadata), int96_columns(file.schema)
+            return InputFile(path, name, size, digest, groups, file.schema_arrow, int96=int96)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # UnicodeDecodeError: damaged column name
         size = int(fs.size(path) or 0) if fs.exists(path) else 0
         return InputFile(path, name, size, "", (), None, " ".join(str(error).split()))

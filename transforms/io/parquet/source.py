@@ -29,6 +29,7 @@ from tagstream.transforms.io.parquet.agreement import Agreement, with_text
 from tagstream.transforms.io.parquet.columns import FileColumns
 from tagstream.transforms.io.parquet.discovery import Found, find_files, skipped_note
 from tagstream.transforms.io.parquet.files import InputFile, footer_hash, inspect
+from tagstream.transforms.io.parquet.int96 import DEFAULT_UNIT, check_exact, int96_columns, stored_so, unit_of
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.retry import listed, retrying
 
@@ -48,16 +49,37 @@ class ParquetFilesSource:
         except (ImportError, ValueError) as error:
             raise SourceError(f"source.path {self.spec.path}: {error}") from None
         found = self._find()
-        self._files = with_text(inspect(self.fs, found.root, found.files), self.spec)
-        good = [file for file in self._files if file.error is None]
-        if not good:
-            raise SourceError(f"{self._files[0].path}: {self._files[0].error}")
-        self._refuse_bad_files()
-        agreed = Agreement(self.fs, good, self.spec)
+        self.int96 = DEFAULT_UNIT
+        agreed, good = self._agree(found)
+        if (unit := self._int96_unit(agreed.kept, good)) != self.int96:
+            self.int96 = unit
+            agreed, good = self._agree(found)
         self.kept = agreed.kept
         self.counts = InputCounts(len(self._files), sum(file.rows for file in good), found.skipped)
         self.notes = ([skipped_note(found.skipped)] if found.skipped else []) + agreed.notes
         self.cutter = BlockCutter(self.spec, self.kept, self.blocks)
+
+    def _agree(self, found: Found) -> tuple[Agreement, list[InputFile]]:
+        """What the files have in common, and those that can be read."""
+        self._files = with_text(inspect(self.fs, found.root, found.files, self.int96), self.spec)
+        good = [file for file in self._files if file.error is None]
+        if not good:
+            raise SourceError(f"{self._files[0].path}: {self._files[0].error}")
+        self._refuse_bad_files()
+        return Agreement(self.fs, good, self.spec), good
+
+    def _int96_unit(self, kept: pa.Schema, files: list[InputFile]) -> str:
+        """The unit in which the first file's kept timestamps that are stored as INT96 are exact."""
+        for file in files:
+            assert file.schema is not None
+            if file.int96 and file.rows:
+                columns = FileColumns(file.schema, file.path, self.spec.text, kept)
+                if names := stored_so(columns.selection, file.int96):
+                    try:
+                        return unit_of(self.fs, file.path, names)
+                    except (OSError, pa.ArrowException) as error:
+                        raise SourceError(f"{file.path}: {', '.join(names)} can't be read: {error}") from None
+        return DEFAULT_UNIT
 
     def splits(self) -> list[Split]:
         return [split for file in self._files for split in self._splits_of(file)]
@@ -100,8 +122,10 @@ class ParquetFilesSource:
                 raise SourceError(
                     f"{path}: was replaced while the job ran. Run the job again; it treats the new rows as new input"
                 )
-            file = streamed(opened)
+            file = streamed(opened, self.int96)
             columns = FileColumns(file.schema_arrow, path, self.spec.text, self.kept)
+            int96 = stored_so(columns.selection, int96_columns(file.schema))
+            check_exact(opened, path, int96, (start, stop), self.int96)
             for batch in rows_of(file, columns.selection, start, stop, self.blocks):
                 yield columns.apply(batch)
 
