@@ -17,11 +17,13 @@ _SHOWN = 6
 class Fingerprint:
     """Everything that decides how a labelled row looks, as plain JSON values in `parts`.
 
-    `schema`: the columns, for sinks that create them before the first row. None in a fingerprint read from an output.
+    `schema`: the columns, for sinks that create them before the first row. `kept`: those of them that come from the
+    source. Both are None in a fingerprint read from an output.
     """
 
     parts: dict[str, Any]
     schema: pa.Schema | None = field(default=None, compare=False)
+    kept: pa.Schema | None = field(default=None, compare=False)
 
     @property
     def hash(self) -> str:

@@ -189,6 +189,7 @@ class Job:
                 "columns": [f"{field.name}: {field.type}" for field in self.columns],
             },
             self.columns,
+            self.source.kept,
         )
 
     def load_models(self) -> int:

@@ -65,10 +65,10 @@ class BulkJob:
 
     def files(self) -> dict[str, int]:
         """Names of committed files of labels and the time of each."""
-        return {path.name: path.stat().st_mtime_ns for path in (self.folder / "out").glob("*.parquet")}
+        return {path.name: path.stat().st_mtime_ns for path in (self.folder / "out").glob("*-0*.parquet")}
 
     def _query(self, folder: str, what: str) -> list[tuple]:
-        if not list((self.folder / folder).glob("*.parquet")):
+        if not list((self.folder / folder).glob("*-0*.parquet")):
             return []
         with duckdb.connect() as connection:
             return connection.execute(f"select {what} from read_parquet('{self.folder}/{folder}/*.parquet')").fetchall()

@@ -48,7 +48,7 @@ class Job(KilledJob):
         )
 
     def files(self) -> int:
-        return len(list((self.folder / "out").glob("*.parquet")))
+        return len(list((self.folder / "out").glob("*-0*.parquet")))
 
     def count(self) -> int:
         """Committed rows, as DuckDB sees them; asserts that no id is there twice."""
@@ -157,4 +157,4 @@ def test_replacing_a_rewritten_file_is_killed(tmp_path: Path) -> None:
 
 def changed(folder: Path) -> list[Path]:
     """Label files that wait for the switch."""
-    return list((folder / "out/_changed").glob("*.parquet"))
+    return list((folder / ".out.changed-by-tagstream").glob("*-0*.parquet"))

@@ -100,7 +100,7 @@ def test_killed_workers_and_task_managers(flink: FlinkCluster, tmp_path: Path, l
     process = start(spec)
 
     def files() -> int:
-        return len(list((tmp_path / "out").glob("*.parquet"))) if process.poll() is None else 1 << 30
+        return len(list((tmp_path / "out").glob("*-0*.parquet"))) if process.poll() is None else 1 << 30
 
     wait_until(lambda: files() > 2, 120, "some files are committed")
     assert process.poll() is None, process.communicate()[0]
@@ -127,7 +127,7 @@ def test_slots_of_a_task_manager_share_a_worker(tmp_path: Path, long: bool) -> N
     try:
         spec = write_job(tmp_path, 16_000, cluster.runner, ms_per_row=1.0)
         process = start(spec)
-        wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+        wait_until(lambda: list((tmp_path / "out").glob("*-0*.parquet")), 120, "a file is committed")
         assert len(cluster.workers()) == 1
         finish(process)
         check_complete(tmp_path, 16_000)
@@ -146,7 +146,7 @@ def test_any_runner_of_beam(flink: FlinkCluster, tmp_path: Path, long: bool) -> 
     options += ["--runner=PortableRunner", f"--environment_config={pool}", "--parallelism=2"]
     spec = write_job(tmp_path, 16_000, {"type": "beam", "options": options}, ms_per_row=1.0)
     process = start(spec, "--must-finish")
-    wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+    wait_until(lambda: list((tmp_path / "out").glob("*-0*.parquet")), 120, "a file is committed")
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 7, output
@@ -159,7 +159,7 @@ def test_stop_leaves_the_rest_for_the_next_run(flink: FlinkCluster, tmp_path: Pa
     """SIGTERM cancels the job on the cluster. It exits 0, or 7 with --must-finish. The next run does the rest."""
     spec = write_job(tmp_path, 10_000, flink.runner, ms_per_row=1.0)
     process = start(spec, "--report", str(tmp_path / "report.json"), "--must-finish")
-    wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 120, "a file is committed")
+    wait_until(lambda: list((tmp_path / "out").glob("*-0*.parquet")), 120, "a file is committed")
     process.send_signal(signal.SIGTERM)
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 7, output
@@ -206,7 +206,7 @@ def test_error_of_a_worker_ends_the_job(flink: FlinkCluster, tmp_path: Path) -> 
     spec = write_job(tmp_path, 8_000, flink.runner, ms_per_row=2.0)
     process = start(spec)
     wait_until(
-        lambda: (tmp_path / "out/_job.json").exists() or process.poll() is not None, 120, "the output is claimed"
+        lambda: (tmp_path / "out/job.parquet").exists() or process.poll() is not None, 120, "the output is claimed"
     )
     (tmp_path / "in/a.parquet").unlink()
     output = process.communicate(timeout=240)[0]

@@ -118,7 +118,7 @@ def test_detached_job_is_watched_and_stopped(flink: FlinkCluster, broker, tmp_pa
     finally:
         stopped = tagstream("stop", str(spec))
     assert job["name"] in stopped
-    wait_until(lambda: list((tmp_path / "out").glob("*.parquet")), 30, "the workers have committed")
+    wait_until(lambda: list((tmp_path / "out").glob("*-0*.parquet")), 30, "the workers have committed")
     wait_until(lambda: pq.read_table(f"{tmp_path}/out").num_rows == 1000, 30, "every message is in a file")
     assert "canceled" in tagstream("status", job["name"], "--rest", flink.flink.rest)
 

@@ -45,9 +45,12 @@ class Folder:
         self._tmp = Path(self.path if self.local else f"{tempfile.gettempdir()}/tagstream-{os.getuid()}", TMP)
 
     def create(self) -> None:
-        """Make the folder and its `_tmp`."""
+        """Make the folder and its `_tmp`. Raises OSError if nothing can be written there."""
         self._tmp.mkdir(parents=True, exist_ok=True)
         self.fs.makedirs(self.path, exist_ok=True)
+        tmp = self.new_tmp()
+        tmp.touch()
+        tmp.unlink()
 
     def names(self) -> list[str]:
         """Names of the files directly in the folder."""
@@ -92,8 +95,12 @@ class Folder:
 
     def publish_text(self, text: str, name: str) -> bool:
         """Like `publish`, for a short text instead of a file."""
+        return self.publish_bytes(text.encode(), name)
+
+    def publish_bytes(self, content: bytes, name: str) -> bool:
+        """Like `publish`, for a short content instead of a file."""
         tmp = self.new_tmp()
-        tmp.write_text(text)
+        tmp.write_bytes(content)
         try:
             return self.publish(tmp, name)
         finally:

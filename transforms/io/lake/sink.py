@@ -31,7 +31,7 @@ from tagstream.schemas.dead_letters import dead_schema
 from tagstream.schemas.errors import LedgerError
 from tagstream.schemas.fingerprint import Fingerprint
 from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
-from tagstream.transforms.io.common.plan_files import splits_from, splits_to
+from tagstream.transforms.io.common.plan_text import splits_from, splits_to
 from tagstream.transforms.io.contracts import Progress
 from tagstream.transforms.io.lake.ledger import LakeLedger, table_of_text
 from tagstream.transforms.io.lake.table import (

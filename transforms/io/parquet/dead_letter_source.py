@@ -12,6 +12,7 @@ from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.dead_letter_source import ArrowLetterSource
 from tagstream.transforms.io.contracts import Progress
+from tagstream.transforms.io.parquet.notes import JOB
 
 REPLAYED = "_replayed"
 
@@ -48,7 +49,7 @@ class FolderLetterSource(ArrowLetterSource):
                 self.folder.fs.mv(self.folder.at(name), self.folder.at(f"{REPLAYED}/{name}"))
 
     def _names(self) -> list[str]:
-        return sorted(name for name in self.folder.names() if name.endswith(".parquet"))
+        return sorted(name for name in self.folder.names() if name.endswith(".parquet") and name != JOB)
 
     def _open(self, name: str) -> pq.ParquetFile:
         try:

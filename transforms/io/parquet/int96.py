@@ -69,7 +69,7 @@ def _has_nanoseconds(ns: np.ndarray, us: np.ndarray) -> bool:
 
 
 def _fits_nanoseconds(us: np.ndarray) -> np.ndarray:
-    return np.abs(us // 10**6) < _NS_SECONDS
+    return np.asarray(np.abs(us // 10**6) < _NS_SECONDS)
 
 
 def _values(opened: Any, names: list[str], rows: tuple[int, int]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

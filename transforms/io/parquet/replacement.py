@@ -1,7 +1,7 @@
 """Takes the rows of rewritten input files out of a Parquet folder and puts their new rows in.
 
-The new rows are labelled into folders of their own, `_changed` below the output and below its dead letters. No reader
-looks there. Then they are switched:
+The new rows are labelled into folders of their own, beside the output and beside its dead letters. Their names begin
+with a dot, so no reader looks there. Then they are switched:
 
 1. `_switch.json` is published, which names the old and the new files. Until then all old rows are visible.
 2. Old files are deleted but one, the first new file is renamed over that one, and the other new files are moved in. So
@@ -12,6 +12,7 @@ looks there. Then they are switched:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -22,8 +23,6 @@ from pathlib import Path
 from tagstream.schemas.block import split_id
 from tagstream.transforms.io.common.atomic_folder import TMP, Folder
 
-CHANGED = "_changed"
-"""Folder of the labels, or of the dead letters, that wait for the switch."""
 SWITCH_FILE = "_switch.json"
 
 
@@ -38,11 +37,11 @@ def switching(labels: Folder) -> Iterator[None]:
 
 
 def switch(labels: Folder, dead: Folder, old: list[str], new: list[str]) -> None:
-    """Replace the label files `old` by the files `new` of `_changed`, dead letters included."""
+    """Replace the label files `old` by the files `new` that wait, dead letters included."""
     if old or new:
         slot = next((name for name in old if name not in new), None)
         finals = {name: name for name in new} | ({new[0]: slot} if new and slot else {})
-        with_dead = [name for name in new if Path(dead.at(f"{CHANGED}/{name}")).exists()]
+        with_dead = [name for name in new if Path(changed_path(dead), name).exists()]
         labels.publish_text(json.dumps({"old": old, "new": finals, "dead": with_dead}), SWITCH_FILE)
     complete_switch(labels, dead)
 
@@ -69,10 +68,16 @@ def complete_switch(labels: Folder, dead: Folder) -> None:
         labels.delete(SWITCH_FILE)
 
 
+def changed_path(folder: Folder) -> str:
+    """Where the labels, or the dead letters, wait for the switch."""
+    parent, _, name = folder.path.rpartition("/")
+    return f"{parent}/.{name}.changed-by-tagstream"
+
+
 def drop_changed(*folders: Folder) -> None:
     """Forget what waits for a switch."""
     for folder in folders:
-        shutil.rmtree(folder.at(CHANGED), ignore_errors=True)
+        shutil.rmtree(changed_path(folder), ignore_errors=True)
 
 
 def replays_of(names: Collection[str]) -> set[str]:
@@ -86,4 +91,13 @@ def _forget_replay(dead: Folder, name: str) -> None:
 
 def _move(folder: Folder, name: str, final: str) -> None:
     with suppress(FileNotFoundError):  # moved before an interruption
-        Path(folder.at(f"{CHANGED}/{name}")).replace(folder.at(final))
+        waiting = Path(changed_path(folder), name)
+        try:
+            waiting.replace(folder.at(final))
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            near = folder.new_tmp()  # the output is a mount point, so what stands beside it is on another disk
+            shutil.copyfile(waiting, near)
+            near.replace(folder.at(final))
+            waiting.unlink()

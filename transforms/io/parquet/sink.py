@@ -15,31 +15,29 @@ A commit can be interrupted at three points:
 from __future__ import annotations
 
 import json
-import re
 import uuid
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split
+from tagstream.schemas.dead_letters import dead_schema
 from tagstream.schemas.errors import ChainMovedError, LedgerError
 from tagstream.schemas.fingerprint import Fingerprint, not_ours
 from tagstream.schemas.spec import JobSpec, ParquetDeadLetters, ParquetSink
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.keep_apart import keep_apart
-from tagstream.transforms.io.common.plan_files import plan_files, read_plan, write_plan
 from tagstream.transforms.io.contracts import Commit, Progress
+from tagstream.transforms.io.parquet import notes
 from tagstream.transforms.io.parquet.dead_letter_source import FolderLetterSource
+from tagstream.transforms.io.parquet.label_files import KEY, NAME, Footer, Part, file_name, footers_of
 from tagstream.transforms.io.parquet.replacement import (
-    CHANGED,
     SWITCH_FILE,
+    changed_path,
     complete_switch,
     drop_changed,
     replays_of,
@@ -48,102 +46,16 @@ from tagstream.transforms.io.parquet.replacement import (
 )
 from tagstream.transforms.runtime.job_context import JobContext
 
-KEY = b"tagstream"
-"""Footer metadata key of every file. The value is a `Footer` as JSON."""
-JOB_FILE = "_job.json"
-OWNER_FILE = "_labels.json"
-"""File in a dead-letter folder that names the output which the dead letters belong to."""
 OVERWRITING = "_overwriting"
 """File that exists while old output is being removed. Until it is gone, the remaining files are not a chain."""
-_NAME = re.compile(r"^(?P<split>.+)-(?P<start>\d{15})\.parquet$")
-_GROUP_ROWS = 65_536
-_GROUP_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class Footer:
-    """One commit, as recorded in the footer of its file. `dead_file`: name of its dead letters under `_tmp`, if any."""
-
-    split: str
-    start: int
-    stop: int
-    rows_in: int
-    rows_out: int
-    dead: dict[str, int]
-    dead_file: str | None
-    fingerprint: str
-    seconds: float
-    writer: str
-    source: str | None = None
-    """Name of the input file, if the rows are of one; empty if it could not be read. Older outputs do not have it."""
-
-    @classmethod
-    def read(cls, folder: Folder, name: str) -> Footer:
-        """Raises LedgerError if tagstream did not write the file."""
-        try:
-            with folder.fs.open(folder.at(name), "rb") as opened:
-                return cls(**json.loads(pq.read_metadata(opened).metadata[KEY]))
-        except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
-            raise LedgerError(f"{folder.at(name)}: not written by tagstream, or damaged: {error}") from None
-
-
-def footers_of(folder: Folder) -> list[tuple[str, Footer]]:
-    """Every commit of an output, with the name of its file, in order of name."""
-    names = sorted(name for name in folder.names() if _NAME.match(name))
-    with ThreadPoolExecutor(8) as pool:
-        return list(zip(names, pool.map(lambda name: Footer.read(folder, name), names), strict=True))
-
-
-def file_name(split: str, start: int) -> str:
-    """Name of the file that continues a split's chain at `start`."""
-    return f"{split}-{start:015d}.parquet"
-
-
-class _Part:
-    """An unfinished Parquet file. Rows are collected until they fill a row group."""
-
-    def __init__(self, path: Path, schema: pa.Schema, compression: str) -> None:
-        self.path = path
-        self._writer = pq.ParquetWriter(path, schema, compression=compression)
-        self._schema = schema
-        self._batches: list[pa.RecordBatch] = []
-        self._rows = 0
-        self._bytes = 0
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        self._batches.append(batch)
-        self._rows += batch.num_rows
-        self._bytes += batch.nbytes
-        if self._rows >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
-            self.flush()
-
-    def flush(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_batches(self._batches, self._schema), row_group_size=_GROUP_ROWS)
-        self._batches, self._rows, self._bytes = [], 0, 0
-
-    @property
-    def size(self) -> int:
-        """Bytes, estimated: written row groups as stored, waiting rows as held in memory."""
-        return self.path.stat().st_size + self._bytes
-
-    def finish(self, metadata: dict[bytes, bytes]) -> None:
-        self.flush()
-        self._writer.add_key_value_metadata(metadata)
-        self._writer.close()
-
-    def abandon(self) -> None:
-        with suppress(OSError, pa.ArrowException):
-            self._writer.close()
-        self.path.unlink(missing_ok=True)
 
 
 class _ParquetFolderWriter(ChainWriter):
     def __init__(self, sink: ParquetFolderSink, split: Split, position: int) -> None:
         super().__init__(split, position, sink.spec.commit_every)
         self._sink = sink
-        self._labels: _Part | None = None
-        self._letters: _Part | None = None
+        self._labels: Part | None = None
+        self._letters: Part | None = None
         self._id = uuid.uuid4().hex
 
     @property
@@ -156,11 +68,11 @@ class _ParquetFolderWriter(ChainWriter):
         try:
             labels = sink.columns(block)
             if self._labels is None:
-                self._labels = _Part(sink.folder.new_tmp(), labels.schema, sink.spec.compression)
+                self._labels = Part(sink.folder.new_tmp(), labels.schema, sink.spec.compression)
             self._labels.add(labels)
             if block.dead.num_rows:
                 if self._letters is None:
-                    self._letters = _Part(sink.dead.new_tmp(), block.dead.schema, "zstd")
+                    self._letters = Part(sink.dead.new_tmp(), block.dead.schema, "zstd")
                 self._letters.add(block.dead)
         except OSError as error:
             raise sink.folder.error(error, "writing") from error
@@ -216,13 +128,14 @@ class ParquetFolderSink:
         self.folder = Folder(self.spec.path)
         self.dead = Folder(getattr(spec.dead_letters, "path", None) or self.spec.path.rstrip("/") + "-dead")
         self.fingerprint = ""
+        self._columns: pa.Schema | None = None
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
-        self.fingerprint = fingerprint.hash
+        self.fingerprint, self._columns = fingerprint.hash, fingerprint.schema
         try:
             self.folder.create()
             self.dead.create()
-            self._claim_dead()
+            self._claim_dead(fingerprint)
             if overwrite or self.folder.exists(OVERWRITING):
                 self._clear()
             self._claim(fingerprint)
@@ -244,14 +157,14 @@ class ParquetFolderSink:
         }
 
     def plan(self) -> list[Split]:
-        return [] if self.folder.exists(OVERWRITING) else read_plan(self.folder)
+        return [] if self.folder.exists(OVERWRITING) else notes.read_plan(self.folder)
 
     def extend_plan(self, planned: int, more: list[Split]) -> list[Split]:
         try:
-            write_plan(self.folder, planned, more)
+            notes.extend_plan(self.folder, planned, more, self._columns)
         except OSError as error:
             raise self.folder.error(error, "writing the plan") from error
-        return read_plan(self.folder)
+        return notes.read_plan(self.folder)
 
     def open(self, split: Split, known: int | None = None) -> _ParquetFolderWriter:
         self.complete_moves(split.id)
@@ -296,7 +209,7 @@ class ParquetFolderSink:
         """The footer of each chain's last file, by split id."""
         last: dict[str, int] = {}
         for name in self.folder.names():
-            if match := _NAME.match(name):
+            if match := NAME.match(name):
                 last[match["split"]] = max(last.get(match["split"], -1), int(match["start"]))
         with ThreadPoolExecutor(8) as pool:
             footers = pool.map(lambda item: Footer.read(self.folder, file_name(*item)), last.items())
@@ -316,39 +229,39 @@ class ParquetFolderSink:
             raise self.folder.error(error, "moving dead letters in") from error
 
     def _claim(self, fingerprint: Fingerprint) -> None:
-        """Write the job file. If there is one already, check that it has the same fingerprint."""
+        """Note the job in the folder. If there is a note already, check that it has the same fingerprint."""
         mine = json.dumps({"fingerprint": fingerprint.hash, "parts": fingerprint.parts}, indent=1)
-        if self.folder.publish_text(mine, JOB_FILE):
+        if self.job() is None and notes.put_note(self.folder, notes.JOB, mine, fingerprint.schema):
             return
         held = self.job()
         if held is None or held.hash != fingerprint.hash:
             told = not_ours(self.spec.path, held, fingerprint)
             raise LedgerError(f"{told}\n--overwrite replaces that output; --set sink.path=… writes to another folder")
+        notes.convert(self.folder, fingerprint.schema)
 
-    def _claim_dead(self) -> None:
+    def _claim_dead(self, fingerprint: Fingerprint) -> None:
         """Record that the dead-letter folder belongs to this output, or raise LedgerError if it belongs to another.
 
         A dead-letter file has the name of its label file, so two outputs could overwrite each other's dead letters.
         """
-        if self.dead.publish_text(json.dumps({"labels": self.folder.path}), OWNER_FILE):
-            return
-        with self.dead.fs.open(self.dead.at(OWNER_FILE), "rb") as opened:
-            owner = json.loads(opened.read())["labels"]
-        if owner != self.folder.path:
+        columns = None if fingerprint.kept is None else dead_schema(fingerprint.kept)
+        mine = json.dumps({"labels": self.folder.path})
+        if (held := notes.read_note(self.dead, notes.JOB)) is None:
+            if notes.put_note(self.dead, notes.JOB, mine, columns):
+                return
+            held = notes.read_note(self.dead, notes.JOB)
+        if held is None or held.get("labels") != self.folder.path:
+            whose = held.get("labels", "no job, but labels") if held else "another job"
             raise LedgerError(
-                f"{self.dead.url} holds the dead letters of {owner}. Choose another folder with "
-                f"--set dead_letters.path=…; if that output was moved here, remove {self.dead.at(OWNER_FILE)}"
+                f"{self.dead.url} holds the dead letters of {whose}. Choose another folder with "
+                f"--set dead_letters.path=…; if that output was moved here, remove {self.dead.at(notes.JOB)}"
             )
+        notes.convert(self.dead, columns)
 
     def job(self) -> Fingerprint | None:
         """The fingerprint of the job that wrote this output. None if there is no output yet."""
-        try:
-            with self.folder.fs.open(self.folder.at(JOB_FILE), "rb") as opened:
-                return Fingerprint(json.loads(opened.read())["parts"])
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError):
-            raise LedgerError(f"{self.folder.at(JOB_FILE)}: damaged; start again with --overwrite") from None
+        held = notes.read_note(self.folder, notes.JOB)
+        return None if held is None else Fingerprint(held["parts"])
 
     @property
     def can_replace(self) -> bool:
@@ -359,8 +272,8 @@ class ParquetFolderSink:
         return {split: footer.source for split, footer in self._last_footers().items() if footer.source is not None}
 
     def aside(self, fingerprint: Fingerprint) -> ParquetFolderSink:
-        where = {"path": self.folder.at(CHANGED)}
-        dead = ParquetDeadLetters(path=self.dead.at(CHANGED))
+        where = {"path": changed_path(self.folder)}
+        dead = ParquetDeadLetters(path=changed_path(self.dead))
         changed = {"sink": self.spec.model_copy(update=where), "dead_letters": dead}
         sink = ParquetFolderSink(self.job_spec.model_copy(update=changed))
         held = sink.job()
@@ -370,7 +283,7 @@ class ParquetFolderSink:
     def switch(self, old: Collection[str], new: dict[str, int]) -> None:
         try:
             with switching(self.folder):
-                added = [(n, f) for n, f in footers_of(Folder(self.folder.at(CHANGED))) if f.split in new]
+                added = [(n, f) for n, f in footers_of(Folder(changed_path(self.folder))) if f.split in new]
                 if any(max((f.stop for _, f in added if f.split == split), default=0) < new[split] for split in new):
                     raise LedgerError("another process replaces the same rows. Start the job again")
                 gone = [name for name, footer in footers_of(self.folder) if footer.split in old]
@@ -384,16 +297,15 @@ class ParquetFolderSink:
         self.folder.fs.touch(self.folder.at(OVERWRITING))
         for folder in (self.folder, self.dead):
             for name in folder.names():
-                if _NAME.match(name):
+                if NAME.match(name):
                     folder.delete(name)
             for aside, _ in folder.waiting():
                 folder.drop_aside(aside)
             folder.clear_tmp(everything=True)
         if self.can_replace:
             drop_changed(self.folder, self.dead)
-        for name in (*plan_files(self.folder), SWITCH_FILE):
-            self.folder.delete(name)
-        self.folder.delete(JOB_FILE)
+        self.folder.delete(SWITCH_FILE)
+        notes.forget(self.folder)
         self.folder.delete(OVERWRITING)
 
 

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import fsspec
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -19,10 +22,12 @@ import pytest
 
 from tagstream.schemas.block import Split
 from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
-from tagstream.transforms.io.contracts import Sink
-from tagstream.transforms.io.parquet.sink import KEY
+from tagstream.schemas.fingerprint import Fingerprint
+from tagstream.transforms.io.contracts import PlanKeeper, Sink
+from tagstream.transforms.io.parquet.label_files import KEY
 from tagstream.transforms.io.registry import open_sink
 from tagstream.transforms.runtime.job_context import JobContext
+from tests.pipelines.bulk_jobs import BulkJob
 from tests.transforms.io.sink_contract import JOB, OTHER, SPLIT, SinkContract, block
 
 
@@ -195,9 +200,9 @@ class ParquetContract(SinkContract):
     def test_damaged_job_file(self, tmp_path: Path) -> None:
         """A damaged job file is an error. The job does not guess."""
         self.ready(tmp_path)
-        with fsspec.open(f"{self.url(tmp_path)}/out/_job.json", "wb") as opened:
+        with fsspec.open(f"{self.url(tmp_path)}/out/job.parquet", "wb") as opened:
             opened.write(b"{")
-        with pytest.raises(LedgerError, match=r"_job\.json: damaged; start again with --overwrite"):
+        with pytest.raises(LedgerError, match=r"job\.parquet: damaged; start again with --overwrite"):
             self.ready(tmp_path)
         self.ready(tmp_path, overwrite=True)
 
@@ -207,7 +212,7 @@ class ParquetContract(SinkContract):
         writer.write(block(0, 40))
         writer.commit()
         fs, path = fsspec.core.url_to_fs(f"{self.url(tmp_path)}/out")
-        (name,) = [found for found in fs.ls(path, detail=False) if found.endswith(".parquet")]
+        (name,) = [found for found in fs.ls(path, detail=False) if found.endswith("-000000000000000.parquet")]
         with fs.open(name, "rb") as opened:
             footer = json.loads(pq.read_metadata(opened).metadata[KEY])
         expected = {"split": SPLIT.id, "start": 0, "stop": 40, "rows_in": 40, "rows_out": 36, "fingerprint": JOB.hash}
@@ -232,7 +237,7 @@ class ParquetContract(SinkContract):
         writer.commit()
         self.check(tmp_path, 40)
         fs, path = fsspec.core.url_to_fs(f"{self.url(tmp_path)}/out")
-        (name,) = [found for found in fs.ls(path, detail=False) if found.endswith(".parquet")]
+        (name,) = [found for found in fs.ls(path, detail=False) if found.endswith("-000000000000000.parquet")]
         with fs.open(name, "rb") as opened:
             codec = pq.read_metadata(opened).row_group(0).column(0).compression
         assert codec == {"none": "UNCOMPRESSED"}.get(compression, compression.upper())
@@ -368,7 +373,7 @@ def test_row_groups_of_many_small_blocks(tmp_path: Path) -> None:
     for start in range(0, 1_000, 5):
         writer.write(block(start, start + 5))
     writer.commit()
-    (file,) = (tmp_path / "out").glob("*.parquet")
+    (file,) = (tmp_path / "out").glob("file-*.parquet")
     assert pq.read_metadata(file).num_row_groups == 1
 
 
@@ -386,3 +391,53 @@ def test_unknown_store() -> None:
     """Names the URL and what is missing."""
     with pytest.raises(SinkError, match=r"nope://x: Protocol not known: nope"):
         open_sink(SinkContract.job({"type": "parquet", "path": "nope://x"}), JobContext())
+
+
+READERS = {
+    "polars": lambda folder: pl.read_parquet(folder).to_dicts(),
+    "pandas": lambda folder: pd.read_parquet(folder).to_dict("records"),
+    "pyarrow": lambda folder: pq.read_table(folder).to_pylist(),
+    "duckdb": lambda folder: duckdb.sql(f"FROM read_parquet('{folder}/**')").to_arrow_table().to_pylist(),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("rows", [3, 0])
+def test_every_reader_takes_the_whole_folder_for_data(tmp_path: Path, reader: str, rows: int) -> None:
+    """Labels and dead letters, and where there are none an empty table with the columns."""
+    job = BulkJob(tmp_path)
+    job.put("a.parquet", [None, *["text"] * rows] if rows else [], first=7)
+    job.run(source__keep=["id"])
+    labels, dead = (READERS[reader](str(tmp_path / name)) for name in ("out", "dead"))
+    assert sorted(row["id"] for row in labels) == [8, 9, 10][:rows]
+    assert {row["tag"] for row in labels} == ({"ham"} if rows else set())
+    assert [row["code"] for row in dead] == ["null_text"] * bool(rows)
+    assert pl.read_parquet(tmp_path / "out").columns[:3] == ["id", "tag", "tag_score"]
+    assert "row" in pl.read_parquet(tmp_path / "dead").columns
+
+
+def test_output_of_an_earlier_version_is_continued(tmp_path: Path) -> None:
+    """It kept job, owner and plan as JSON files. They become files that every reader can read."""
+    contract = TestParquetSinkOnDisk()
+    sink = contract.ready(tmp_path)
+    assert isinstance(sink, PlanKeeper)
+    plan = sink.extend_plan(0, [SPLIT, OTHER])
+    writer = sink.open(SPLIT)
+    writer.write(block(0, 40))
+    writer.commit()
+    for folder, name, earlier in (
+        ("out", "job.parquet", "_job.json"),
+        ("out", "plan-000000000.parquet", "_plan-000000000.json"),
+        ("dead", "job.parquet", "_labels.json"),
+    ):
+        path = tmp_path / folder / name
+        path.with_name(earlier).write_bytes(pq.read_metadata(path).metadata[b"tagstream-note"])
+        path.unlink()
+    sink = contract.open_sink(tmp_path)
+    assert (sink.plan(), sink.progress()[SPLIT.id].stop) == (plan, 40)
+    with pytest.raises(LedgerError, match="holds the output of another job"):
+        sink.prepare(Fingerprint({"model": "b"}), overwrite=False)
+    sink = contract.ready(tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+    assert (sink.plan(), sink.extend_plan(2, [SPLIT]), sink.progress()[SPLIT.id].stop) == (plan, [*plan, SPLIT], 40)
+    contract.check(tmp_path, 40)
