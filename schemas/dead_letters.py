@@ -80,13 +80,17 @@ def dead_letters(
     )
 
 
-def buried(block: Block, rows: Any, code: DeadCode, message: str = "") -> pa.RecordBatch:
-    """Dead letters for the given rows of a labelled block. They have no payload, because the block has no texts."""
+def buried(block: Block, rows: Any, code: DeadCode, message: str | list[str] = "") -> pa.RecordBatch:
+    """Dead letters for the given rows of a labelled block. They have no payload, because the block has no texts.
+
+    `message`: for all rows, or one for each; empty for the code's reason.
+    """
     batch, schema = block.batch, block.dead.schema
     kept = [field.name for field in schema.field(DEAD_ROW).type] if DEAD_ROW in schema.names else []
     ours = [name for name in batch.schema.names if name.startswith("__")]
     source = batch.select([*kept, *ours]).append_column(TEXT, pa.nulls(batch.num_rows, pa.large_string()))
-    return dead_letters(block.span.split, source, rows, [code] * len(rows), [message] * len(rows), payload=False)
+    told = [message] * len(rows) if isinstance(message, str) else message
+    return dead_letters(block.span.split, source, rows, [code] * len(rows), told, payload=False)
 
 
 def merged(dead: pa.RecordBatch, more: pa.RecordBatch) -> pa.RecordBatch:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from tagstream.schemas.block import unwrapped, unwrapped_type
 from tagstream.schemas.errors import SinkError
+from tagstream.transforms.io.common.json_text import as_list
 
 FOLDER = "_tagstream"
 """Subfolder of a table's folder, for files that no reader sees. The underscore keeps clean-up jobs from deleting it."""
@@ -143,19 +144,16 @@ def lake_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def lake_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the types of `lake_schema`. Raises SinkError for a value that would lose precision."""
-    schema = lake_schema(batch.schema)
-    arrays = []
-    for column, to in zip(batch.columns, schema, strict=True):
-        try:
-            arrays.append(_lake_array(column, to.type))
-        except pa.ArrowException as error:
-            raise SinkError(f"column {to.name!r} can't be written as {to.type}: {error}") from None
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+    """The batch with the types of `lake_schema`. Raises ArrowException for a value that would change."""
+    arrays = [lake_values(column, name) for column, name in zip(batch.columns, batch.schema.names, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=lake_schema(batch.schema))
 
 
-def _lake_array(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    column = unwrapped(column)
+def lake_values(column: pa.Array, name: str) -> pa.Array:
+    """A column as in `lake_rows`."""
+    kind, column = _lake_type(column.type, name), unwrapped(column)
+    if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
+        column = as_list(column)
     if pa.types.is_duration(column.type):
         return column.cast(pa.int64())
     if pa.types.is_time(column.type):
@@ -170,7 +168,9 @@ def _lake_type(kind: pa.DataType, name: str) -> pa.DataType:
         return pa.struct([pa.field(f.name, _lake_type(f.type, f"{name}.{f.name}")) for f in kind])
     if types.is_map(kind):
         return pa.map_(_lake_type(kind.key_type, name), _lake_type(kind.item_type, name))
-    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+    if types.is_decimal32(kind) or types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
+    if types.is_nested(kind) and not types.is_union(kind):
         return pa.list_(_lake_type(kind.value_type, name))
     if types.is_timestamp(kind):
         return pa.timestamp("us", "UTC" if kind.tz else None)

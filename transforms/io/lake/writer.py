@@ -8,10 +8,11 @@ from tagstream.schemas.block import Block, Split
 from tagstream.schemas.errors import ChainMovedError, SinkError
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
+from tagstream.transforms.io.common.exact_values import without_inexact
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Commit
 from tagstream.transforms.io.lake.ledger import LakeLedger, letters_file
-from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, new_token
+from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, lake_values, new_token
 
 _SPOOL_BYTES = 256 << 20
 
@@ -31,9 +32,12 @@ class LakeWriter(ChainWriter):
         waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
 
+    def write(self, block: Block) -> Block:
+        """See `io.contracts.Writer`. A row with a value that the table can't hold is a dead letter."""
+        return super().write(without_inexact(block, _written(block), lake_values))
+
     def _stage(self, block: Block) -> None:
-        names = [name for name in block.batch.schema.names if not name.startswith("__")]
-        labels = lake_rows(block.batch.select(names))
+        labels = lake_rows(block.batch.select(_written(block)))
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         letters = letter_rows(self._ledger.spec.name, block.dead)
@@ -94,3 +98,8 @@ class LakeWriter(ChainWriter):
             if spool is not None:
                 spool.close()
         self._labels = self._letters = None
+
+
+def _written(block: Block) -> list[str]:
+    """Names of the columns that the table gets."""
+    return [name for name in block.batch.schema.names if not name.startswith("__")]
