@@ -57,6 +57,9 @@ def _nested() -> dict[str, pa.Array]:
         "struct-of-times": pa.array([{"t": FAR}, {"t": None}, None]),
         "struct-of-nan": pa.array([{"x": NAN}, {"x": -INF}, None]),
         "map": pairs,
+        "map-of-times": pa.array([[("k", FAR)], [], None], pa.map_(pa.string(), pa.timestamp("us"))),
+        "list-of-structs": pa.array([[{"a": 1}, None], [], [{"a": None}]]),
+        "null-list-of-structs": pa.array([[{"a": 1}], None, []]),
         "map-of-numbers": pa.array([[(1, "x")], [], None], pa.map_(pa.int32(), pa.string())),
     }
 

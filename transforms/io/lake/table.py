@@ -90,6 +90,12 @@ class LakeTable(Protocol):
     def replace(self, state: Any, schema: pa.Schema, values: dict[str, int]) -> None:
         """Replace the table by an empty one. Raises ConflictError."""
 
+    def values(self, column: pa.Array, name: str) -> pa.Array:
+        """A column as the table stores it. `name`: of the column. Raises ArrowException for a value that would change.
+
+        Raises SinkError for a type that the table can't hold.
+        """
+
     def append(
         self,
         state: Any,

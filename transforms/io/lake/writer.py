@@ -12,7 +12,7 @@ from tagstream.transforms.io.common.exact_values import without_inexact
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Commit
 from tagstream.transforms.io.lake.ledger import LakeLedger, letters_file
-from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, lake_values, new_token
+from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, new_token
 
 _SPOOL_BYTES = 256 << 20
 
@@ -34,7 +34,7 @@ class LakeWriter(ChainWriter):
 
     def write(self, block: Block) -> Block:
         """See `io.contracts.Writer`. A row with a value that the table can't hold is a dead letter."""
-        return super().write(without_inexact(block, _written(block), lake_values))
+        return super().write(without_inexact(block, _written(block), self._ledger.labels.values))
 
     def _stage(self, block: Block) -> None:
         labels = lake_rows(block.batch.select(_written(block)))

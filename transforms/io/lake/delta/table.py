@@ -28,6 +28,7 @@ from tagstream.transforms.io.lake.table import (
     as_bytes,
     from_bytes,
     lacks,
+    lake_values,
 )
 from tagstream.transforms.runtime.job_context import JobContext
 
@@ -154,12 +155,20 @@ class DeltaLakeTable:
         self._create(schema, values, "overwrite")
 
     def _create(self, schema: pa.Schema, values: dict[str, int], mode: Any) -> None:
+        if hidden := [f.name for f in schema if _zoneless_times(f.type, in_map=False)]:
+            raise SinkError(
+                f"{self.where}: column {hidden[0]!r} has timestamps without a time zone inside a map, for which "
+                "deltalake can't make a table. Leave the column out of source.keep"
+            )
         with self.access.translated():
             from deltalake import DeltaTable
 
             properties = self._properties(values, {}, once=True)
             storage = self.access.storage or None
             DeltaTable.create(self.access.path, schema, mode, storage_options=storage, commit_properties=properties)
+
+    def values(self, column: pa.Array, name: str) -> pa.Array:
+        return lake_values(column, name)
 
     def append(
         self,
@@ -242,6 +251,15 @@ def _restored(note: dict[str, Any], version: int) -> int:
 
 def _app(job: str, name: str) -> str:
     return f"tagstream/{job}/{name}"
+
+
+def _zoneless_times(kind: pa.DataType, *, in_map: bool) -> bool:
+    """Whether a type has timestamps without a time zone inside a map."""
+    types = pa.types
+    if types.is_timestamp(kind):
+        return in_map and kind.tz is None
+    children = [kind.field(number).type for number in range(kind.num_fields)] if types.is_nested(kind) else []
+    return any(_zoneless_times(child, in_map=in_map or types.is_map(kind)) for child in children)
 
 
 def open_sink(spec: JobSpec, _: JobContext) -> LakeSink:

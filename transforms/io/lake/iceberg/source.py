@@ -15,6 +15,7 @@ from tagstream.schemas.errors import SourceError
 from tagstream.schemas.lake_spec import IcebergSource, secrets_of
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.common.parquet_rows import read_rows
+from tagstream.transforms.io.lake.iceberg.null_lists import may_become_empty
 from tagstream.transforms.io.lake.iceberg.table import IcebergAccess
 from tagstream.transforms.io.lake.source import TO_GO_ON, LakeFile, LakeSource, small_types
 from tagstream.transforms.runtime.job_context import JobContext
@@ -114,6 +115,11 @@ class IcebergTableSource(LakeSource):
 
         PyIceberg holds the whole file in memory.
         """
+        if unsafe := [name for name in self.columns if may_become_empty(self.schema.field(name).type)]:
+            raise SourceError(
+                f"{self.where}: {unsafe[0]!r} holds lists or maps of structs, and PyIceberg reads null ones as empty "
+                "ones from files with deleted rows or renamed columns. Leave the column out of source.keep"
+            )
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan
 

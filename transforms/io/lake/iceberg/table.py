@@ -18,6 +18,7 @@ import pyarrow as pa
 from tagstream.schemas.errors import LedgerError, SinkError, TagstreamError
 from tagstream.schemas.lake_spec import IcebergSink, secrets_of
 from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.io.lake.iceberg.null_lists import check_nulls
 from tagstream.transforms.io.lake.sink import LakeSink
 from tagstream.transforms.io.lake.table import (
     COMMIT,
@@ -28,6 +29,7 @@ from tagstream.transforms.io.lake.table import (
     as_bytes,
     from_bytes,
     lacks,
+    lake_values,
 )
 from tagstream.transforms.runtime.job_context import JobContext
 
@@ -185,6 +187,11 @@ class IcebergTable:
         with self.access.translated(), suppress(NoSuchTableError):
             self.access.catalog().purge_table(self.access.name)
         self.create(schema, values)
+
+    def values(self, column: pa.Array, name: str) -> pa.Array:
+        found = lake_values(column, name)
+        check_nulls(found)
+        return found
 
     def append(
         self,
