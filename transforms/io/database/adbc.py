@@ -115,17 +115,17 @@ def check_target(uri: str) -> None:
         )
 
 
-def open_source(spec: JobSpec, _: JobContext) -> TableSource:
+def open_source(spec: JobSpec, context: JobContext) -> TableSource:
     """See `io.registry.open_source`."""
     uri = cast("SqlSource", spec.source).uri.get_secret_value()
-    return TableSource(spec, partial(connect, uri), masked(uri))
+    return TableSource(spec, context, partial(connect, uri), masked(uri))
 
 
-def open_sink(spec: JobSpec, _: JobContext) -> TableSink:
+def open_sink(spec: JobSpec, context: JobContext) -> TableSink:
     """See `io.registry.open_sink`."""
     uri = cast("SqlSink", spec.sink).uri.get_secret_value()
     check_target(uri)
-    return TableSink(spec, partial(connect, uri), masked(uri))
+    return TableSink(spec, context, partial(connect, uri), masked(uri))
 
 
 def _driver_of(uri: str) -> tuple[str, str, type[Dialect]]:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from tagstream.schemas.block import unwrapped_type
 from tagstream.schemas.errors import SpecError
+from tagstream.transforms.io.database.stored_types import DUCKDB, POSTGRESQL, SQLITE, STANDARD, Rule
 
 Query = Callable[[str], pa.Table]
 
@@ -101,17 +102,13 @@ class Dialect:
     """
     refuses_nul = False
     """Whether the database refuses the character U+0000 in a text."""
-    types: tuple[tuple[Any, str], ...] = (
-        (pa.types.is_boolean, "BOOLEAN"),
-        (pa.types.is_integer, "BIGINT"),
-        (pa.types.is_float32, "REAL"),
-        (pa.types.is_floating, "DOUBLE PRECISION"),
-        (pa.types.is_date, "DATE"),
-        (pa.types.is_timestamp, "TIMESTAMP"),
-        (pa.types.is_decimal, "NUMERIC"),
-        (pa.types.is_binary, "VARBINARY"),
-        (pa.types.is_large_binary, "VARBINARY"),
-    )
+    has_infinite_times = False
+    """Whether the latest and the earliest timestamp of 64 bits mean infinity."""
+    has_column_types = True
+    """Whether a column holds values of one type only."""
+    has_nan = True
+    """Whether a column of floating-point numbers can hold a NaN."""
+    rules: tuple[Rule, ...] = STANDARD
     text_type = "VARCHAR"
     json_type = "VARCHAR"
 
@@ -124,7 +121,17 @@ class Dialect:
         kind = unwrapped_type(kind)
         if pa.types.is_nested(kind):
             return self.json_type
-        return next((name for test, name in self.types if test(kind)), self.text_type)
+        rule = self._rule(kind)
+        return self.text_type if rule is None else rule.sql_of(kind)
+
+    def staged_type(self, kind: pa.DataType) -> pa.DataType:
+        """The Arrow type in which values of a type that is not nested are handed to the database."""
+        rule = self._rule(kind)
+        return pa.string() if rule is None else rule.staged_of(kind)
+
+    def _rule(self, kind: pa.DataType) -> Rule | None:
+        """None: the values become text."""
+        return next((rule for rule in self.rules if rule.test(kind)), None)
 
     def key_type(self, kind: pa.DataType) -> str:
         """The database's type of a new primary key column."""
@@ -194,13 +201,7 @@ class PostgreSQL(_WithKeys):
     begin = ("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY",)
     text_type = "TEXT"
     json_type = "JSONB"
-    types = (
-        (lambda t: pa.types.is_int16(t) or pa.types.is_int8(t) or pa.types.is_uint8(t), "SMALLINT"),
-        (lambda t: pa.types.is_int32(t) or pa.types.is_uint16(t), "INTEGER"),
-        (lambda t: pa.types.is_timestamp(t) and t.tz is not None, "TIMESTAMPTZ"),
-        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BYTEA"),
-        *Dialect.types,
-    )
+    rules = POSTGRESQL
 
     def placeholder(self, number: int) -> str:
         return f"${number}"
@@ -217,11 +218,9 @@ class SQLite(_WithKeys):
     setup = ("PRAGMA busy_timeout = 5000",)
     text_type = "TEXT"
     json_type = "TEXT"
-    types = (
-        (lambda t: pa.types.is_boolean(t) or pa.types.is_integer(t), "INTEGER"),
-        (lambda t: pa.types.is_floating(t) or pa.types.is_decimal(t), "REAL"),
-        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BLOB"),
-    )
+    has_nan = False
+    has_column_types = False
+    rules = SQLITE
 
     def placeholder(self, number: int) -> str:
         return f"?{number}"
@@ -249,11 +248,8 @@ class DuckDB(_WithKeys):
     numbered = True
     drops_columns = False
     json_type = "JSON"
-    types = (
-        (lambda t: pa.types.is_timestamp(t) and t.tz is not None, "TIMESTAMPTZ"),
-        (lambda t: pa.types.is_binary(t) or pa.types.is_large_binary(t), "BLOB"),
-        *Dialect.types,
-    )
+    has_infinite_times = True
+    rules = DUCKDB
 
     def placeholder(self, number: int) -> str:
         return f"${number}"

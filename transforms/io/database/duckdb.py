@@ -92,19 +92,19 @@ def connect(path: str | None, *, read_only: bool = False) -> Session:
     return _DuckSession(path, read_only=read_only)
 
 
-def open_source(spec: JobSpec, _: JobContext) -> TableSource:
+def open_source(spec: JobSpec, context: JobContext) -> TableSource:
     """See `io.registry.open_source`."""
     path = cast("DuckDBSource", spec.source).path
     if path is not None and not Path(path).exists():
         raise SourceError(f"source.path {path}: no such file")
     same = path is not None and spec.sink.writes(path)
-    return TableSource(spec, partial(connect, path, read_only=not same), path or "DuckDB")
+    return TableSource(spec, context, partial(connect, path, read_only=not same), path or "DuckDB")
 
 
-def open_sink(spec: JobSpec, _: JobContext) -> TableSink:
+def open_sink(spec: JobSpec, context: JobContext) -> TableSink:
     """See `io.registry.open_sink`."""
     path = cast("DuckDBSink", spec.sink).path
-    return TableSink(spec, partial(connect, path), path)
+    return TableSink(spec, context, partial(connect, path), path)
 
 
 def _plain(values: Sequence[pa.Scalar]) -> list[object]:

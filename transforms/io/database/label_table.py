@@ -12,8 +12,9 @@ import pyarrow as pa
 from tagstream.schemas.block import POSITION
 from tagstream.schemas.errors import LedgerError, SinkError
 from tagstream.schemas.sql_spec import SqlSink
-from tagstream.transforms.io.database.dialect import quote, table_name
+from tagstream.transforms.io.database.dialect import Dialect, quote, table_name
 from tagstream.transforms.io.database.ledger import create_table
+from tagstream.transforms.io.database.rows import stored
 from tagstream.transforms.io.database.session import Session
 
 Columns = list[str] | None
@@ -33,8 +34,10 @@ class LabelTable:
         self.key = tuple(key)
         self.kept = tuple(kept)
         self.table = table_name(sink.table)
-        self.refuses_nul = False
+        self.dialect = Dialect()
+        """The database's, once `ensure` has run."""
         self._declared: dict[str, str] | None = None
+        self._held: dict[str, pa.DataType] = {}
         self._labels: list[str] = []
 
     @property
@@ -48,6 +51,10 @@ class LabelTable:
         if self.sink.mode == "update":
             names = [name for name in names if name in self.key or name not in self.kept]
         return names
+
+    def stored(self, column: pa.Array, name: str) -> pa.Array:
+        """A column as it is staged for the column `name`. Raises ArrowException for a value that would change."""
+        return stored(column, self.dialect, self._held.get(name))
 
     def ensure(self, session: Session, schema: pa.Schema, there: Columns, made: list[str]) -> list[str]:
         """Create the table, or add those columns of `schema` that are missing.
@@ -68,8 +75,10 @@ class LabelTable:
             made = [TABLE, *names]
         else:
             made = self._extend(session, schema, there, made)
-        self.refuses_nul = session.dialect.refuses_nul
+        self.dialect = session.dialect
         now = session.query(f"SELECT * FROM {self.table} WHERE 1 = 0").schema
+        if session.dialect.has_column_types:
+            self._held = {f.name: f.type for f in now if not isinstance(f.type, pa.BaseExtensionType)}
         declared = ((field.name, session.dialect.declared(field)) for field in now)
         self._declared = {name: kind for name, kind in declared if kind is not None}
         return made

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import pyarrow as pa
 
 from tagstream.schemas.errors import TagstreamError
 from tagstream.transforms.io.database.dialect import Dialect
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.retry import doubling, retrying
 
 RETRY_SECONDS = 60.0
@@ -63,15 +65,41 @@ class Session(Protocol):
         """Never raises."""
 
 
-class Sessions:
-    """A pool of idle connections to one database, kept because connecting is slow."""
+class Pools:
+    """The pools of a job's process, whose idle connections are closed when the job ends. A resource of the context."""
 
-    def __init__(self, opening: Callable[[], Session]) -> None:
-        self._opening = opening
+    def __init__(self, _: JobContext) -> None:
+        self._pools: WeakSet[Sessions] = WeakSet()
+
+    def add(self, pool: Sessions) -> None:
+        self._pools.add(pool)
+
+    def close(self) -> None:
+        for pool in list(self._pools):
+            pool.close()
+
+
+class Sessions:
+    """A pool of idle connections to one database, kept because connecting is slow.
+
+    They are closed at the end of the job: a DuckDB file is locked while a connection is open.
+    """
+
+    def __init__(self, opening: Callable[[], Session], context: JobContext) -> None:
+        self._opening, self._context = opening, context
         self._idle: list[Session] = []
+        context.resource(Pools).add(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_opening": self._opening, "_idle": []}
+        return {"_opening": self._opening, "_context": self._context}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_opening"], state["_context"])  # type: ignore[misc]
+
+    def close(self) -> None:
+        """Close the idle connections. The pool may be used again."""
+        while self._idle:
+            self._idle.pop().close()
 
     def take(self) -> Session:
         """A session at the start of a transaction. Raises DatabaseError."""

@@ -28,14 +28,15 @@ from tagstream.schemas.sql_spec import SqlSink
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
 from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
+from tagstream.transforms.io.common.exact_values import without_inexact
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Again, Commit, Progress, again_of
 from tagstream.transforms.io.database.dialect import beside, last_part, quote, table_name
 from tagstream.transforms.io.database.label_table import LabelTable
 from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
-from tagstream.transforms.io.database.rows import flat, plain, without_nul
 from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
+from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.retry import doubling, every, retrying
 
 _SPOOL_BYTES = 256 << 20
@@ -58,11 +59,15 @@ class _TableWriter(ChainWriter):
 
     def write(self, block: Block) -> Block:
         self._sink.know_columns(block.batch.schema)
-        return super().write(without_nul(block) if self._sink.target.refuses_nul else block)
+        target = self._sink.target
+        names = target.written(block.batch.schema)
+        return super().write(without_inexact(block, names, target.stored))
 
     def _stage(self, block: Block) -> None:
         order = [] if self._sink.sink.mode == "append" else [POSITION]  # tells which row of a key is the last one
-        labels = flat(block.batch.select([*self._sink.target.written(block.batch.schema), *order]))
+        target = self._sink.target
+        names = [*target.written(block.batch.schema), *order]
+        labels = pa.RecordBatch.from_arrays([target.stored(block.batch.column(name), name) for name in names], names)
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         if block.dead.num_rows:
@@ -71,7 +76,7 @@ class _TableWriter(ChainWriter):
             self._letters.add(letters)
             if again_of(self.split) is not None:  # the old model's label must go, although there is no new one
                 held = block.dead.column(DEAD_ROW)
-                keys = [plain(held.field(held.type.get_field_index(name))) for name in self._sink.target.key]
+                keys = [target.stored(held.field(held.type.get_field_index(name)), name) for name in target.key]
                 self._unlabelled = self._unlabelled or Spool(
                     pa.schema(zip(self._sink.target.key, (k.type for k in keys), strict=True))
                 )
@@ -131,10 +136,10 @@ class _TableWriter(ChainWriter):
 class TableSink:
     """See `io.contracts.Sink`. `connect` opens a session. `where` names the database in messages, without secrets."""
 
-    def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
+    def __init__(self, spec: JobSpec, context: JobContext, connect: Callable[[], Session], where: str) -> None:
         self.spec = spec
         self.sink = cast("SqlSink", spec.sink)
-        self.sessions = Sessions(connect)
+        self.sessions = Sessions(connect, context)
         self.where = where
         key = self.sink.key or spec.source.key
         if self.sink.mode != "append" and not key:

@@ -37,6 +37,7 @@ from tagstream.schemas.sql_spec import SqlSource
 from tagstream.transforms.io.common.block_cutter import BlockCutter, check_columns, check_planned
 from tagstream.transforms.io.database.dialect import Column, Values, last_part, quote, table_name
 from tagstream.transforms.io.database.session import DatabaseError, Kind, Session, Sessions, retried
+from tagstream.transforms.runtime.job_context import JobContext
 
 _FIRST_PAGE = 256
 _PAGE_BYTES = 32 << 20
@@ -50,9 +51,9 @@ class TableSource:
     `connect` opens a session. `where` names the database in messages, without secrets.
     """
 
-    def __init__(self, spec: JobSpec, connect: Callable[[], Session], where: str) -> None:
+    def __init__(self, spec: JobSpec, context: JobContext, connect: Callable[[], Session], where: str) -> None:
         self.spec = cast("SqlSource", spec.source)
-        self.sessions = Sessions(connect)
+        self.sessions = Sessions(connect, context)
         self.relation = table_name(self.spec.table) if self.spec.table else f"({_select(self.spec)}) AS q"
         self.where = f"{where}: {self.spec.table or 'query'}"
         self.columns = self._inspect()
