@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tagstream.schemas.block import unwrapped_type
 from tagstream.schemas.errors import SpecError
@@ -60,6 +61,8 @@ class Column:
     expression: str
     type: pa.DataType
     declared: str | None = None
+    mixed: str = ""
+    """The types of the values, if the database lets a column hold several."""
 
 
 @dataclass
@@ -153,6 +156,14 @@ class Dialect:
         """The database's type of a result's column. None if values need no cast to this type."""
         return None
 
+    def bound(self, value: pa.Scalar, declared: str | None) -> pa.Scalar:
+        """A key's value as it is bound, if it is then cast to the type `declared`."""
+        return value
+
+    def holds_infinity(self, column: pa.ChunkedArray) -> bool:
+        """Whether a column of a result has a date or timestamp that means infinity, which Arrow does not have."""
+        return False
+
     def above(self, columns: Sequence[str], marks: Sequence[str], compare: str) -> str:
         """The condition that the key `columns` is above (`>`) or not above (`<=`) the bound values `marks`."""
         names = [quote(column) for column in columns]
@@ -210,6 +221,11 @@ class PostgreSQL(_WithKeys):
         name = (field.metadata or {}).get(b"POSTGRESQL:type")
         return quote(name.decode()) if name else None
 
+    def holds_infinity(self, column: pa.ChunkedArray) -> bool:
+        """The driver counts from 1970 in place of 2000, and infinities wrap around to before PostgreSQL's first day."""
+        first = {pa.date32(): -2_440_588}.get(column.type, -2_440_588 * 86_400 * 10**6)
+        return _is_day_or_microseconds(column.type) and bool(pc.any(pc.less(_count(column), first)).as_py())
+
 
 class SQLite(_WithKeys):
     """SQLite 3.33 and later. A column may hold values of any type, so `columns` looks at the values to find a type."""
@@ -232,8 +248,10 @@ class SQLite(_WithKeys):
             kinds = query(f"SELECT DISTINCT typeof({column}) AS kind FROM {relation} WHERE {column} IS NOT NULL")[
                 "kind"
             ]
-            kind, cast = _AFFINITY.get(frozenset(kinds.to_pylist()), (pa.string(), "TEXT"))
-            found.append(Column(name, f"CAST({column} AS {cast}) AS {column}", kind))
+            held = frozenset(kinds.to_pylist())
+            kind, cast = _AFFINITY.get(held, (pa.string(), "TEXT"))
+            mixed = " and ".join(sorted(held)) if len(held) > 1 else ""
+            found.append(Column(name, f"CAST({column} AS {cast}) AS {column}", kind, mixed=mixed))
         return found
 
 
@@ -251,10 +269,42 @@ class DuckDB(_WithKeys):
     has_infinite_times = True
     rules = DUCKDB
 
+    def columns(self, query: Query, relation: str, names: Sequence[str]) -> list[Column]:
+        """Enumerations have an order of their own, and nanoseconds are lost in a Python value: both need a cast."""
+        selected = ", ".join(quote(name) for name in names)
+        kinds = query(f"SELECT column_name, column_type FROM (DESCRIBE SELECT {selected} FROM {relation})")
+        declared = dict(zip(kinds["column_name"].to_pylist(), kinds["column_type"].to_pylist(), strict=True))
+        return [
+            replace(column, declared=declared[column.name]) if declared[column.name].startswith(_CAST) else column
+            for column in super().columns(query, relation, names)
+        ]
+
+    def bound(self, value: pa.Scalar, declared: str | None) -> pa.Scalar:
+        if declared is None:
+            return value
+        text = pa.array([value.as_py()]) if pa.types.is_dictionary(value.type) else pa.array([value]).cast(pa.string())
+        return text[0]
+
+    def holds_infinity(self, column: pa.ChunkedArray) -> bool:
+        most = 2**31 - 1 if column.type == pa.date32() else 2**63 - 1
+        time = column.type == pa.date32() or pa.types.is_timestamp(column.type)
+        return bool(time and pc.any(pc.is_in(_count(column), pa.array([most, -most]))).as_py())
+
     def placeholder(self, number: int) -> str:
         return f"${number}"
 
 
+def _is_day_or_microseconds(kind: pa.DataType) -> bool:
+    return bool(kind == pa.date32() or (pa.types.is_timestamp(kind) and kind.unit == "us"))
+
+
+def _count(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Days or units since 1970, int64."""
+    return column.cast(pa.int32()).cast(pa.int64()) if column.type == pa.date32() else column.cast(pa.int64())
+
+
+_CAST = ("ENUM", "TIMESTAMP_NS", "TIME WITH TIME ZONE")
+"""Types of DuckDB to which a bound value must be cast."""
 _AFFINITY = {
     frozenset({"integer"}): (pa.int64(), "INTEGER"),
     frozenset({"real"}): (pa.float64(), "REAL"),

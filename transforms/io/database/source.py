@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -40,6 +41,8 @@ from tagstream.transforms.io.database.session import DatabaseError, Kind, Sessio
 from tagstream.transforms.runtime.job_context import JobContext
 
 _FIRST_PAGE = 256
+_CHECKED_BOUNDS = 16
+"""About how many bounds of ranges are counted up to when the ranges are planned."""
 _PAGE_BYTES = 32 << 20
 """Target size of one page. A page is larger if its rows are much longer than the rows before."""
 Key = list[pa.Scalar]
@@ -58,6 +61,11 @@ class TableSource:
         self.where = f"{where}: {self.spec.table or 'query'}"
         self.columns = self._inspect()
         self.kept = check_columns(self._schema(self.columns), self.spec, self.where)
+        if mixed := [column for column in self.columns_of(self.spec.key) if column.mixed]:
+            raise SourceError(
+                f"{self.where}: the key {mixed[0].name!r} holds values of the types {mixed[0].mixed}, which have no "
+                "order that a page can rely on. Choose a key of one type, or a query that casts it"
+            )
         self.cutter = BlockCutter(self.spec, self.kept, spec.blocks)
         self.row_bytes: float | None = None
 
@@ -79,7 +87,7 @@ class TableSource:
             yield from (block.after(start) for block in self._blocks(split) if block.span.stop > start)
 
     def _blocks(self, split: Split) -> Iterator[Block]:
-        high, last = self._decode(split.payload["hi"]), self._decode(split.payload["lo"])
+        high, last = self.decode(split.payload["hi"]), self.decode(split.payload["lo"])
         position, before = 0, None
         with self._reading() as reader:
             while True:
@@ -95,6 +103,7 @@ class TableSource:
                         position += batch.num_rows
                 if page.num_rows < rows:
                     break
+            reader.check_count(split, position)
         yield Block(Span(split.id, position, END), empty_batch(self.cutter.schema), no_dead(self.kept))
 
     @contextmanager
@@ -130,7 +139,7 @@ class TableSource:
                     f"{self.where}: there are rows whose key ({key}) is NULL. Choose a key that every row has"
                 )
             values = Values(session.dialect)
-            where = self.range_clause(values, self._decode(low), None)
+            where = self.range_clause(values, self.decode(low), None)
             same = f"SELECT {key} FROM {self.relation} {where} GROUP BY {key} HAVING count(*) > 1 LIMIT 1"
             if (double := session.query(same, values.given)).num_rows:
                 raise SourceError(f"{self.where}: the key ({key}) is not unique: {double.to_pylist()[0]} occurs twice")
@@ -141,7 +150,46 @@ class TableSource:
                 f"WHERE n_ % {self.spec.split_rows} = 0 OR n_ = of_ ORDER BY n_",
                 values.given,
             )
-        return self._splits(bounds, low)
+            self.refuse_infinity(session, bounds)
+            splits = self._splits(bounds, low)
+            self._check_order(session, splits, low)
+        return splits
+
+    def _check_order(self, session: Session, splits: list[Split], low: Any) -> None:
+        """Raises SourceError unless the database has as many rows up to some bounds as it counted to find them.
+
+        It has not if a bound is not the same value any more, or if it is compared in another order than that of the
+        sorted keys. Rows would then be in no range.
+        """
+        step = -(-len(splits) // _CHECKED_BOUNDS) or 1
+        ends = np.cumsum([split.planned for split in splits]).tolist()
+        chosen = sorted({*range(step - 1, len(splits), step), len(splits) - 1} - {-1})
+        if not chosen:
+            return
+        values = Values(session.dialect)
+        whole = session.dialect.type_of(pa.int64())
+        counts = []
+        for number in chosen:
+            within = self.range_clause(values, None, self.decode(splits[number].payload["hi"])).removeprefix("WHERE ")
+            counts.append(f"CAST(COALESCE(sum(CASE WHEN {within} THEN 1 ELSE 0 END), 0) AS {whole}) AS c{number}")
+        where = self.range_clause(values, self.decode(low), None)
+        found = session.query(f"SELECT {', '.join(counts)} FROM {self.relation} {where}", values.given)
+        for number in chosen:
+            if (there := found[f"c{number}"][0].as_py()) != ends[number]:
+                raise SourceError(
+                    f"{self.where}: the key ({', '.join(self.spec.key)}) can't be used. By its order {ends[number]:,} "
+                    f"rows come up to a certain value, but {there:,} compare as not greater. Choose a key of integers, "
+                    "text, UUIDs or timestamps, or a query that casts the key to one of these"
+                )
+
+    def refuse_infinity(self, session: Session, table: pa.Table) -> None:
+        """Raises SourceError for dates and timestamps that are infinite."""
+        for name in table.column_names:
+            if session.dialect.holds_infinity(table[name]):
+                raise SourceError(
+                    f"{self.where}: column {name!r} holds infinity, which no output can hold. Use a query that casts "
+                    "the column to text, or leave the column out of source.keep"
+                )
 
     def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
         """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row."""
@@ -161,7 +209,8 @@ class TableSource:
         for bound, compare in ((low, ">"), (high, "<=")):
             if bound is not None:
                 casts = [column.declared for column in self.columns_of(self.spec.key)]
-                marks = [values.add(value, cast) for value, cast in zip(bound, casts, strict=True)]
+                given = [values.dialect.bound(value, cast) for value, cast in zip(bound, casts, strict=True)]
+                marks = [values.add(value, cast) for value, cast in zip(given, casts, strict=True)]
                 parts.append(values.dialect.above(self.spec.key, marks, compare))
         return f"WHERE {' AND '.join(parts)}" if parts else ""
 
@@ -180,7 +229,7 @@ class TableSource:
         if pc.any(same[0]).as_py():
             raise SourceError(f"{self.where}: the key ({', '.join(self.spec.key)}) is not unique any more")
 
-    def _decode(self, key: Any) -> Key | None:
+    def decode(self, key: Any) -> Key | None:
         if key is None:
             return None
         if isinstance(key, str):
@@ -223,6 +272,7 @@ class _Reader:
                     f"ORDER BY {order} LIMIT {rows}",
                     values.given,
                 )
+                source.refuse_infinity(self._session, found)
                 if not self._session.dialect.begin:  # no snapshot: hold no lock between pages
                     self._session.rollback()
                 return _as_inspected(found, wanted)
@@ -236,6 +286,21 @@ class _Reader:
         if page.num_rows:
             source.row_bytes = max(page.nbytes / page.num_rows, 1.0)
         return page
+
+    def check_count(self, split: Split, read: int) -> None:
+        """Raises SourceError if the snapshot has another number of rows in the split's range than were read."""
+        if self._session is None or not self._session.dialect.begin:
+            return  # without a snapshot, rows may have come and gone in between
+        session, source = self._session, self.source
+        payload, values = split.payload, Values(session.dialect)
+        where = source.range_clause(values, source.decode(payload["lo"]), source.decode(payload["hi"]))
+        whole = session.dialect.type_of(pa.int64())
+        found = session.query(f"SELECT CAST(count(*) AS {whole}) AS n FROM {source.relation} {where}", values.given)
+        if (there := found["n"][0].as_py()) != read:
+            raise SourceError(
+                f"{source.where}: the database has {there:,} rows between two keys where {read:,} were read. Choose "
+                "another key (source.id)"
+            )
 
     def close(self, *, lost: bool = False) -> None:
         if self._session is not None:

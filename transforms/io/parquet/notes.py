@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tagstream.schemas.block import Split
-from tagstream.schemas.errors import LedgerError
+from tagstream.schemas.errors import LedgerError, SinkError
 from tagstream.transforms.io.common.atomic_folder import Folder
 from tagstream.transforms.io.common.plan_text import splits_from, splits_to
 
@@ -33,8 +33,21 @@ def put_note(folder: Folder, name: str, text: str, columns: pa.Schema | None) ->
     """Create a note. False if there is one of that name. `columns`: of the folder's files, if they are known."""
     sink = pa.BufferOutputStream()
     schema = (columns or pa.schema([])).with_metadata({_KEY: text.encode()})
+    _check_types(schema)
     pq.ParquetWriter(sink, schema).close()
     return folder.publish_bytes(sink.getvalue().to_pybytes(), name)
+
+
+def _check_types(columns: pa.Schema) -> None:
+    """Raises SinkError for a type that Parquet does not have."""
+    for field in columns:
+        try:
+            pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
+        except pa.ArrowNotImplementedError:
+            raise SinkError(
+                f"column {field.name!r}: Parquet can't hold the type {field.type}. Leave the column out of source.keep, "
+                "or use a query that casts it"
+            ) from None
 
 
 def read_note(folder: Folder, name: str) -> Any:
