@@ -87,6 +87,7 @@ class DeadCode(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     TOO_LARGE = "too_large"
     REFUSED = "refused"
+    NO_SUCH_KEY = "no_such_key"
 
 
 REASONS: dict[DeadCode, str] = {
@@ -102,4 +103,5 @@ REASONS: dict[DeadCode, str] = {
     DeadCode.OUT_OF_MEMORY: "this text alone needs more memory than the device has",
     DeadCode.TOO_LARGE: "the labelled message is larger than the output topic allows",
     DeadCode.REFUSED: "the output can't store a value of this row",
+    DeadCode.NO_SUCH_KEY: "the table has no row with this key, or does not show it",
 }

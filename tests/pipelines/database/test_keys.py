@@ -145,5 +145,6 @@ def test_values_that_no_output_can_hold(tmp_path: Path) -> None:
         client.execute(
             "CREATE OR REPLACE TABLE m AS SELECT i AS id, to_days(i::INT) AS n, 'x' AS body FROM range(9) t(i)"
         )
+    shutil.rmtree(tmp_path / "out")
     with pytest.raises(SinkError, match="column 'n': Parquet can't hold the type month_day_nano_interval"):
         read(tmp_path, source)

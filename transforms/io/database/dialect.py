@@ -107,6 +107,8 @@ class Dialect:
     """Whether the database refuses the character U+0000 in a text."""
     has_infinite_times = False
     """Whether the latest and the earliest timestamp of 64 bits mean infinity."""
+    differs = "IS DISTINCT FROM"
+    """Compares two values, of which both may be NULL."""
     has_column_types = True
     """Whether a column holds values of one type only."""
     has_nan = True
@@ -235,6 +237,7 @@ class SQLite(_WithKeys):
     text_type = "TEXT"
     json_type = "TEXT"
     has_nan = False
+    differs = "IS NOT"
     has_column_types = False
     rules = SQLITE
 

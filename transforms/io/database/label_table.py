@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from tagstream.schemas.block import POSITION
-from tagstream.schemas.errors import LedgerError, SinkError
+from tagstream.schemas.errors import DeadCode, LedgerError, SinkError
 from tagstream.schemas.sql_spec import SqlSink
 from tagstream.transforms.io.database.dialect import Dialect, quote, table_name
 from tagstream.transforms.io.database.ledger import create_table
@@ -126,11 +126,13 @@ class LabelTable:
             )
         return there, []
 
-    def move(self, session: Session, staged: str, schema: pa.Schema) -> None:
+    def move(self, session: Session, staged: str, schema: pa.Schema) -> list[tuple[int, DeadCode]]:
         """Move staged rows into the table by one statement, which casts them to the table's types.
 
         In modes upsert and update, only the last row of each key is used. An upsert fails if one statement has two
-        rows of the same key, and an update would take any of them.
+        rows of the same key, and an update would take any of them. The database says how many rows it has changed.
+        Returns the positions of rows that an update has not changed, with the reasons. Raises SinkError if an insert
+        has stored fewer rows.
         """
         names = [name for name in schema.names if name != POSITION]
         rows = staged
@@ -140,11 +142,37 @@ class LabelTable:
             rows = f"(SELECT *, {number} FROM {staged}) AS r_ WHERE n_ = 1"
         select = f"SELECT {', '.join(map(self._cast, names))} FROM {rows}"
         if self.sink.mode == "upsert":
-            session.run(session.dialect.upsert(self.table, names, self.key, select))
+            statement = session.dialect.upsert(self.table, names, self.key, select)
         elif self.sink.mode == "update":
-            session.run(session.dialect.update(self.table, [n for n in names if n not in self.key], self.key, select))
+            sets = [name for name in names if name not in self.key]
+            statement = session.dialect.update(self.table, sets, self.key, select)
         else:
-            session.run(f"INSERT INTO {self.table} ({', '.join(quote(name) for name in names)}) {select}")
+            statement = f"INSERT INTO {self.table} ({', '.join(quote(name) for name in names)}) {select}"
+        changed = session.query(f"{statement} RETURNING 1 AS one").num_rows
+        expected = session.query(f"SELECT CAST(count(*) AS {session.dialect.type_of(pa.int64())}) AS n FROM {rows}")
+        if changed == (wanted := expected["n"][0].as_py()):
+            return []
+        if self.sink.mode == "update" and (lost := self._not_changed(session, staged, names)):
+            return lost
+        raise SinkError(
+            f"table {self.sink.table}: the database says that it stored {changed:,} of {wanted:,} rows. A trigger or a "
+            "policy of the table keeps rows out; write to a table without it"
+        )
+
+    def _not_changed(self, session: Session, staged: str, names: list[str]) -> list[tuple[int, DeadCode]]:
+        """Positions of the staged rows that are not in the table as they should be, and why."""
+        differs = session.dialect.differs
+        position = quote(POSITION)
+        select = f"SELECT {', '.join([*map(self._cast, names), position])} FROM {staged}"
+        unlike = " OR ".join(f"t.{quote(n)} {differs} s.{quote(n)}" for n in names if n not in self.key)
+        same = " AND ".join(f"t.{quote(k)} = s.{quote(k)}" for k in self.key)
+        gone = f"t.{quote(self.key[0])} IS NULL"
+        found = session.query(
+            f"SELECT s.{position} AS p, CASE WHEN {gone} THEN 1 ELSE 0 END AS gone FROM ({select}) AS s "
+            f"LEFT JOIN {self.table} AS t ON {same} WHERE {gone} OR {unlike} ORDER BY 1"
+        )
+        pairs = zip(found["p"].to_pylist(), found["gone"].to_pylist(), strict=True)
+        return [(p, DeadCode.NO_SUCH_KEY if gone else DeadCode.REFUSED) for p, gone in pairs]
 
     def unlabel(self, session: Session, staged: str, schema: pa.Schema) -> None:
         """Remove the labels of the rows whose keys are staged."""

@@ -13,15 +13,17 @@ Rows wait for their commit in a file (`Spool`). So a commit can be tried again a
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TypeVar, cast
 
+import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.block import POSITION, Block, Split
-from tagstream.schemas.dead_letters import DEAD_ROW
-from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError, SpecError
+from tagstream.schemas.dead_letters import DEAD_ROW, buried
+from tagstream.schemas.errors import REASONS, ChainMovedError, DeadCode, LedgerError, SinkError, SpecError
 from tagstream.schemas.fingerprint import Fingerprint, not_ours
 from tagstream.schemas.spec import JobSpec
 from tagstream.schemas.sql_spec import SqlSink
@@ -35,6 +37,7 @@ from tagstream.transforms.io.database.dialect import beside, last_part, quote, t
 from tagstream.transforms.io.database.label_table import LabelTable
 from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
+from tagstream.transforms.io.database.refusals import Refused, StagedRows, find_refused
 from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.retry import doubling, every, retrying
@@ -47,14 +50,14 @@ class _TableWriter(ChainWriter):
     def __init__(self, sink: TableSink, split: Split, position: int, commit_every: float) -> None:
         super().__init__(split, position, commit_every)
         self._sink = sink
-        self._labels: Spool | None = None
+        self._labels: StagedRows | None = None
         self._letters: Spool | None = None
         self._unlabelled: Spool | None = None
         self._id = uuid.uuid4().hex
 
     @property
     def due(self) -> bool:
-        waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
+        waiting = sum(spool.nbytes for spool in (self._labels and self._labels.labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
 
     def write(self, block: Block) -> Block:
@@ -64,27 +67,49 @@ class _TableWriter(ChainWriter):
         return super().write(without_inexact(block, names, target.stored))
 
     def _stage(self, block: Block) -> None:
-        order = [] if self._sink.sink.mode == "append" else [POSITION]  # tells which row of a key is the last one
         target = self._sink.target
-        names = [*target.written(block.batch.schema), *order]
+        names = [*target.written(block.batch.schema), POSITION]
         labels = pa.RecordBatch.from_arrays([target.stored(block.batch.column(name), name) for name in names], names)
-        self._labels = self._labels or Spool(labels.schema)
-        self._labels.add(labels)
+        letters = buried(block, np.arange(labels.num_rows), DeadCode.REFUSED)
+        self._labels = self._labels or StagedRows(labels.schema, letters.schema)
+        self._labels.add(labels, letters)
         if block.dead.num_rows:
-            letters = letter_rows(self._sink.spec.name, block.dead)
-            self._letters = self._letters or Spool(letters.schema)
-            self._letters.add(letters)
+            self._add_letters(block.dead)
             if again_of(self.split) is not None:  # the old model's label must go, although there is no new one
                 held = block.dead.column(DEAD_ROW)
                 keys = [target.stored(held.field(held.type.get_field_index(name)), name) for name in target.key]
                 self._unlabelled = self._unlabelled or Spool(
-                    pa.schema(zip(self._sink.target.key, (k.type for k in keys), strict=True))
+                    pa.schema(zip(target.key, (k.type for k in keys), strict=True))
                 )
                 self._unlabelled.add(pa.RecordBatch.from_arrays(keys, schema=self._unlabelled.schema))
 
-    def _append(self, commit: Commit, seconds: float) -> None:
+    def _add_letters(self, dead: pa.RecordBatch) -> None:
+        letters = letter_rows(self._sink.spec.name, dead)
+        self._letters = self._letters or Spool(letters.schema)
+        self._letters.add(letters)
+
+    def _append(self, commit: Commit, seconds: float) -> Commit:
         assert self._labels is not None
-        labels = self._labels
+        labels, counted = self._labels, 0
+        while True:
+            if len(labels.refused) > counted:
+                counted = len(labels.refused)
+                dead = commit.dead + labels.codes()
+                told = replace(commit, rows_out=commit.rows_out - counted, dead=dead)
+            else:
+                told = commit
+            try:
+                self._commit(told, seconds, labels)
+            except Refused as refusal:
+                labels.refused |= refusal.rows
+            except SinkError as failed:
+                if failed.transient:
+                    raise
+                labels.refused |= find_refused(labels, self._try, failed)
+            else:
+                return told
+
+    def _commit(self, commit: Commit, seconds: float, labels: StagedRows) -> None:
         span = commit.span
 
         def attempt() -> None:
@@ -102,7 +127,7 @@ class _TableWriter(ChainWriter):
         except DatabaseError as failure:
             raise SinkError(f"{self._sink.where}: two rows have the same key: {failure}") from None
 
-    def _move(self, session: Session, commit: Commit, seconds: float, labels: Spool) -> None:
+    def _move(self, session: Session, commit: Commit, seconds: float, labels: StagedRows) -> None:
         """Everything that the transaction of one commit does. The caller commits."""
         sink = self._sink
         sink.ledger.append(session, commit, sink.fingerprint, round(seconds, 3), self._id)
@@ -115,22 +140,55 @@ class _TableWriter(ChainWriter):
             raise ChainMovedError(before)
         if replaces := self.split.payload.get(REPLACES):
             sink.ledger.forget_letters(session, **replaces)
-        moves = (
-            (labels, sink.target.move),
-            (self._letters, sink.move_letters),
-            (self._unlabelled, sink.target.unlabel),
-        )
-        for spool, move in moves:
+        if labels.left:
+            self._move_labels(session, labels, labels.part())
+        if (dead := labels.dead()) is not None:
+            rows = letter_rows(sink.spec.name, dead)
+            with staging(session, pa.Table.from_batches([rows]).to_reader()) as staged:
+                sink.move_letters(session, staged, rows.schema)
+        for spool, move in ((self._letters, sink.move_letters), (self._unlabelled, sink.target.unlabel)):
             if spool is not None and spool.rows:
-                staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", spool.reader())
-                move(session, staged, spool.schema)
-                session.run(f"DROP TABLE {staged}")
+                with staging(session, spool.reader()) as staged:
+                    move(session, staged, spool.schema)
+
+    def _move_labels(self, session: Session, labels: StagedRows, rows: pa.RecordBatchReader) -> None:
+        """Raises Refused for rows that the database does not change."""
+        with staging(session, rows) as staged:
+            lost = self._sink.target.move(session, staged, labels.labels.schema)
+        if lost:
+            numbers = labels.numbers([position for position, _ in lost])
+            raise Refused({n: (code, REASONS[code]) for n, (_, code) in zip(numbers, lost, strict=True)})
+
+    def _try(self, rows: pa.RecordBatchReader) -> None:
+        """Store rows in a transaction that is rolled back. Raises SinkError."""
+
+        class _Undone(Exception):  # noqa: N818
+            pass
+
+        def work(session: Session) -> None:
+            with staging(session, rows) as staged:
+                self._sink.target.move(session, staged, rows.schema)
+            raise _Undone
+
+        with suppress(_Undone):
+            try:
+                self._sink.within(work)
+            except DatabaseError as failure:
+                raise SinkError(str(failure)) from None
 
     def _discard(self) -> None:
         for spool in (self._labels, self._letters, self._unlabelled):
             if spool is not None:
                 spool.close()
         self._labels = self._letters = self._unlabelled = None
+
+
+@contextmanager
+def staging(session: Session, rows: pa.RecordBatchReader) -> Iterator[str]:
+    """A temporary table with the rows, by name. After an error it goes with the transaction."""
+    staged = session.stage(f"tagstream_{uuid.uuid4().hex[:12]}", rows)
+    yield staged
+    session.run(f"DROP TABLE {staged}")
 
 
 class TableSink:

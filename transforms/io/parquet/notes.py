@@ -45,7 +45,7 @@ def _check_types(columns: pa.Schema) -> None:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
         except pa.ArrowNotImplementedError:
             raise SinkError(
-                f"column {field.name!r}: Parquet can't hold the type {field.type}. Leave the column out of source.keep, "
+                f"column {field.name!r}: Parquet can't hold the type {field.type}. Leave the column out of source.keep "
                 "or use a query that casts it"
             ) from None
 

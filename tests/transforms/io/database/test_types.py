@@ -18,6 +18,7 @@ from typing import Any
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -194,3 +195,18 @@ def test_columns_that_are_there_already(declared: str, values: pa.Array, refused
         ]
         message = client.sql("SELECT message FROM t_dead").fetchall()
     assert "column 'x' can't be stored exactly" in message[0][0]
+
+
+def test_dictionaries_that_differ_from_block_to_block(tmp_path: Path) -> None:
+    """Rows wait for their commit in one stream."""
+    words = pa.array([f"word {i // 3}" for i in range(60)]).dictionary_encode()
+    lists = pa.array([[{"w": f"word {i}"}] for i in range(60)])
+    for name, column in (("plain", words), ("nested", lists)):
+        source = tmp_path / name / "in.parquet"
+        source.parent.mkdir()
+        table = pa.table({"id": range(60), "x": column, "text": ["a"] * 60})
+        pq.write_table(table, source, row_group_size=7)
+        run(source, {"type": "duckdb", "path": f"{tmp_path}/{name}.duckdb", "table": "t"})
+        with duckdb.connect(f"{tmp_path}/{name}.duckdb", read_only=True) as client:
+            found = [row[0] for row in client.sql("SELECT x FROM t ORDER BY id").fetchall()]
+        assert found == (words.to_pylist() if name == "plain" else [json.dumps(v) for v in lists.to_pylist()])
