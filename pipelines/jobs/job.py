@@ -76,7 +76,7 @@ class Job:
             )
         job = cls(spec, source, sink, [], limit, context=context)
         agreed = [] if overwrite else job.plan()
-        more = source.more_splits(_planned(agreed)) if isinstance(source, PlanningSource) else []
+        more = source.more_splits(_planned(agreed), limit) if isinstance(source, PlanningSource) else []
         job.splits = job.splits_of(agreed + more)
         return job
 
@@ -98,7 +98,7 @@ class Job:
         if self.replays:
             return
         agreed = self.plan()
-        more = self.source.more_splits(_planned(agreed)) if isinstance(self.source, PlanningSource) else []
+        more = self.source.more_splits(_planned(agreed), self.limit) if isinstance(self.source, PlanningSource) else []
         if more and isinstance(self.sink, PlanKeeper):
             before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
             if len(agreed) == before:
@@ -148,7 +148,7 @@ class Job:
     @property
     def notes(self) -> list[str]:
         """What the user should know about the input, a sentence each."""
-        return self.source.notes if isinstance(self.source, CountedSource) else []
+        return self.source.notes if isinstance(self.source, CountedSource | PlanningSource) else []
 
     @property
     def columns(self) -> pa.Schema:
@@ -266,6 +266,13 @@ def _first_rows(splits: list[Split], limit: int | None) -> list[Split]:
     for split in splits:
         if room <= 0:
             break
+        if split.whole and split.rows > room:
+            before = limit - room
+            ways = " or ".join(f"--limit {rows}" for rows in (before, before + split.rows) if rows)
+            raise SpecError(
+                f"--limit {limit}: the rows are planned in parts that are done as a whole, and this limit is inside "
+                f"one. Give {ways}"
+            )
         kept.append(split if split.whole else replace(split, stop=split.start + min(split.rows, room)))
         room -= split.rows
     return kept

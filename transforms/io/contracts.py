@@ -100,12 +100,17 @@ class PlanningSource(Source, Protocol):
 
     Example: a database table is divided into key ranges of equal size. After an INSERT the same ranges would no longer
     come out, and the chains in the sink would belong to no split.
+
+    `notes`: what the user should know about the rows, a sentence each.
     """
 
-    def more_splits(self, planned: list[Split]) -> list[Split]:
+    notes: list[str]
+
+    def more_splits(self, planned: list[Split], limit: int | None = None) -> list[Split]:
         """Splits for those rows of the job that `planned` does not cover. All rows if `planned` is empty.
 
-        Raises LedgerError if `planned` was made for another input.
+        `limit`: how many rows of the whole plan this run is to do. A split should end there. Raises LedgerError if
+        `planned` was made for another input.
         """
 
 

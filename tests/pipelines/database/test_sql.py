@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -131,7 +132,7 @@ def test_rows_come_and_go_while_the_job_is_away(db: Database) -> None:
     """Ranges never change. A row that appears in an unread range is labelled, and no row is labelled twice."""
     db.fill("messages", messages(400), key="id")
     limited = run(spec(db), limit=150)
-    assert (limited.counts.rows_in, limited.state) == (200, "done")
+    assert (limited.counts.rows_in, limited.state) == (150, "done")
     db.run(
         "INSERT INTO messages VALUES (1, 'late, in a range that is done', 'en')",
         "INSERT INTO messages VALUES (1000, 'in time', 'en')",
@@ -140,6 +141,41 @@ def test_rows_come_and_go_while_the_job_is_away(db: Database) -> None:
     run(spec(db))
     gone = set(range(901, 1_000))
     assert ids(db) == sorted({i for i in range(0, 1_200, 3) if i % 150} - gone | {1_000})
+
+
+def test_only_new_says_what_it_does_not_find(db: Database) -> None:
+    """Rows that came later with lower keys are counted, in the plan and in the run."""
+    db.fill("messages", messages(100), key="id")
+    job = spec(db, source={"only_new": True})
+    run(job)
+    assert not plan_job(job).notes
+    db.run(*(f"INSERT INTO messages VALUES ({3 * i + 1}, 'late', 'en')" for i in range(7)))
+    assert "7 rows or more came later with keys below those of earlier runs" in plan_job(job).notes[0]
+    console = Console(file=io.StringIO(), width=300)
+    assert run_job(job, console).counts.rows_in == 0
+    assert "7 rows or more came later" in console.file.getvalue()
+
+
+def test_limit_is_exact(db: Database) -> None:
+    """A table is cut where the limit is, and the next run does the rest."""
+    db.fill("messages", messages(400), key="id")
+    large = {"split_rows": 8_192}
+    assert plan_job(spec(db, source=large), limit=50).rows == 50
+    assert run(spec(db, source=large), limit=50).counts.rows_in == 50
+    assert len(ids(db)) == 49  # one text is null
+    assert run(spec(db, source=large), limit=50).counts.rows_in == 0
+    assert run(spec(db, source=large)).counts.rows_in == 350
+    check_ledger(db, 400)
+
+
+def test_limit_within_a_part_that_is_planned(db: Database) -> None:
+    """It is refused, and the message says which limits there are."""
+    db.fill("messages", messages(400), key="id")
+    run(spec(db), limit=100)
+    with pytest.raises(SpecError, match=r"--limit 30: .* this limit is inside one\. Give --limit 100$"):
+        run(spec(db), limit=30)
+    with pytest.raises(SpecError, match=r"Give --limit 100 or --limit 200$"):
+        run(spec(db), limit=130)
 
 
 def test_keys_of_several_columns(db: Database) -> None:

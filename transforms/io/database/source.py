@@ -68,18 +68,21 @@ class TableSource:
             )
         self.cutter = BlockCutter(self.spec, self.kept, spec.blocks)
         self.row_bytes: float | None = None
+        self.notes: list[str] = []
 
     def splits(self) -> list[Split]:
         """The splits that a first run plans."""
         return self.more_splits([])
 
-    def more_splits(self, planned: list[Split]) -> list[Split]:
+    def more_splits(self, planned: list[Split], limit: int | None = None) -> list[Split]:
         """Splits for the rows above the planned ranges. None are planned without `only_new`, except in a first run."""
+        end = None if limit is None else limit - sum(split.rows for split in planned)
         check_planned(planned, "relation", self.relation)
         if planned and not self.spec.only_new:
             return []
         low = planned[-1].payload["hi"] if planned else None
-        return retried(lambda: self._plan(low), SourceError, lambda message: f"{self.where}: {message}")
+        self.notes = retried(lambda: self._late_rows(planned), SourceError, lambda message: f"{self.where}: {message}")
+        return retried(lambda: self._plan(low, end), SourceError, lambda message: f"{self.where}: {message}")
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """Blocks of the split. Reading always begins at the split's first row; rows below `start` are dropped."""
@@ -128,7 +131,8 @@ class TableSource:
     def _schema(self, columns: list[Column]) -> pa.Schema:
         return pa.schema([(column.name, column.type) for column in columns])
 
-    def _plan(self, low: Any) -> list[Split]:
+    def _plan(self, low: Any, end: int | None) -> list[Split]:
+        """Splits for the keys above `low`. `end`: the number of a row after which a split ends as well."""
         with self.sessions.lent() as session:
             for statement in session.dialect.begin:
                 session.run(statement)
@@ -147,7 +151,7 @@ class TableSource:
             bounds = session.query(
                 f"SELECT {select}, n_ FROM (SELECT {key}, row_number() OVER (ORDER BY {key}) AS n_, "
                 f"count(*) OVER () AS of_ FROM {self.relation} {where}) AS r_ "
-                f"WHERE n_ % {self.spec.split_rows} = 0 OR n_ = of_ ORDER BY n_",
+                f"WHERE n_ % {self.spec.split_rows} = 0 OR n_ = of_ OR n_ = {int(end or 0)} ORDER BY n_",
                 values.given,
             )
             self.refuse_infinity(session, bounds)
@@ -190,6 +194,23 @@ class TableSource:
                     f"{self.where}: column {name!r} holds infinity, which no output can hold. Use a query that casts "
                     "the column to text, or leave the column out of source.keep"
                 )
+
+    def _late_rows(self, planned: list[Split]) -> list[str]:
+        """A note if there are more rows up to the highest key of earlier runs than these runs have found."""
+        if not planned:
+            return []
+        with self.sessions.lent() as session:
+            values = Values(session.dialect)
+            where = self.range_clause(values, None, self.decode(planned[-1].payload["hi"]))
+            whole = session.dialect.type_of(pa.int64())
+            found = session.query(f"SELECT CAST(count(*) AS {whole}) AS n FROM {self.relation} {where}", values.given)
+        late = found["n"][0].as_py() - sum(split.rows for split in planned)
+        if late <= 0:
+            return []
+        return [
+            f"{late:,} rows or more came later with keys below those of earlier runs. Where their range is done, only_new "
+            "does not label them: use a key that ascends with time, or label the table anew (--overwrite)"
+        ]
 
     def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
         """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row."""

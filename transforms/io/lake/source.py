@@ -51,6 +51,7 @@ class LakeSource(ABC):
     def __init__(self, spec: JobSpec, where: str) -> None:
         self.spec: Any = spec.source
         self.where = where
+        self.notes: list[str] = []
         with self._translated():
             self.version, self.schema = self._pin()
         self.kept = check_columns(self.schema, self.spec, where)
@@ -61,7 +62,7 @@ class LakeSource(ABC):
         """The splits that a first run plans."""
         return self.more_splits([])
 
-    def more_splits(self, planned: list[Split]) -> list[Split]:
+    def more_splits(self, planned: list[Split], limit: int | None = None) -> list[Split]:
         """Splits of the files appended since the last plan. None without `only_new`, except in a first run."""
         check_planned(planned, "table", self.where)
         if self.version is None or (planned and not self.spec.only_new):
