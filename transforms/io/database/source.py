@@ -207,10 +207,11 @@ class TableSource:
         late = found["n"][0].as_py() - sum(split.rows for split in planned)
         if late <= 0:
             return []
-        return [
-            f"{late:,} rows or more came later with keys below those of earlier runs. Where their range is done, only_new "
-            "does not label them: use a key that ascends with time, or label the table anew (--overwrite)"
-        ]
+        note = (
+            f"{late:,} rows or more came later with keys below those of earlier runs. Where their range is done, only_new"
+            " does not label them: use a key that ascends with time, or label the table anew (--overwrite)"
+        )
+        return [note]
 
     def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
         """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row."""
