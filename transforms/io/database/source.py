@@ -208,8 +208,8 @@ class TableSource:
         if late <= 0:
             return []
         note = (
-            f"{late:,} rows or more came later with keys below those of earlier runs. Where their range is done, only_new"
-            " does not label them: use a key that ascends with time, or label the table anew (--overwrite)"
+            f"{late:,} rows or more came later with keys below those of earlier runs. Where their range is done,"
+            " only_new does not label them: use a key that ascends with time, or label the table anew (--overwrite)"
         )
         return [note]
 
