@@ -15,8 +15,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-from kafka import KafkaConsumer, errors
-from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.block import Block, Split
@@ -35,24 +33,19 @@ from tagstream.transforms.io.kafka.client.chain import (
     commit_together,
     forget_ends,
 )
-from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
+from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.io.kafka.client.python_private import id_of_topic
+from tagstream.transforms.io.kafka.group_offsets import GroupOffsets, Held, admin_of
 from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
 from tagstream.transforms.runtime.job_context import JobContext
-from tagstream.transforms.runtime.retry import every, retrying
-from tagstream.transforms.runtime.watchdog import deadline
 
 if TYPE_CHECKING:
     from tagstream.transforms.io.kafka.replay import DeadTopic
-
-RETRY_SECONDS = 30.0
-GONE = ("OK", "GroupIdNotFoundError")
-"""Answers to the deletion of a group after which the group is no longer there."""
 
 
 class _KafkaTopicWriter(ChainWriter):
@@ -148,7 +141,7 @@ class KafkaTopicSink:
         self.fingerprint = ""
         self.encode: Encode = as_json
         self._adopts = source is not None and source.start == "committed"
-        self._read = {*(source.topics if source else ()), self.dead_topic, self.spec.topic}
+        self.offsets = GroupOffsets(self.cluster, context.stop)
         self._partitions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,34 +157,25 @@ class KafkaTopicSink:
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
-        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
-            found = self._positions(admin)
-            if overwrite and any(found.values()):
-                self._forget(admin, [group for group, positions in found.items() if positions])
-                return
-        for positions in found.values():
-            for partition, at in positions.items():
-                note = (at.metadata or "").partition(" ")[0]
-                theirs = not note and (self._adopts or partition.topic not in self._read)
-                if note != self.fingerprint and not theirs:
-                    raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
+        held = self._held()
+        if overwrite:
+            self.offsets.forget(held)
+            forget_ends(self.cluster, f"{self.group}/")
+            return
+        for at in held:
+            theirs = not at.fingerprint and self._adopts
+            if at.fingerprint != self.fingerprint and not theirs:
+                raise LedgerError(another_job(str(at.partition), at.fingerprint, self.fingerprint))
 
-    def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
-        """Delete the groups' offsets. Tries again for a while: a killed member stays in its group for one session."""
-        left = list(groups)
-
-        def delete() -> None:
-            refused = {group: said for group, said in admin.delete_groups(left).items() if said not in GONE}
-            left[:] = refused
-            if refused:
-                group, why = next(iter(refused.items()))
-                raise SinkError(
-                    f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
-                    "still in it, wait until their sessions end, and try again"
-                )
-
-        retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=self.context.stop)(delete)
-        forget_ends(self.cluster, f"{self.group}/")
+    def _held(self) -> list[Held]:
+        """The offsets that the job's own groups have committed."""
+        if self.live_source is None:
+            return list(self.offsets.of_splits(self.group, self.spec.topic).values())
+        replayed = self.offsets.of_members(replay_group_of(self.job), set())
+        return [
+            *self.offsets.of_members(self.group, set(self.live_source.topics)),
+            *(at for at in replayed if at.partition.topic == self.dead_topic),
+        ]
 
     def _one_cluster(self) -> None:
         """Raises SpecError if source and sink are on two clusters. No transaction covers labels and positions then."""
@@ -215,27 +199,19 @@ class KafkaTopicSink:
         return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
 
     def progress(self) -> dict[str, Progress]:
-        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
-            found = self._positions(admin)
-        if self.live_source is not None:
-            from tagstream.transforms.io.kafka.replay import replay_split
-            from tagstream.transforms.io.kafka.source import split_of
+        if self.live_source is None:
+            found = self.offsets.of_splits(self.group, self.spec.topic)
+            return {split: Progress(at.offset) for split, at in found.items()}
+        from tagstream.transforms.io.kafka.replay import replay_split
+        from tagstream.transforms.io.kafka.source import split_of
 
-            topics = sorted(
-                {tp.topic for tps in found.values() for tp in tps} & {*self.live_source.topics, self.dead_topic}
-            )
-            ids = self._topic_ids(topics)
-            return {
-                (split_of if group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
-                for group, tps in found.items()
-                for tp, at in tps.items()
-                if (p := Partition(tp.topic, tp.partition)).topic in ids
-            }
+        held = self._held()
+        topics = {at.partition.topic for at in held} & {*self.live_source.topics, self.dead_topic}
+        ids = self._topic_ids(sorted(topics))
         return {
-            group.removeprefix(f"{self.group}."): Progress(at.offset)
-            for group, tps in found.items()
-            for tp, at in tps.items()
-            if tp.topic == self.spec.topic
+            (split_of if at.group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
+            for at in held
+            if (p := at.partition).topic in ids
         }
 
     def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
@@ -303,7 +279,7 @@ class KafkaTopicSink:
             partition,
             rivals=functools.partial(self.cluster.members, group) if shared else list,
             metadata=lambda: ConsumerGroupMetadata(group),
-            committed=lambda: _committed(self.cluster, group, partition),
+            committed=lambda: self.offsets.committed(group, partition),
         )
 
     def count(self, topic: str) -> int:
@@ -316,22 +292,6 @@ class KafkaTopicSink:
                 raise failed from error
         return self._partitions[topic]
 
-    def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
-        """Committed offsets of the job's groups. Tries again for a while: the admin client does not do so by itself."""
-
-        def read() -> dict[str, Any]:
-            groups = self._groups(admin)
-            found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
-            return found
-
-        return retrying(errors.RetriableError, every(0.1), seconds=RETRY_SECONDS)(read)
-
-    def _groups(self, admin: KafkaAdminClient) -> list[str]:
-        if self.live_source is not None:
-            return [self.group, replay_group_of(self.job)]
-        names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in admin.list_groups())
-        return [name for name in names if name.startswith(f"{self.group}.")]
-
     def _topic_ids(self, topics: list[str]) -> dict[str, object]:
         if not topics:
             return {}
@@ -340,27 +300,8 @@ class KafkaTopicSink:
             return {topic: id_of_topic(consumer, topic) for topic in topics}
 
 
-@contextlib.contextmanager
-def _admin(cluster: Cluster) -> Any:
-    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
-        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
-    with contextlib.closing(admin):
-        yield admin
-
-
-def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int, str] | None:
-    consumer: KafkaConsumer
-    with contextlib.closing(cluster.consumer(group_id=group)) as consumer:
-        try:
-            return committed(consumer, partition, 30_000)
-        except errors.KafkaError as error:
-            failed = SinkError(f"can't read the committed offset of group {group}: {error}")
-            failed.transient = isinstance(error, errors.RetriableError)
-            raise failed from error
-
-
 def _cluster_id(cluster: Cluster) -> str:
-    with cluster.explained("ask for its id", SinkError), _admin(cluster) as admin:
+    with cluster.explained("ask for its id", SinkError), admin_of(cluster) as admin:
         return str(admin.describe_cluster()["cluster_id"])
 
 

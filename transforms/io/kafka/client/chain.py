@@ -199,7 +199,8 @@ class Chain:
         except BaseException:
             self._producer.shut()
             raise
-        note, _, self._last_writer = ((committed[1] or "") if committed else "").partition(" ")
+        said = (committed[1] or "").rstrip("\0") if committed else ""  # librdkafka may append a zero byte
+        note, _, self._last_writer = said.partition(" ")
         if committed and note != self.note and (note or not self._adopts):
             self._producer.shut()
             raise LedgerError(another_job(str(self.partition), note, self.note))
