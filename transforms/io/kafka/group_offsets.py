@@ -43,26 +43,30 @@ class Held(NamedTuple):
 class GroupOffsets:
     """The offsets of the groups of one job."""
 
-    def __init__(self, cluster: Cluster, stop: Stop) -> None:
-        self.cluster, self._stop = cluster, stop
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
 
     def of_members(self, group: str, topics: set[str]) -> list[Held]:
         """What a group of this exact name has committed for these topics, or with a chain's note for any topic."""
         return [held for held in self._read([group]) if held.fingerprint or held.partition.topic in topics]
 
-    def of_splits(self, job: str, topic: str) -> dict[str, Held]:
-        """By split id: the offset of each group that the job has made for a split; its partition is `topic`/0.
-
-        Jobs with output from before `Ledger` have such groups. No other group is read.
-        """
+    def that_begin_with(self, name: str) -> frozenset[str]:
+        """All groups whose names begin so, whoever has made them."""
         with admin_of(self.cluster) as admin, self.cluster.explained("look for the job's groups", SinkError):
             listed = self._patiently(admin.list_groups)
-        names = [group["group_id"] if isinstance(group, dict) else group.group_id for group in listed]
-        splits = {name: name.removeprefix(f"{job}.") for name in names if name.startswith(f"{job}.")}
-        held = self._read([name for name, split in splits.items() if SPLIT.fullmatch(split)])
-        return {splits[at.group]: at for at in held if at.fingerprint and at.partition == Partition(topic, 0)}
+        names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in listed)
+        return frozenset(found for found in names if found.startswith(name))
 
-    def forget(self, held: list[Held]) -> None:
+    def of_splits(self, job: str, topic: str) -> list[Held]:
+        """The offset of each group that the job has made for a split. Its partition is `topic`/0.
+
+        Jobs had such groups before they had a `Ledger`. No other group is read.
+        """
+        groups = self.that_begin_with(f"{job}.")
+        held = self._read([name for name in groups if SPLIT.fullmatch(name.removeprefix(f"{job}."))])
+        return [at for at in held if at.fingerprint and at.partition == Partition(topic, 0)]
+
+    def forget(self, held: list[Held], stop: Stop) -> None:
         """Delete these offsets and nothing else. Tries again for a while: a killed member stays for one session."""
         if not held:
             return
@@ -87,7 +91,7 @@ class GroupOffsets:
                 del left[group]
 
         with admin_of(self.cluster) as admin:
-            retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=self._stop)(delete)
+            retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=stop)(delete)
 
     def committed(self, group: str, partition: Partition) -> tuple[int, str] | None:
         """The offset of this exact group and its note. Waits while a transaction on it is undecided."""

@@ -1,15 +1,18 @@
 """A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`client.chain.Chain`).
 
-The ledger is the committed offset of a consumer group, with the job's fingerprint as the offset's metadata. For a Kafka
-source this is the offset of the input partition in the job's group. For any other source each split has a group named
-`job.split`, and the position of the split is that group's offset for partition 0 of the output topic.
+The ledger is a compacted topic beside the output (`ledger.Ledger`). Its record is in the same transaction. For a Kafka
+source the transaction also commits the offset of the job's group. The broker then refuses zombies by the group's
+generation, and tools show the lag. A position is read from that offset, which takes less time. If there is no offset
+any more, the position is read from the ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
@@ -37,8 +40,9 @@ from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.io.kafka.client.python_private import id_of_topic
-from tagstream.transforms.io.kafka.group_offsets import GroupOffsets, Held, admin_of
+from tagstream.transforms.io.kafka.group_offsets import GroupOffsets, Held, admin_of, made_by
 from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
+from tagstream.transforms.io.kafka.ledger import Entry, Ledger
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
@@ -46,6 +50,8 @@ from tagstream.transforms.runtime.job_context import JobContext
 
 if TYPE_CHECKING:
     from tagstream.transforms.io.kafka.replay import DeadTopic
+
+log = logging.getLogger(__name__)
 
 
 class _KafkaTopicWriter(ChainWriter):
@@ -141,7 +147,9 @@ class KafkaTopicSink:
         self.fingerprint = ""
         self.encode: Encode = as_json
         self._adopts = source is not None and source.start == "committed"
-        self.offsets = GroupOffsets(self.cluster, context.stop)
+        self.offsets = GroupOffsets(self.cluster)
+        self.ledger = Ledger(self.cluster, self.spec.topic, self.group)
+        self._old_groups: frozenset[str] = frozenset()
         self._partitions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -157,25 +165,65 @@ class KafkaTopicSink:
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
-        held = self._held()
+        self.ledger.prepare()
+        held, entries = self._held(), self.ledger.entries()
         if overwrite:
-            self.offsets.forget(held)
+            self.offsets.forget(held, self.context.stop)
             forget_ends(self.cluster, f"{self.group}/")
+            self._write([record for split in entries for record in self.ledger.forgotten(split)])
             return
-        for at in held:
+        offsets = self._by_split(held)
+        for split, at in self._ends(offsets, entries).items():
             theirs = not at.fingerprint and self._adopts
             if at.fingerprint != self.fingerprint and not theirs:
-                raise LedgerError(another_job(str(at.partition), at.fingerprint, self.fingerprint))
+                raise LedgerError(another_job(split, at.fingerprint, self.fingerprint))
+        old = [(split, at) for split, at in offsets.items() if at.fingerprint and split not in entries]
+        self._write([self.ledger.copied(split, at.stop, at.fingerprint) for split, at in old])
+        if self.live_source is None:
+            self._old_groups = self.offsets.that_begin_with(f"{self.group}.")
 
     def _held(self) -> list[Held]:
         """The offsets that the job's own groups have committed."""
         if self.live_source is None:
-            return list(self.offsets.of_splits(self.group, self.spec.topic).values())
+            return self.offsets.of_splits(self.group, self.spec.topic)
         replayed = self.offsets.of_members(replay_group_of(self.job), set())
         return [
             *self.offsets.of_members(self.group, set(self.live_source.topics)),
             *(at for at in replayed if at.partition.topic == self.dead_topic),
         ]
+
+    def _by_split(self, held: list[Held]) -> dict[str, Entry]:
+        """These offsets by the ids of their splits."""
+        if self.live_source is None:
+            return {at.group.removeprefix(f"{self.group}."): Entry(at.offset, at.fingerprint, "") for at in held}
+        from tagstream.transforms.io.kafka.replay import replay_split
+        from tagstream.transforms.io.kafka.source import split_of
+
+        topics = {at.partition.topic for at in held} & {*self.live_source.topics, self.dead_topic}
+        ids = self._topic_ids(sorted(topics))
+        return {
+            (split_of if at.group == self.group else replay_split)(p, ids[p.topic]).id: Entry(
+                at.offset, at.fingerprint, ""
+            )
+            for at in held
+            if (p := at.partition).topic in ids
+        }
+
+    def _ends(self, offsets: dict[str, Entry], entries: dict[str, Entry]) -> dict[str, Entry]:
+        """The ends of all chains. Somebody may have set an offset of the group that reads the input, on purpose."""
+        return offsets | entries if self.live_source is None else entries | offsets
+
+    def _write(self, records: list[Record]) -> None:
+        """Write to the ledger in a transaction of its own."""
+        if not records:
+            return
+        producer = make_producer(self.spec.producer, self.cluster, f"{self.group}/{uuid.uuid4().hex}", None)
+        try:
+            with self.cluster.explained(f"write to {self.ledger.topic}", SinkError):
+                producer.start()
+                producer.transact(records)
+        finally:
+            producer.shut()
 
     def _one_cluster(self) -> None:
         """Raises SpecError if source and sink are on two clusters. No transaction covers labels and positions then."""
@@ -199,20 +247,8 @@ class KafkaTopicSink:
         return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
 
     def progress(self) -> dict[str, Progress]:
-        if self.live_source is None:
-            found = self.offsets.of_splits(self.group, self.spec.topic)
-            return {split: Progress(at.offset) for split, at in found.items()}
-        from tagstream.transforms.io.kafka.replay import replay_split
-        from tagstream.transforms.io.kafka.source import split_of
-
-        held = self._held()
-        topics = {at.partition.topic for at in held} & {*self.live_source.topics, self.dead_topic}
-        ids = self._topic_ids(sorted(topics))
-        return {
-            (split_of if at.group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
-            for at in held
-            if (p := at.partition).topic in ids
-        }
+        ends = self._ends(self._by_split(self._held()), self.ledger.entries())
+        return {split: Progress(at.stop) for split, at in ends.items()}
 
     def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
         """See `io.contracts.ReplayingSink`.
@@ -251,15 +287,15 @@ class KafkaTopicSink:
             library=self.spec.producer,
             compression=compression,
             note=self.fingerprint,
+            entry=functools.partial(self.ledger.record, split.id),
             adopts=self._adopts,
             stop=self.context.stop,
         )
-        if "partition" not in split.payload or self.live_source is None:
-            group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
-        else:
-            group = replay_group_of(self.job) if "replays" in split.payload else self.group
-            partition = Partition(split.payload["topic"], split.payload["partition"])
         identity = f"{self.group}/{split.id}"
+        if "partition" not in split.payload or self.live_source is None:
+            return make(identity, Partition(self.spec.topic, 0), committed=lambda: self._end_of_rows(split))
+        group = replay_group_of(self.job) if "replays" in split.payload else self.group
+        partition = Partition(split.payload["topic"], split.payload["partition"])
         member = self.context.resource(Members).of(group, partition)
         if member is not None:
             tenure = member.tenure(partition)
@@ -267,20 +303,41 @@ class KafkaTopicSink:
                 identity,
                 partition,
                 metadata=member.metadata,
-                committed=lambda: member.committed(partition),
+                committed=lambda: member.committed(partition) or self._end_without_offset(split, group),
                 owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
                 member=member,
             )
         if split.stop is None:
             raise PartitionLostError(f"{partition}: no member of group {group} reads it any more")
-        shared = group == self.group and self.live_source is not None
         return make(
             identity,
             partition,
-            rivals=functools.partial(self.cluster.members, group) if shared else list,
+            rivals=functools.partial(self.cluster.members, group) if group == self.group else list,
             metadata=lambda: ConsumerGroupMetadata(group),
-            committed=lambda: self.offsets.committed(group, partition),
+            committed=lambda: self.offsets.committed(group, partition) or self._end_without_offset(split, group),
         )
+
+    def _end_of_rows(self, split: Split) -> tuple[int, str] | None:
+        """The end of the chain of a split that is no partition. Before the ledger each split had a group for it."""
+        entry, group = self.ledger.end(split.id), f"{self.group}.{split.id}"
+        if group in self._old_groups and not (entry and entry.writer):
+            found = self.offsets.committed(group, Partition(self.spec.topic, 0))
+            if found is not None and made_by(found[1]):
+                return found
+        return None if entry is None else (entry.stop, entry.note)
+
+    def _end_without_offset(self, split: Split, group: str) -> tuple[int, str] | None:
+        """The end of a partition's chain where the group has no offset: it is new, or its offset has expired."""
+        if (entry := self.ledger.end(split.id)) is None:
+            return None
+        log.warning(
+            "group %s has no offset for %s/%d any more (expired, or deleted): going on at %d, as the ledger topic says",
+            group,
+            split.payload["topic"],
+            split.payload["partition"],
+            entry.stop,
+        )
+        return entry.stop, entry.note
 
     def count(self, topic: str) -> int:
         if topic not in self._partitions:
