@@ -149,9 +149,13 @@ class Ledger:
         until, key = time.monotonic() + UNDECIDED_SECONDS, self._key(split)
         while True:
             with self._lock:
-                self._read_on()
-                hidden, _, _ = self._records("read_uncommitted", self._next)
-                if all(record.key != key for record in hidden):
+                if self._id is None:
+                    self._read_on()
+                written, _, topic_id = self._records("read_uncommitted", self._next)
+                known = topic_id == self._id
+                if written or not known:
+                    self._read_on()
+                if known and all(record.key != key or record.offset < self._next for record in written):
                     return self._entries.get(split) or self._copied.get(split)
             if time.monotonic() > until:
                 failed = SinkError(f"{self.topic}: a transaction has been open for {UNDECIDED_SECONDS:g} s")
