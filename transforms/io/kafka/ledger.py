@@ -141,6 +141,11 @@ class Ledger:
             self._read_on()
             return self._copied | self._entries
 
+    def known(self, split: str) -> Entry | None:
+        """The split's entry as this process has last read it. Asks no broker."""
+        with self._lock:
+            return self._entries.get(split) or self._copied.get(split)
+
     def end(self, split: str) -> Entry | None:
         """The split's entry, once no record of the split is undecided. Called when its earlier writers are fenced.
 

@@ -303,7 +303,7 @@ class KafkaTopicSink:
                 identity,
                 partition,
                 metadata=member.metadata,
-                committed=lambda: member.committed(partition) or self._end_without_offset(split, group),
+                committed=lambda: self._end_of_partition(split, group, member.committed(partition)),
                 owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
                 member=member,
             )
@@ -314,7 +314,7 @@ class KafkaTopicSink:
             partition,
             rivals=functools.partial(self.cluster.members, group) if group == self.group else list,
             metadata=lambda: ConsumerGroupMetadata(group),
-            committed=lambda: self.offsets.committed(group, partition) or self._end_without_offset(split, group),
+            committed=lambda: self._end_of_partition(split, group, self.offsets.committed(group, partition)),
         )
 
     def _end_of_rows(self, split: Split) -> tuple[int, str] | None:
@@ -326,13 +326,20 @@ class KafkaTopicSink:
                 return found
         return None if entry is None else (entry.stop, entry.note)
 
-    def _end_without_offset(self, split: Split, group: str) -> tuple[int, str] | None:
-        """The end of a partition's chain where the group has no offset: it is new, or its offset has expired."""
-        if (entry := self.ledger.end(split.id)) is None:
-            return None
+    def _end_of_partition(self, split: Split, group: str, offset: tuple[int, str] | None) -> tuple[int, str] | None:
+        """The end of a partition's chain. `offset`: what its group has committed, with the note.
+
+        An offset of ours that is behind the ledger is an old one: the broker has forgotten later ones.
+        """
+        if offset is not None and not made_by(offset[1]):
+            return offset  # set by another program, on purpose
+        entry = self.ledger.end(split.id) if offset is None else self.ledger.known(split.id)
+        if entry is None or (offset is not None and offset[0] >= entry.stop):
+            return offset
         log.warning(
-            "group %s has no offset for %s/%d any more (expired, or deleted): going on at %d, as the ledger topic says",
+            "group %s has %s for %s/%d (expired, or lost by the broker): going on at %d, as the ledger topic says",
             group,
+            "no offset" if offset is None else f"the old offset {offset[0]}",
             split.payload["topic"],
             split.payload["partition"],
             entry.stop,
