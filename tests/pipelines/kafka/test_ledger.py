@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from kafka import KafkaProducer, TopicPartition, errors
-from kafka.admin import ConfigResource
+from kafka.admin import (
+    ACL,
+    ACLOperation,
+    ACLPermissionType,
+    ACLResourcePatternType,
+    ConfigResource,
+    ResourcePattern,
+    ResourceType,
+)
 from kafka.structs import OffsetAndMetadata
 from rich.console import Console
 
@@ -277,3 +285,33 @@ def test_expired_offsets(tmp_path, long):
             assert job.counts() == {}
     finally:
         broker.close()
+
+
+def test_a_user_who_may_not_create_topics_is_told_the_command(secure_kafka, tmp_path):
+    """With the topic and its ACLs the same user's job runs."""
+    topics = Topics(secure_kafka)
+    client = secure_kafka.secure_client("stranger")
+    job = Rows(topics, tmp_path)
+    job.send(5)
+    sink = {"servers": secure_kafka.secure_servers, "client": client}
+    job.spec = job.spec.model_copy(update={"sink": job.spec.sink.model_copy(update=sink)})
+    use = (ACLOperation.READ, ACLOperation.WRITE, ACLOperation.DESCRIBE)
+    for kind in (ResourceType.GROUP, ResourceType.TRANSACTIONAL_ID):
+        allow(secure_kafka, ResourcePattern(kind, topics.name, ACLResourcePatternType.PREFIXED), *use)
+    for topic in (topics.target, topics.dead):
+        allow(secure_kafka, ResourcePattern(ResourceType.TOPIC, topic, ACLResourcePatternType.LITERAL), *use)
+    with pytest.raises(SinkError, match=r"can't create the ledger topic .*kafka-topics\.sh .*cleanup\.policy=compact"):
+        job.run()
+    ledger = secure_kafka.create_topic(f"{topics.target}-ledger", **{"cleanup.policy": "compact"})
+    pattern = ResourcePattern(ResourceType.TOPIC, ledger, ACLResourcePatternType.LITERAL)
+    allow(secure_kafka, pattern, *use)
+    with pytest.raises(SinkError, match=f"settings of the ledger topic '{ledger}': ask for an ACL, DescribeConfigs"):
+        job.run()
+    allow(secure_kafka, pattern, ACLOperation.DESCRIBE_CONFIGS)
+    job.run()
+    assert job.counts() == {}
+
+
+def allow(broker, pattern, *operations):
+    with broker.admin() as admin:
+        admin.create_acls([ACL("User:stranger", "*", op, ACLPermissionType.ALLOW, pattern) for op in operations])

@@ -94,7 +94,12 @@ class Ledger:
                     "has written to it yet, and the job creates it again"
                 )
             resource = ConfigResource("topic", self.topic)
-            policy = admin.describe_configs([resource], config_filter="all")["topic"][self.topic]["cleanup.policy"]
+            settings = admin.describe_configs([resource], config_filter="all").get("topic", {}).get(self.topic, {})
+        if (policy := settings.get("cleanup.policy")) is None:  # the client raises nothing for a missing permission
+            raise SinkError(
+                f"can't look at the settings of the ledger topic {self.topic!r}: ask for an ACL, DescribeConfigs on "
+                "this topic"
+            )
         if policy["value"] != SETTINGS["cleanup.policy"]:
             raise SinkError(
                 f"the ledger topic {self.topic!r} has cleanup.policy={policy['value']}: Kafka would delete positions, "
