@@ -36,9 +36,14 @@ appender.out.layout.pattern = %d %p %c{1} %m%n
 
 
 class KafkaBroker:
-    """One broker with its own data folder and ports. Both survive `restart`. `lasting`: see `java`."""
+    """One broker with its own data folder and ports, which survive `restart`.
 
-    def __init__(self, folder: Path | None = None, *, secure: bool = False, lasting: bool = False) -> None:
+    `lasting`: see `java`. `more`: properties, with _ for each dot.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, secure: bool = False, lasting: bool = False, **more: str | int
+    ) -> None:
         self.libs, self.lasting = jars("kafka"), lasting
         self.folder = Path(folder or tempfile.mkdtemp(prefix="kafka-"))
         self.log = self.folder / "server.log"
@@ -49,7 +54,7 @@ class KafkaBroker:
         self.secure_servers = f"localhost:{self.secure_port}"
         self.expired_servers = f"localhost:{self.expired_port}"
         self.oauth_servers = f"127.0.0.1:{self.oauth_port}"
-        self.secure = secure
+        self.secure, self.more = secure, {name.replace("_", "."): value for name, value in more.items()}
         self.authority = Authority(self.folder / "tls") if secure else None
         self.process: subprocess.Popen | None = None
 
@@ -230,7 +235,7 @@ class KafkaBroker:
         properties["advertised.listeners"] = ",".join(
             f"{n}://{host.get(n, '127.0.0.1')}:{p}" for n, (_, p) in listen.items() if p
         )
-        return properties
+        return properties | self.more
 
 
 def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:

@@ -253,12 +253,13 @@ def test_a_partition_added_later_is_read_from_its_beginning(topics, tmp_path):
 
 def test_overwrite_says_that_the_group_is_in_use(topics, monkeypatch):
     """If positions can't be deleted because the group is in use, the job says so and does not start."""
-    monkeypatch.setattr("tagstream.transforms.io.kafka.sink.RETRY_SECONDS", 1.0)
+    monkeypatch.setattr("tagstream.transforms.io.kafka.group_offsets.RETRY_SECONDS", 1.0)
     topics.send([b"x"] * 3)
     spec = topics.spec()
     with running(spec):
         wait_until(lambda: topics.labelled() == 3, 60, "labels")
-        with pytest.raises(SinkError, match=r"can't delete the positions of group .* \(NonEmptyGroupError\): stop"):
+        said = r"can't delete the positions of group .* \(GroupSubscribedToTopicError\): stop"
+        with pytest.raises(SinkError, match=said):
             open_sink(spec, JobContext()).prepare(Job.open(spec).fingerprint(), overwrite=True)
 
 

@@ -1,22 +1,23 @@
 """A Kafka topic as a sink: labels, dead letters and the input position in one transaction (`client.chain.Chain`).
 
-The ledger is the committed offset of a consumer group, with the job's fingerprint as the offset's metadata. For a Kafka
-source this is the offset of the input partition in the job's group. For any other source each split has a group named
-`job.split`, and the position of the split is that group's offset for partition 0 of the output topic.
+The ledger is a compacted topic beside the output (`ledger.Ledger`). Its record is in the same transaction. For a Kafka
+source the transaction also commits the offset of the job's group. The broker then refuses zombies by the group's
+generation, and tools show the lag. A position is read from that offset, which takes less time. If there is no offset
+any more, the position is read from the ledger.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
-from kafka import KafkaConsumer, errors
-from kafka.admin import KafkaAdminClient
 from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.block import Block, Split
@@ -35,24 +36,22 @@ from tagstream.transforms.io.kafka.client.chain import (
     commit_together,
     forget_ends,
 )
-from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition, committed
+from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition
 from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.io.kafka.client.python_private import id_of_topic
+from tagstream.transforms.io.kafka.group_offsets import GroupOffsets, Held, admin_of, made_by
 from tagstream.transforms.io.kafka.groups import Members, group_of, replay_group_of
+from tagstream.transforms.io.kafka.ledger import Entry, Ledger
 from tagstream.transforms.io.kafka.messages_in import MESSAGE
 from tagstream.transforms.io.kafka.messages_out import Encode, Messages, as_json
 from tagstream.transforms.io.kafka.schema_registry import SchemaRegistry
 from tagstream.transforms.runtime.job_context import JobContext
-from tagstream.transforms.runtime.retry import every, retrying
-from tagstream.transforms.runtime.watchdog import deadline
 
 if TYPE_CHECKING:
     from tagstream.transforms.io.kafka.replay import DeadTopic
 
-RETRY_SECONDS = 30.0
-GONE = ("OK", "GroupIdNotFoundError")
-"""Answers to the deletion of a group after which the group is no longer there."""
+log = logging.getLogger(__name__)
 
 
 class _KafkaTopicWriter(ChainWriter):
@@ -148,7 +147,9 @@ class KafkaTopicSink:
         self.fingerprint = ""
         self.encode: Encode = as_json
         self._adopts = source is not None and source.start == "committed"
-        self._read = {*(source.topics if source else ()), self.dead_topic, self.spec.topic}
+        self.offsets = GroupOffsets(self.cluster)
+        self.ledger = Ledger(self.cluster, self.spec.topic, self.group)
+        self._old_groups: frozenset[str] = frozenset()
         self._partitions: dict[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,34 +165,65 @@ class KafkaTopicSink:
         with self.cluster.explained("use the output topics", SinkError):
             for topic in (self.spec.topic, self.dead_topic):
                 self.count(topic)
-        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
-            found = self._positions(admin)
-            if overwrite and any(found.values()):
-                self._forget(admin, [group for group, positions in found.items() if positions])
-                return
-        for positions in found.values():
-            for partition, at in positions.items():
-                note = (at.metadata or "").partition(" ")[0]
-                theirs = not note and (self._adopts or partition.topic not in self._read)
-                if note != self.fingerprint and not theirs:
-                    raise LedgerError(another_job(f"{partition.topic}/{partition.partition}", note, self.fingerprint))
+        self.ledger.prepare()
+        held, entries = self._held(), self.ledger.entries()
+        if overwrite:
+            self.offsets.forget(held, self.context.stop)
+            forget_ends(self.cluster, f"{self.group}/")
+            self._write([record for split in entries for record in self.ledger.forgotten(split)])
+            return
+        offsets = self._by_split(held)
+        for split, at in self._ends(offsets, entries).items():
+            theirs = not at.fingerprint and self._adopts
+            if at.fingerprint != self.fingerprint and not theirs:
+                raise LedgerError(another_job(split, at.fingerprint, self.fingerprint))
+        old = [(split, at) for split, at in offsets.items() if at.fingerprint and split not in entries]
+        self._write([self.ledger.copied(split, at.stop, at.fingerprint) for split, at in old])
+        if self.live_source is None:
+            self._old_groups = self.offsets.that_begin_with(f"{self.group}.")
 
-    def _forget(self, admin: KafkaAdminClient, groups: list[str]) -> None:
-        """Delete the groups' offsets. Tries again for a while: a killed member stays in its group for one session."""
-        left = list(groups)
+    def _held(self) -> list[Held]:
+        """The offsets that the job's own groups have committed."""
+        if self.live_source is None:
+            return self.offsets.of_splits(self.group, self.spec.topic)
+        replayed = self.offsets.of_members(replay_group_of(self.job), set())
+        return [
+            *self.offsets.of_members(self.group, set(self.live_source.topics)),
+            *(at for at in replayed if at.partition.topic == self.dead_topic),
+        ]
 
-        def delete() -> None:
-            refused = {group: said for group, said in admin.delete_groups(left).items() if said not in GONE}
-            left[:] = refused
-            if refused:
-                group, why = next(iter(refused.items()))
-                raise SinkError(
-                    f"--overwrite can't delete the positions of group {group} ({why}): stop the processes that are "
-                    "still in it, wait until their sessions end, and try again"
-                )
+    def _by_split(self, held: list[Held]) -> dict[str, Entry]:
+        """These offsets by the ids of their splits."""
+        if self.live_source is None:
+            return {at.group.removeprefix(f"{self.group}."): Entry(at.offset, at.fingerprint, "") for at in held}
+        from tagstream.transforms.io.kafka.replay import replay_split
+        from tagstream.transforms.io.kafka.source import split_of
 
-        retrying(SinkError, every(0.5), seconds=RETRY_SECONDS, stop=self.context.stop)(delete)
-        forget_ends(self.cluster, f"{self.group}/")
+        topics = {at.partition.topic for at in held} & {*self.live_source.topics, self.dead_topic}
+        ids = self._topic_ids(sorted(topics))
+        return {
+            (split_of if at.group == self.group else replay_split)(p, ids[p.topic]).id: Entry(
+                at.offset, at.fingerprint, ""
+            )
+            for at in held
+            if (p := at.partition).topic in ids
+        }
+
+    def _ends(self, offsets: dict[str, Entry], entries: dict[str, Entry]) -> dict[str, Entry]:
+        """The ends of all chains. Somebody may have set an offset of the group that reads the input, on purpose."""
+        return offsets | entries if self.live_source is None else entries | offsets
+
+    def _write(self, records: list[Record]) -> None:
+        """Write to the ledger in a transaction of its own."""
+        if not records:
+            return
+        producer = make_producer(self.spec.producer, self.cluster, f"{self.group}/{uuid.uuid4().hex}", None)
+        try:
+            with self.cluster.explained(f"write to {self.ledger.topic}", SinkError):
+                producer.start()
+                producer.transact(records)
+        finally:
+            producer.shut()
 
     def _one_cluster(self) -> None:
         """Raises SpecError if source and sink are on two clusters. No transaction covers labels and positions then."""
@@ -215,28 +247,8 @@ class KafkaTopicSink:
         return functools.partial(rows, prefix=b"\0" + schema_id.to_bytes(4, "big"))
 
     def progress(self) -> dict[str, Progress]:
-        with _admin(self.cluster) as admin, self.cluster.explained("read the job's positions", SinkError):
-            found = self._positions(admin)
-        if self.live_source is not None:
-            from tagstream.transforms.io.kafka.replay import replay_split
-            from tagstream.transforms.io.kafka.source import split_of
-
-            topics = sorted(
-                {tp.topic for tps in found.values() for tp in tps} & {*self.live_source.topics, self.dead_topic}
-            )
-            ids = self._topic_ids(topics)
-            return {
-                (split_of if group == self.group else replay_split)(p, ids[p.topic]).id: Progress(at.offset)
-                for group, tps in found.items()
-                for tp, at in tps.items()
-                if (p := Partition(tp.topic, tp.partition)).topic in ids
-            }
-        return {
-            group.removeprefix(f"{self.group}."): Progress(at.offset)
-            for group, tps in found.items()
-            for tp, at in tps.items()
-            if tp.topic == self.spec.topic
-        }
+        ends = self._ends(self._by_split(self._held()), self.ledger.entries())
+        return {split: Progress(at.stop) for split, at in ends.items()}
 
     def dead_letters(self, kept: Callable[[], pa.Schema]) -> DeadTopic:
         """See `io.contracts.ReplayingSink`.
@@ -275,15 +287,15 @@ class KafkaTopicSink:
             library=self.spec.producer,
             compression=compression,
             note=self.fingerprint,
+            entry=functools.partial(self.ledger.record, split.id),
             adopts=self._adopts,
             stop=self.context.stop,
         )
-        if "partition" not in split.payload or self.live_source is None:
-            group, partition = f"{self.group}.{split.id}", Partition(self.spec.topic, 0)
-        else:
-            group = replay_group_of(self.job) if "replays" in split.payload else self.group
-            partition = Partition(split.payload["topic"], split.payload["partition"])
         identity = f"{self.group}/{split.id}"
+        if "partition" not in split.payload or self.live_source is None:
+            return make(identity, Partition(self.spec.topic, 0), committed=lambda: self._end_of_rows(split))
+        group = replay_group_of(self.job) if "replays" in split.payload else self.group
+        partition = Partition(split.payload["topic"], split.payload["partition"])
         member = self.context.resource(Members).of(group, partition)
         if member is not None:
             tenure = member.tenure(partition)
@@ -291,20 +303,48 @@ class KafkaTopicSink:
                 identity,
                 partition,
                 metadata=member.metadata,
-                committed=lambda: member.committed(partition),
+                committed=lambda: self._end_of_partition(split, group, member.committed(partition)),
                 owned=lambda: member.owns(partition) and member.tenure(partition) == tenure,
                 member=member,
             )
         if split.stop is None:
             raise PartitionLostError(f"{partition}: no member of group {group} reads it any more")
-        shared = group == self.group and self.live_source is not None
         return make(
             identity,
             partition,
-            rivals=functools.partial(self.cluster.members, group) if shared else list,
+            rivals=functools.partial(self.cluster.members, group) if group == self.group else list,
             metadata=lambda: ConsumerGroupMetadata(group),
-            committed=lambda: _committed(self.cluster, group, partition),
+            committed=lambda: self._end_of_partition(split, group, self.offsets.committed(group, partition)),
         )
+
+    def _end_of_rows(self, split: Split) -> tuple[int, str] | None:
+        """The end of the chain of a split that is no partition. Before the ledger each split had a group for it."""
+        entry, group = self.ledger.end(split.id), f"{self.group}.{split.id}"
+        if group in self._old_groups and not (entry and entry.writer):
+            found = self.offsets.committed(group, Partition(self.spec.topic, 0))
+            if found is not None and made_by(found[1]):
+                return found
+        return None if entry is None else (entry.stop, entry.note)
+
+    def _end_of_partition(self, split: Split, group: str, offset: tuple[int, str] | None) -> tuple[int, str] | None:
+        """The end of a partition's chain. `offset`: what its group has committed, with the note.
+
+        An offset of ours that is behind the ledger is an old one: the broker has forgotten later ones.
+        """
+        if offset is not None and not made_by(offset[1]):
+            return offset  # set by another program, on purpose
+        entry = self.ledger.end(split.id) if offset is None else self.ledger.known(split.id)
+        if entry is None or (offset is not None and offset[0] >= entry.stop):
+            return offset
+        log.warning(
+            "group %s has %s for %s/%d (expired, or lost by the broker): going on at %d, as the ledger topic says",
+            group,
+            "no offset" if offset is None else f"the old offset {offset[0]}",
+            split.payload["topic"],
+            split.payload["partition"],
+            entry.stop,
+        )
+        return entry.stop, entry.note
 
     def count(self, topic: str) -> int:
         if topic not in self._partitions:
@@ -316,22 +356,6 @@ class KafkaTopicSink:
                 raise failed from error
         return self._partitions[topic]
 
-    def _positions(self, admin: KafkaAdminClient) -> dict[str, Any]:
-        """Committed offsets of the job's groups. Tries again for a while: the admin client does not do so by itself."""
-
-        def read() -> dict[str, Any]:
-            groups = self._groups(admin)
-            found: dict[str, Any] = admin.list_group_offsets(groups) if groups else {}
-            return found
-
-        return retrying(errors.RetriableError, every(0.1), seconds=RETRY_SECONDS)(read)
-
-    def _groups(self, admin: KafkaAdminClient) -> list[str]:
-        if self.live_source is not None:
-            return [self.group, replay_group_of(self.job)]
-        names = (group["group_id"] if isinstance(group, dict) else group.group_id for group in admin.list_groups())
-        return [name for name in names if name.startswith(f"{self.group}.")]
-
     def _topic_ids(self, topics: list[str]) -> dict[str, object]:
         if not topics:
             return {}
@@ -340,27 +364,8 @@ class KafkaTopicSink:
             return {topic: id_of_topic(consumer, topic) for topic in topics}
 
 
-@contextlib.contextmanager
-def _admin(cluster: Cluster) -> Any:
-    with cluster.explained("connect", SinkError), deadline(60, f"connect to {cluster.servers}"):
-        admin = KafkaAdminClient(**cluster.properties(KafkaAdminClient.DEFAULT_CONFIG))
-    with contextlib.closing(admin):
-        yield admin
-
-
-def _committed(cluster: Cluster, group: str, partition: Partition) -> tuple[int, str] | None:
-    consumer: KafkaConsumer
-    with contextlib.closing(cluster.consumer(group_id=group)) as consumer:
-        try:
-            return committed(consumer, partition, 30_000)
-        except errors.KafkaError as error:
-            failed = SinkError(f"can't read the committed offset of group {group}: {error}")
-            failed.transient = isinstance(error, errors.RetriableError)
-            raise failed from error
-
-
 def _cluster_id(cluster: Cluster) -> str:
-    with cluster.explained("ask for its id", SinkError), _admin(cluster) as admin:
+    with cluster.explained("ask for its id", SinkError), admin_of(cluster) as admin:
         return str(admin.describe_cluster()["cluster_id"])
 
 

@@ -50,12 +50,12 @@ class PartitionLostError(Exception):
 
 
 class Chain:
-    """The chain of one input partition. Its end is the offset that the group has committed.
+    """The chain of one input partition. Its end is in a ledger topic, as the offset of a group, or in both.
 
     `metadata` returns the group's current generation and the member id, by which the broker refuses a zombie of a
-    subscribed consumer (rule 1). `committed` reads the committed offset and its note. `owned` tells whether the group
-    still gives us the partition. The note beside the offset names the job and this object. One thread commits; another
-    may call `open` and `close` during a rebalance.
+    subscribed consumer (rule 1); without it no offset is committed. `entry` makes the ledger's record of an end and its
+    note. `committed` reads the end and its note. `owned` tells whether the group still gives us the partition. The note
+    names the job and this object. One thread commits; another may call `open` and `close` during a rebalance.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Chain:
         transactional_id: str,
         partition: Partition,
         *,
-        metadata: Callable[[], ConsumerGroupMetadata],
+        metadata: Callable[[], ConsumerGroupMetadata] | None = None,
+        entry: Callable[[int, str], Record] | None = None,
         committed: Callable[[], tuple[int, str] | None],
         owned: Callable[[], bool] = lambda: True,
         library: str = "kafka-python",
@@ -90,7 +91,7 @@ class Chain:
         self._adopts, self._rivals = adopts, rivals
         self.member = member
         self._stop = stop or Stop()
-        self._metadata, self._committed, self._owned = metadata, committed, owned
+        self._metadata, self._entry, self._committed, self._owned = metadata, entry, committed, owned
         self._producer = make_producer(library, cluster, transactional_id, compression)
         self._started = False
         self._closed = False
@@ -149,12 +150,14 @@ class Chain:
                 return  # the doubtful transaction had taken place
             raise ChainMovedError(self.position)
         try:
-            self._producer.transact(records, [self._at(stop)], generation)
+            self._producer.transact([*records, *self._entries(stop)], [self._at(stop)], generation)
         except NOT_OURS as error:
             self._discard()
             raise PartitionLostError(f"{self.partition}: {error}") from error
-        except RecordTooLargeError:
+        except RecordTooLargeError as error:
             self._discard()
+            if error.index >= len(records):
+                raise SinkError(f"{self.id}: the ledger topic refuses a record for its size") from error
             raise
         except HOPELESS:
             self._discard()
@@ -199,7 +202,8 @@ class Chain:
         except BaseException:
             self._producer.shut()
             raise
-        note, _, self._last_writer = ((committed[1] or "") if committed else "").partition(" ")
+        said = (committed[1] or "").rstrip("\0") if committed else ""  # librdkafka may append a zero byte
+        note, _, self._last_writer = said.partition(" ")
         if committed and note != self.note and (note or not self._adopts):
             self._producer.shut()
             raise LedgerError(another_job(str(self.partition), note, self.note))
@@ -246,14 +250,14 @@ class Chain:
             log.warning("%s: the broker says %s, and had acknowledged %d; asking again", self.id, found, known)
             self._stop.wait(1.0)
 
-    def _generation(self) -> ConsumerGroupMetadata:
-        """The group's generation. Raises PartitionLostError.
+    def _generation(self) -> ConsumerGroupMetadata | None:
+        """The group's generation, if the chain has a group. Raises PartitionLostError.
 
         Asked for before the check that the partition is ours. A member that is given the partition after the check has
         a later generation, and the broker refuses ours.
         """
         try:
-            generation = self._metadata()
+            generation = self._metadata() if self._metadata else None
         except NOT_OURS as error:
             raise PartitionLostError(f"{self.partition}: {error}") from error
         if self._closed or not self._owned():
@@ -286,6 +290,9 @@ class Chain:
 
     def _at(self, stop: int) -> Position:
         return Position(self.partition, stop, f"{self.note} {self._me}")
+
+    def _entries(self, stop: int) -> list[Record]:
+        return [self._entry(stop, f"{self.note} {self._me}")] if self._entry else []
 
     def _stands_at(self, position: int | None) -> None:
         self.position = position
@@ -328,6 +335,7 @@ def commit_together(appends: list[Append]) -> bool:
         if not all(append.chain._ready(append.start) for append in appends):  # noqa: SLF001
             return False
         records = [record for append in appends for record in append.records]
+        records += [record for append in appends for record in append.chain._entries(append.stop)]  # noqa: SLF001
         positions = [append.chain._at(append.stop) for append in appends]  # noqa: SLF001
         try:
             carrier._producer.transact(records, positions, generation)  # noqa: SLF001

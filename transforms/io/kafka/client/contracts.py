@@ -6,6 +6,7 @@ librdkafka (`rdkafka_consumer`, `rdkafka_producer`). Errors are always kafka-pyt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
@@ -142,8 +143,13 @@ class TransactionalProducer(Protocol):
         May be called again after `shut`. Raises SinkError for wrong settings, and KafkaError.
         """
 
-    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
-        """Runs one transaction. Raises RecordTooLargeError. After any other exception the outcome is in doubt."""
+    def transact(
+        self, records: list[Record], positions: Sequence[Position] = (), group: ConsumerGroupMetadata | None = None
+    ) -> None:
+        """Runs one transaction, which commits `positions` for `group` if there is one.
+
+        Raises RecordTooLargeError. After any other exception the outcome is in doubt.
+        """
 
     def shut(self) -> None:
         """Closes without waiting and without aborting. Does nothing unless started."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from kafka import KafkaProducer, errors
@@ -59,7 +60,9 @@ class PythonProducer:
                     raise errors.RequestTimedOutError(str(error)) from error
                 raise
 
-    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
+    def transact(
+        self, records: list[Record], positions: Sequence[Position] = (), group: ConsumerGroupMetadata | None = None
+    ) -> None:
         """Makes the calls in the order of rule 3, each under a deadline (rule 6)."""
         producer = self._producer
         with deadline(CALL_SECONDS, f"{self.id}: begin"):
@@ -90,10 +93,11 @@ class PythonProducer:
             raise largest(records, too_large)
         if unsent is not None:
             raise unsent
-        offsets = {topic_partition(p.partition): OffsetAndMetadata(p.offset, p.note, -1) for p in positions}
-        with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
-            producer.send_offsets_to_transaction(offsets, group)  # rule 1: never the bare group name
-        self._same(began, "sending offsets")
+        if group is not None:
+            offsets = {topic_partition(p.partition): OffsetAndMetadata(p.offset, p.note, -1) for p in positions}
+            with deadline(CALL_SECONDS, f"{self.id}: send offsets"):
+                producer.send_offsets_to_transaction(offsets, group)  # rule 1: never the bare group name
+        self._same(began, "sending")
         with deadline(CALL_SECONDS, f"{self.id}: commit"):
             producer.commit_transaction()
         self._same(began, "the commit")

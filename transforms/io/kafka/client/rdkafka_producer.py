@@ -10,7 +10,7 @@ import contextlib
 import functools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from kafka import KafkaProducer
@@ -74,7 +74,9 @@ class LibrdkafkaProducer:
                 else:
                     return
 
-    def transact(self, records: list[Record], positions: list[Position], group: ConsumerGroupMetadata) -> None:
+    def transact(
+        self, records: list[Record], positions: Sequence[Position] = (), group: ConsumerGroupMetadata | None = None
+    ) -> None:
         """Checks every delivery before it sends the offsets, and makes each call under a deadline."""
         producer = self._producer
         with self._translated():
@@ -84,7 +86,7 @@ class LibrdkafkaProducer:
             if failed:
                 self._blame(failed, records)
             at = [self._library.TopicPartition(*p.partition, p.offset, p.note) for p in positions]
-            ended = self._caller.call(self._end, producer, at, group_bytes(group))
+            ended = self._caller.call(self._end, producer, at, None if group is None else group_bytes(group))
             try:
                 ended.result(ANSWER_SECONDS + 1)
             except TimeoutError:  # the thread keeps the client, until the next producer of this id fences it
@@ -129,8 +131,9 @@ class LibrdkafkaProducer:
         return failed
 
     @staticmethod
-    def _end(producer: Any, at: list[Any], group: bytes) -> None:
-        producer.send_offsets_to_transaction(at, group, ANSWER_SECONDS / 2)
+    def _end(producer: Any, at: list[Any], group: bytes | None) -> None:
+        if group is not None:
+            producer.send_offsets_to_transaction(at, group, ANSWER_SECONDS / 2)
         producer.commit_transaction(ANSWER_SECONDS / 2)
 
     def _blame(self, failed: dict[int, Any], records: list[Record]) -> None:
