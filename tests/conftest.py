@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.services.flink",
     "tests.services.kafka",
     "tests.services.postgres",
+    "tests.services.s3",
     "tests.services.schema_registry",
 ]
 

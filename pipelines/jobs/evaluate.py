@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tagstream.pipelines.jobs.run import run_job
-from tagstream.schemas.errors import SpecError
+from tagstream.schemas.errors import SourceError, SpecError
 from tagstream.schemas.memory_spec import MemorySink
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import describe
@@ -21,6 +21,8 @@ from tagstream.transforms.tasks.text_classification import Head
 
 BINS = 15
 Array = np.ndarray
+_PRINTED = 40
+"""How many labels the tables show at most."""
 
 
 def evaluate_job(
@@ -52,7 +54,10 @@ def evaluate_job(
             raise SpecError(f"{entry.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
         if not set(head.names) - set(without):
             raise SpecError(f"{entry.as_}: --without leaves no label to choose")
-    report = run_job(job, console, overwrite=True, limit=limit)
+    try:
+        report = run_job(job, console, overwrite=True, limit=limit)
+    except SourceError as error:  # nothing but the true labels is kept
+        raise SourceError(str(error).replace("(source.keep)", "(--label)")) from None
     labels = memory.labels()
     labels = labels.filter(pc.is_valid(labels[label])) if labels.num_rows else labels
     if not labels.num_rows:
@@ -78,6 +83,11 @@ def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, withou
         raise SpecError(f"the true labels are {truth.type}; one label a row must be text or a number") from None
     predicted = np.asarray(head.names, object)[values.argmax(axis=1)]
     unknown = sorted(set(true) - set(names))
+    if len(unknown) == len(set(true)):
+        raise SpecError(
+            f"{head.entry.as_}: the column of true labels has none of the model's labels ({_some(names)}); it holds "
+            f"{_some(unknown)}. Name another column with --label, or map the model's labels with infer.labels"
+        )
     from sklearn.metrics import classification_report, confusion_matrix
 
     names += unknown
@@ -113,6 +123,11 @@ def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str,
     }
 
 
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:5])
+    return f"{shown}, …" if len(names) > 5 else shown
+
+
 def calibration_error(confidence: Array, correct: Array) -> float:
     """Expected calibration error (Guo et al. 2017): mean |accuracy - confidence| over 15 bins, weighted by rows.
 
@@ -134,11 +149,14 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
         )
         for column in ("label", "precision", "recall", "F1", "rows"):
             table.add_column(column, justify="left" if column == "label" else "right")
-        for label, m in [*metrics["labels"].items(), ("macro", metrics["macro"]), ("weighted", metrics["weighted"])]:
+        every = list(metrics["labels"].items())
+        if len(every) > _PRINTED:
+            console.print(f"the first {_PRINTED} of {len(every):,} labels; --report writes all", highlight=False)
+        for label, m in [*every[:_PRINTED], ("macro", metrics["macro"]), ("weighted", metrics["weighted"])]:
             cells = (f"{m[key]:.4f}" for key in ("precision", "recall", "f1-score"))
             table.add_row(label, *cells, f"{m['support']:,.0f}")
         console.print(table)
-        if "confusion" in metrics:
+        if "confusion" in metrics and len(metrics["confusion"]["labels"]) <= _PRINTED:
             confusion = Table(title="true label (rows), predicted label (columns)", title_justify="left")
             confusion.add_column("")
             for label in metrics["confusion"]["labels"]:

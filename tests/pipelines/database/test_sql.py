@@ -232,6 +232,23 @@ def test_bad_tables_are_refused_before_work_starts(db: Database, setup: list, so
     assert not db.table("SELECT * FROM labels").num_columns
 
 
+def test_labels_never_overwrite_columns_of_the_source(db: Database) -> None:
+    """Not even with `adopt`."""
+    db.fill("messages", messages(5), key="id")
+    infer = [{"as": "body", "backend": {"type": "constant", "label": "ham"}}]
+    job = spec(db, sink={"table": "messages", "mode": "update", "adopt": True}, infer=infer)
+    with pytest.raises(SpecError, match="'body' is a column of the source, which labels would overwrite"):
+        run(job)
+    assert "message 3" in [row["body"] for row in db.query("SELECT body FROM messages")]
+
+
+def test_a_missing_sqlite_file_is_not_made(tmp_path: Path) -> None:
+    db = SqliteDatabase(tmp_path)
+    with pytest.raises(SourceError, match="no such file"):
+        run(spec(db, sink={"uri": f"sqlite:///{tmp_path}/labels.db"}))
+    assert not list(tmp_path.iterdir())
+
+
 def test_key_is_required() -> None:
     """A source needs a key, a valid URI, and either a table or a query."""
     for change, message in [

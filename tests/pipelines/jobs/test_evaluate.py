@@ -32,7 +32,15 @@ def job(tmp_path: Path) -> BulkJob:
     bulk = BulkJob(tmp_path)
     chooser = random.Random(3)
     truth = pa.array([None if i % 50 == 0 else chooser.choice(NAMES) for i in range(300)], pa.string())
-    bulk.put("a.parquet", TEXTS, truth=truth, label=truth, tag=truth, numbers=pa.array([i % 2 for i in range(300)]))
+    bulk.put(
+        "a.parquet",
+        TEXTS,
+        truth=truth,
+        label=truth,
+        tag=truth,
+        numbers=pa.array([i % 2 for i in range(300)]),
+        amount=pa.array([i + 0.5 for i in range(300)]),
+    )
     return bulk
 
 
@@ -184,7 +192,13 @@ def test_regression_has_no_labels(tmp_path: Path, job: BulkJob) -> None:
 @pytest.mark.parametrize(
     ("label", "without", "error", "message"),
     [
-        ("truht", (), SourceError, r"no column 'truht' .*did you mean 'truth'"),
+        ("truht", (), SourceError, r"no column 'truht' \(--label\).*did you mean 'truth'"),
+        (
+            "amount",
+            (),
+            SpecError,
+            r"tag: .* has none of the model's labels \(b\); it holds 0\.5, 1\.5,.*--label",
+        ),
         ("truth", ("z",), SpecError, "tag: no label 'z'; there are b"),
         ("truth", ("b",), SpecError, "tag: --without leaves no label to choose"),
     ],

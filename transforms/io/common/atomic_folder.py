@@ -16,6 +16,7 @@ import time
 import uuid
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -81,8 +82,7 @@ class Folder:
             os.fsync(opened.fileno())
             if not self.local:
                 try:
-                    with self.fs.open(self.at(name), "xb") as remote:
-                        shutil.copyfileobj(opened, remote, 1 << 20)
+                    self._upload(opened, self.at(name), "xb")
                 except FileExistsError:
                     return False
                 return True
@@ -92,6 +92,25 @@ class Folder:
             return False
         self.sync()
         return True
+
+    def _upload(self, opened: BinaryIO, path: str, mode: str) -> None:
+        """Copy a file to an object store. Nothing appears at `path` unless all bytes have arrived.
+
+        Leaving `with fs.open(…)` by an exception would close the remote file, and closing makes it visible.
+        """
+        remote = self.fs.open(path, mode)
+        try:
+            shutil.copyfileobj(opened, remote, 1 << 20)
+            remote.close()
+        except BaseException as error:
+            with suppress(Exception):
+                remote.discard()  # aborts an upload of several parts
+            remote.closed = True  # else the garbage collector closes the file
+            if isinstance(error, Exception) and not isinstance(
+                error, OSError
+            ):  # a client's own, of a broken connection
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            raise
 
     def publish_text(self, text: str, name: str) -> bool:
         """Like `publish`, for a short text instead of a file."""
@@ -116,8 +135,7 @@ class Folder:
             os.fsync(opened.fileno())
             if not self.local:
                 self.fs.makedirs(f"{self.path}/{TMP}", exist_ok=True)
-                with self.fs.open(f"{self.path}/{TMP}/{aside}", "wb") as remote:
-                    shutil.copyfileobj(opened, remote, 1 << 20)
+                self._upload(opened, f"{self.path}/{TMP}/{aside}", "wb")
         if self.local:
             tmp.rename(self._tmp / aside)
         else:

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import cast
 from urllib.parse import unquote, urlsplit
 
@@ -118,6 +119,8 @@ def check_target(uri: str) -> None:
 def open_source(spec: JobSpec, context: JobContext) -> TableSource:
     """See `io.registry.open_source`."""
     uri = cast("SqlSource", spec.source).uri.get_secret_value()
+    if urlsplit(uri).scheme == "sqlite" and not Path(_as_driver_wants(uri)).exists():  # SQLite would make an empty file
+        raise SourceError(f"source.uri {masked(uri)}: no such file")
     return TableSource(spec, context, partial(connect, uri), masked(uri))
 
 

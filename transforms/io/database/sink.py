@@ -204,6 +204,11 @@ class TableSink:
             raise SpecError(f"sink.mode: {self.sink.mode} finds rows by key. Set source.id or sink.key")
         if missing := [name for name in key if name not in spec.source.kept]:
             raise SpecError(f"sink.key: {missing[0]!r} is neither the source's id nor one of its kept columns")
+        own = {name for entry in spec.infer for name in entry.columns}
+        if self.sink.mode == "update" and (both := sorted(own & {spec.source.text, *key})):
+            raise SpecError(
+                f"infer: {both[0]!r} is a column of the source, which labels would overwrite. Choose another name (as)"
+            )
         dead = getattr(spec.dead_letters, "table", None)
         self.dead = table_name(dead) if dead else beside(self.sink.table, f"{last_part(self.sink.table)}_dead")
         self.ledger = Ledger(spec.name, self.sink.table, self.dead)
