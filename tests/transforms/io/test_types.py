@@ -63,9 +63,11 @@ STORAGE = {"uuid", "json", "bool8"}
 """Extension types are read as their storage."""
 
 
-def source_file(folder: Path, column: pa.Array) -> Path:
+def source_file(folder: Path, **columns: pa.Array) -> Path:
+    """A file with these columns, ids from 0 on, and a text in each row."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = pa.table({"id": pa.array(range(len(column)), pa.int64()), "x": column, "text": ["a"] * len(column)})
+    rows = len(next(iter(columns.values())))
+    table = pa.table({"id": pa.array(range(rows), pa.int64()), **columns, "text": ["a"] * rows})
     pq.write_table(table, folder / "in.parquet")
     return folder / "in.parquet"
 
@@ -78,17 +80,12 @@ def sink_of(name: str, folder: Path) -> tuple[Any, Callable[[], pa.Table]]:
     return lake.settings("labels"), lambda: lake.table("labels")
 
 
-def stored(name: str, folder: Path, column: pa.Array) -> tuple[pa.Table, dict[str, int]]:
+def stored(name: str, folder: Path, **columns: pa.Array) -> tuple[pa.Table, dict[str, int]]:
     """The rows in the sink, by id, and the dead letters."""
+    path = str(source_file(folder, **columns))
     fields = {
         "name": "types",
-        "source": {
-            "type": "parquet",
-            "path": str(source_file(folder, column)),
-            "text": "text",
-            "id": "id",
-            "keep": ["x"],
-        },
+        "source": {"type": "parquet", "path": path, "text": "text", "id": "id", "keep": list(columns)},
         "infer": [{"as": "tag", "backend": {"type": "constant"}}],
         "max_dead": 1,
     }
@@ -105,23 +102,38 @@ def in_order(found: pa.Table) -> pa.Table:
     return pa.concat_tables([found.slice(row, 1) for row in np.argsort(found["id"].to_numpy())])
 
 
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], pa.Table]:
+    """What a sink holds after one job with a column of each type whose rows it takes, by the sink's name."""
+    held: dict[str, pa.Table] = {}
+
+    def rows(name: str) -> pa.Table:
+        if name not in held:
+            taken = {k: v for k, v in VALUES.items() if not isinstance(EXPECTED[name].get(k), Refused | Dead)}
+            held[name], dead = stored(name, tmp_path_factory.mktemp(name), **taken)
+            assert not dead
+        return held[name]
+
+    return rows
+
+
 @pytest.mark.parametrize("kind", VALUES)
 @pytest.mark.parametrize("name", EXPECTED)
-def test_cell(name: str, kind: str, tmp_path: Path) -> None:
+def test_cell(name: str, kind: str, tmp_path: Path, together: Callable[[str], pa.Table]) -> None:
     """One sink and one type."""
-    column = VALUES[kind]
-    expected = EXPECTED[name].get(kind, VALUES[kind].storage if kind in STORAGE else column)
+    expected = EXPECTED[name].get(kind, VALUES[kind].storage if kind in STORAGE else VALUES[kind])
     if isinstance(expected, Refused):
         with pytest.raises(SinkError) as refusal:
-            stored(name, tmp_path, column)
+            stored(name, tmp_path, x=VALUES[kind])
         assert expected.message in str(refusal.value)
-        return
-    found, dead = stored(name, tmp_path, column)
-    alive = [row for row in range(3) if not (isinstance(expected, Dead) and row in expected.rows)]
-    assert found["id"].to_pylist() == alive
-    assert dead == ({"refused": 3 - len(alive)} if len(alive) < 3 else {})
-    if not isinstance(expected, Dead):
-        same_values(found["x"].combine_chunks(), expected)
+    elif isinstance(expected, Dead):
+        found, dead = stored(name, tmp_path, x=VALUES[kind])
+        assert found["id"].to_pylist() == [row for row in range(3) if row not in expected.rows]
+        assert dead == {"refused": len(expected.rows)}
+    else:
+        found = together(name)
+        assert found["id"].to_pylist() == [0, 1, 2]
+        same_values(found[kind].combine_chunks(), expected)
 
 
 def same_values(found: pa.Array, expected: pa.Array) -> None:
