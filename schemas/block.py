@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -134,6 +135,34 @@ def take_rows(batch: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
     """The rows of `batch` with the numbers `rows`, an int array, in that order; columns of any type."""
     rows = np.asarray(rows, np.int64)
     return pa.RecordBatch.from_arrays([_take(column, rows) for column in batch.columns], schema=batch.schema)
+
+
+def without_rows(batch: pa.RecordBatch, rows: Any) -> pa.RecordBatch:
+    """The batch without the rows with the numbers `rows`."""
+    return take_rows(batch, np.delete(np.arange(batch.num_rows), np.asarray(rows, np.int64)))
+
+
+def failing_rows(count: int, attempt: Callable[[int, int], object], failure: type[Exception]) -> dict[int, Exception]:
+    """Those of `count` rows on which `attempt` raises `failure`, in ascending order, with what it raised.
+
+    `attempt` is called with the first row and the row after the last one: with all rows first, then with the halves of
+    what fails. So a few bad rows among many cost few calls, and none cost one.
+    """
+    found: dict[int, Exception] = {}
+    parts = [(0, count)]
+    while parts:
+        first, stop = parts.pop()
+        try:
+            attempt(first, stop)
+        except failure as error:
+            if stop == first:
+                raise  # it is no row's fault
+            if stop - first == 1:
+                found[first] = error
+            else:
+                middle = (first + stop) // 2
+                parts += [(middle, stop), (first, middle)]  # the lower half is next
+    return found
 
 
 def _take(column: pa.Array, rows: Any) -> pa.Array:

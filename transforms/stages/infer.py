@@ -20,7 +20,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import MIN_TIMESTAMP
 from apache_beam.utils.windowed_value import WindowedValue
 
-from tagstream.schemas.block import TEXT, Block, take_rows
+from tagstream.schemas.block import TEXT, Block, without_rows
 from tagstream.schemas.dead_letters import dead_letters, merged
 from tagstream.schemas.errors import DeadCode, ModelError
 from tagstream.schemas.spec import JobSpec
@@ -86,9 +86,7 @@ class BlockInference:
             rows = np.array(sorted(errors), np.int64)
             codes, messages = zip(*(errors[row] for row in rows.tolist()), strict=True)
             _, dead = self._bury(pending.block.span.split, batch, dead, rows, list(codes), list(messages))
-            alive = np.ones(batch.num_rows, bool)
-            alive[rows] = False
-            labelled = take_rows(labelled, np.flatnonzero(alive))
+            labelled = without_rows(labelled, rows)
         return Block(pending.block.span, labelled, dead)
 
     def _bury(
@@ -102,9 +100,7 @@ class BlockInference:
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Move `rows` from the batch to the dead letters. These stay in order of position."""
         letters = dead_letters(split, batch, rows, codes, messages, payload=self.spec.payload)
-        alive = np.ones(batch.num_rows, bool)
-        alive[rows] = False
-        return take_rows(batch, np.flatnonzero(alive)), merged(dead, letters)
+        return without_rows(batch, rows), merged(dead, letters)
 
 
 class _InferFn(beam.DoFn):  # type: ignore[misc]

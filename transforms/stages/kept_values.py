@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as at
 
-from tagstream.schemas.block import take_rows
+from tagstream.schemas.block import failing_rows, take_rows, without_rows
 from tagstream.schemas.dead_letters import dead_letters, kept_schema, no_dead
 from tagstream.schemas.errors import DeadCode
 
@@ -40,9 +40,7 @@ def split_off_bad_values(split: str, batch: pa.RecordBatch) -> tuple[pa.RecordBa
     letters = dead_letters(
         split, taken, np.arange(len(rows)), codes, [messages[row] for row in rows.tolist()], payload=False
     )
-    alive = np.ones(batch.num_rows, bool)
-    alive[rows] = False
-    rest = take_rows(batch, np.flatnonzero(alive))
+    rest = without_rows(batch, rows)
     return _replaced(rest, {name: np.zeros(rest.num_rows, bool) for name in bad}), letters
 
 
@@ -62,35 +60,20 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 
 def _invalid_rows(column: pa.Array) -> Array:
-    """Row numbers, ascending. Arrow checks the whole column in one call; only a column that fails is halved."""
-    if _valid(column):
+    """Row numbers, ascending."""
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        pass
+    else:
         return np.empty(0, np.int64)
     if at.is_dictionary(column.type):  # an entry of the dictionary that no row has does no harm
         entries = pa.array(_invalid_rows(column.dictionary))
         return np.flatnonzero(
             pc.is_in(column.indices, entries.cast(column.indices.type)).to_numpy(zero_copy_only=False)
         )
-    column = _own(column)
-    found: list[int] = []
-    halves = [(0, len(column))]
-    while halves:
-        first, stop = halves.pop()
-        if _valid(_own(column.slice(first, stop - first))):
-            continue
-        if stop - first == 1:
-            found.append(first)
-        else:
-            middle = (first + stop) // 2
-            halves += [(first, middle), (middle, stop)]
-    return np.array(sorted(found), np.int64)
-
-
-def _valid(column: pa.Array) -> bool:
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        return False
-    return True
+    bad = failing_rows(len(column), lambda first, stop: _own(column[first:stop]).validate(full=True), pa.ArrowInvalid)
+    return np.array(list(bad), np.int64)
 
 
 def _own(column: pa.Array) -> pa.Array:
@@ -103,8 +86,8 @@ def _replaced(batch: pa.RecordBatch, nulls: dict[str, Array]) -> pa.RecordBatch:
     columns = {name: batch.column(name) for name in batch.schema.names}
     for name, mask in nulls.items():
         column = columns[name]
-        pieces = [pa.nulls(1, column.type) if mask[row] else column.slice(row, 1) for row in range(len(column))]
         if mask.any():
+            pieces = [pa.nulls(1, column.type) if mask[row] else column.slice(row, 1) for row in range(len(column))]
             column = pa.concat_arrays(pieces)
         if at.is_dictionary(column.type):
             column = column.dictionary_decode().dictionary_encode().cast(column.type)

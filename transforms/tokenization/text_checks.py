@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tagstream.schemas.block import failing_rows
 from tagstream.schemas.errors import DeadCode, SourceError
 
 Array = np.ndarray
@@ -54,21 +55,7 @@ def unfit_rows(texts: pa.LargeStringArray) -> tuple[Array, list[DeadCode]]:
         np.flatnonzero(pc.is_null(texts).to_numpy(zero_copy_only=False)) if texts.null_count else np.empty(0, np.int64)
     )
     codes = dict.fromkeys(null.tolist(), DeadCode.NULL_TEXT)
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        codes.update(dict.fromkeys(_invalid_utf8(texts), DeadCode.BAD_ENCODING))
+    bad = failing_rows(len(texts), lambda first, stop: texts[first:stop].validate(full=True), pa.ArrowInvalid)
+    codes.update(dict.fromkeys(bad, DeadCode.BAD_ENCODING))
     rows = sorted(codes)
     return np.asarray(rows, np.int64), [codes[row] for row in rows]
-
-
-def _invalid_utf8(texts: pa.LargeStringArray) -> list[int]:
-    """Rows that are not valid UTF-8. Halves the array until each bad row is found; Arrow checks a half in one call."""
-    try:
-        texts.validate(full=True)
-    except pa.ArrowInvalid:
-        if len(texts) == 1:
-            return [0]
-        half = len(texts) // 2
-        return _invalid_utf8(texts.slice(0, half)) + [half + row for row in _invalid_utf8(texts.slice(half))]
-    return []

@@ -106,11 +106,9 @@ class Folder:
             with suppress(Exception):
                 remote.discard()  # aborts an upload of several parts
             remote.closed = True  # else the garbage collector closes the file
-            if isinstance(error, Exception) and not isinstance(
-                error, OSError
-            ):  # a client's own, of a broken connection
-                raise OSError(f"{type(error).__name__}: {error}") from error
-            raise
+            if isinstance(error, OSError) or not isinstance(error, Exception):
+                raise
+            raise OSError(f"{type(error).__name__}: {error}") from error  # the client's own error
 
     def publish_text(self, text: str, name: str) -> bool:
         """Like `publish`, for a short text instead of a file."""

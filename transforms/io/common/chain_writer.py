@@ -41,7 +41,7 @@ class ChainWriter(ABC):
         if block.span.stop <= self.position:
             return block.after(block.span.stop)
         block = block.after(self.position)
-        self._stage(block)
+        block = self._stage(block) or block
         self._rows_in += block.num_rows
         self._rows_out += block.batch.num_rows
         for count in pc.value_counts(block.dead.column("code")):
@@ -100,8 +100,11 @@ class ChainWriter(ABC):
         self._opened = time.monotonic()
 
     @abstractmethod
-    def _stage(self, block: Block) -> None:
-        """Keep the block's labels and dead letters for the next `_append`. Readers must not see them yet."""
+    def _stage(self, block: Block) -> Block | None:
+        """Keep the block's labels and dead letters for the next `_append`. Readers must not see them yet.
+
+        Returns the block as it was kept if the system can't store some rows, which became dead letters; otherwise None.
+        """
 
     @abstractmethod
     def _append(self, commit: Commit, seconds: float) -> Commit | None:

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.types as at
 
 from tagstream.schemas.block import unwrapped
+from tagstream.transforms.io.common.arrow_types import is_bytes
 
 _FRACTION = re.compile(r"([^.]*?\d\d:\d\d:\d\d)(\.\d+)?(?:Z|[+-]\d\d:?\d\d)?")
 
@@ -72,7 +73,7 @@ def _value(value: Any, kind: pa.DataType) -> Any:
         return [(_value(item["key"], kind.key_type), _value(item["value"], kind.item_type)) for item in value]
     if at.is_nested(kind):
         return [_value(item, kind.value_type) for item in value]
-    if _is_bytes(kind):
+    if is_bytes(kind):
         return base64.b64decode(value)
     if at.is_decimal(kind):
         return Decimal(value)
@@ -151,14 +152,9 @@ def _text(array: pa.Array) -> pa.Array:
         return array.cast(pa.int64()).cast(pa.large_string())
     if at.is_floating(kind):
         return _numbers(array.cast(pa.float32()) if at.is_float16(kind) else array)
-    if _is_bytes(kind):
+    if is_bytes(kind):
         return _quoted(array.cast(pa.large_binary()), lambda value: base64.b64encode(value).decode())
     return _quoted(array.cast(pa.large_string()), str)
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    variable = at.is_binary(kind) or at.is_large_binary(kind) or at.is_binary_view(kind)
-    return bool(variable or at.is_fixed_size_binary(kind))
 
 
 def _numbers(array: pa.Array) -> pa.Array:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.block import POSITION, take_rows
+from tagstream.schemas.block import POSITION, failing_rows, take_rows
 from tagstream.schemas.errors import DeadCode, SinkError
 from tagstream.transforms.io.common.spool import Spool
 
@@ -98,22 +98,7 @@ def find_refused(staged: StagedRows, attempt: Callable[[pa.RecordBatchReader], N
     none of several rows can: then it is not the rows.
     """
     attempt(staged.part(0, 0))
-    found: Reasons = {}
-    parts = [(0, staged.labels.rows)]
-    while parts:
-        first, stop = parts.pop()
-        if all(row in staged.refused for row in range(first, stop)):
-            continue
-        try:
-            attempt(staged.part(first, stop))
-        except SinkError as error:
-            if stop - first == 1:
-                found[first] = (DeadCode.REFUSED, f"the database refuses the row: {error}")
-                if len(found) == staged.left and staged.left > 1:
-                    raise failed from None
-            else:
-                middle = (first + stop) // 2
-                parts += [(first, middle), (middle, stop)]
-    if not found:
+    found = failing_rows(staged.labels.rows, lambda first, stop: attempt(staged.part(first, stop)), SinkError)
+    if not found or len(found) == staged.left > 1:
         raise failed
-    return found
+    return {row: (DeadCode.REFUSED, f"the database refuses the row: {error}") for row, error in found.items()}

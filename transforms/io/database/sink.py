@@ -30,7 +30,7 @@ from tagstream.schemas.sql_spec import SqlSink
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
 from tagstream.transforms.io.common.dead_letter_source import TableLetterSource
-from tagstream.transforms.io.common.exact_values import without_inexact
+from tagstream.transforms.io.common.exact_values import exactly
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Again, Commit, Progress, again_of
 from tagstream.transforms.io.database.dialect import beside, last_part, quote, table_name
@@ -60,21 +60,17 @@ class _TableWriter(ChainWriter):
         waiting = sum(spool.nbytes for spool in (self._labels and self._labels.labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
 
-    def write(self, block: Block) -> Block:
+    def _stage(self, block: Block) -> Block:
         self._sink.know_columns(block.batch.schema)
         target = self._sink.target
-        names = target.written(block.batch.schema)
-        return super().write(without_inexact(block, names, target.stored))
-
-    def _stage(self, block: Block) -> None:
-        target = self._sink.target
-        names = [*target.written(block.batch.schema), POSITION]
-        labels = pa.RecordBatch.from_arrays([target.stored(block.batch.column(name), name) for name in names], names)
+        block, labels = exactly(block, [*target.written(block.batch.schema), POSITION], target.stored)
         letters = buried(block, np.arange(labels.num_rows), DeadCode.REFUSED)
         self._labels = self._labels or StagedRows(labels.schema, letters.schema)
         self._labels.add(labels, letters)
         if block.dead.num_rows:
-            self._add_letters(block.dead)
+            dead = letter_rows(self._sink.spec.name, block.dead)
+            self._letters = self._letters or Spool(dead.schema)
+            self._letters.add(dead)
             if again_of(self.split) is not None:  # the old model's label must go, although there is no new one
                 held = block.dead.column(DEAD_ROW)
                 keys = [target.stored(held.field(held.type.get_field_index(name)), name) for name in target.key]
@@ -82,22 +78,14 @@ class _TableWriter(ChainWriter):
                     pa.schema(zip(target.key, (k.type for k in keys), strict=True))
                 )
                 self._unlabelled.add(pa.RecordBatch.from_arrays(keys, schema=self._unlabelled.schema))
-
-    def _add_letters(self, dead: pa.RecordBatch) -> None:
-        letters = letter_rows(self._sink.spec.name, dead)
-        self._letters = self._letters or Spool(letters.schema)
-        self._letters.add(letters)
+        return block
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
         assert self._labels is not None
-        labels, counted = self._labels, 0
+        labels = self._labels
         while True:
-            if len(labels.refused) > counted:
-                counted = len(labels.refused)
-                dead = commit.dead + labels.codes()
-                told = replace(commit, rows_out=commit.rows_out - counted, dead=dead)
-            else:
-                told = commit
+            out, dead = commit.rows_out - len(labels.refused), commit.dead + labels.codes()
+            told = replace(commit, rows_out=out, dead=dead)
             try:
                 self._commit(told, seconds, labels)
             except Refused as refusal:

@@ -200,11 +200,8 @@ class TableSource:
         if not planned:
             return []
         with self.sessions.lent() as session:
-            values = Values(session.dialect)
-            where = self.range_clause(values, None, self.decode(planned[-1].payload["hi"]))
-            whole = session.dialect.type_of(pa.int64())
-            found = session.query(f"SELECT CAST(count(*) AS {whole}) AS n FROM {self.relation} {where}", values.given)
-        late = found["n"][0].as_py() - sum(split.rows for split in planned)
+            there = self.count(session, None, planned[-1].payload["hi"])
+        late = there - sum(split.rows for split in planned)
         if late <= 0:
             return []
         note = (
@@ -235,6 +232,14 @@ class TableSource:
                 marks = [values.add(value, cast) for value, cast in zip(given, casts, strict=True)]
                 parts.append(values.dialect.above(self.spec.key, marks, compare))
         return f"WHERE {' AND '.join(parts)}" if parts else ""
+
+    def count(self, session: Session, low: Any, high: Any) -> int:
+        """How many rows the database has in a range, whose bounds are as a payload holds them."""
+        values = Values(session.dialect)
+        where = self.range_clause(values, self.decode(low), self.decode(high))
+        whole = session.dialect.type_of(pa.int64())
+        found = session.query(f"SELECT CAST(count(*) AS {whole}) AS n FROM {self.relation} {where}", values.given)
+        return int(found["n"][0].as_py())
 
     def columns_of(self, names: Sequence[str]) -> list[Column]:
         return [next(column for column in self.columns if column.name == name) for name in names]
@@ -313,15 +318,11 @@ class _Reader:
         """Raises SourceError if the snapshot has another number of rows in the split's range than were read."""
         if self._session is None or not self._session.dialect.begin:
             return  # without a snapshot, rows may have come and gone in between
-        session, source = self._session, self.source
-        payload, values = split.payload, Values(session.dialect)
-        where = source.range_clause(values, source.decode(payload["lo"]), source.decode(payload["hi"]))
-        whole = session.dialect.type_of(pa.int64())
-        found = session.query(f"SELECT CAST(count(*) AS {whole}) AS n FROM {source.relation} {where}", values.given)
-        if (there := found["n"][0].as_py()) != read:
+        there = self.source.count(self._session, split.payload["lo"], split.payload["hi"])
+        if there != read:
             raise SourceError(
-                f"{source.where}: the database has {there:,} rows between two keys where {read:,} were read. Choose "
-                "another key (source.id)"
+                f"{self.source.where}: the database has {there:,} rows between two keys where {read:,} were read. "
+                "Choose another key (source.id)"
             )
 
     def close(self, *, lost: bool = False) -> None:

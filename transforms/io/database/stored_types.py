@@ -11,6 +11,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.types as at
 
+from tagstream.transforms.io.common.arrow_types import is_bytes
+
 Test = Callable[[pa.DataType], bool]
 
 
@@ -31,12 +33,6 @@ class Rule(NamedTuple):
         if self.staged is None:
             return kind
         return self.staged if isinstance(self.staged, pa.DataType) else self.staged(kind)
-
-
-def is_bytes(kind: pa.DataType) -> bool:
-    """Bytes of any kind."""
-    variable = at.is_binary(kind) or at.is_large_binary(kind) or at.is_binary_view(kind)
-    return bool(variable or at.is_fixed_size_binary(kind))
 
 
 def is_small_integer(kind: pa.DataType) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.block import POSITION, TEXT, Block, Span, take_rows
+from tagstream.schemas.block import POSITION, TEXT, Block, Span, without_rows
 from tagstream.schemas.dead_letters import dead_letters, no_dead
 from tagstream.schemas.kafka_spec import META, KafkaSource
 from tagstream.schemas.spec import JobSpec
@@ -68,9 +68,7 @@ class RecordBlocks:
             text = batch.schema.get_field_index(TEXT)
             raw = batch.set_column(text, batch.schema.field(TEXT), as_text(records.column("value"), TEXT))
             dead = dead_letters(span.split, raw, np.array(rows), list(codes), list(messages), payload=self.payload)
-            alive = np.ones(batch.num_rows, bool)
-            alive[rows] = False
-            batch = take_rows(batch, np.flatnonzero(alive))
+            batch = without_rows(batch, rows)
         return Block(span, batch, dead)
 
     def batch(

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split, take_rows
-from tagstream.schemas.dead_letters import DEAD_ROW, buried
+from tagstream.schemas.block import ORIGIN_POSITION, ORIGIN_SPLIT, POSITION, Block, Split, without_rows
+from tagstream.schemas.dead_letters import DEAD_ROW, buried, merged
 from tagstream.schemas.errors import DeadCode, SinkError
 from tagstream.schemas.kafka_spec import KafkaSink
 from tagstream.schemas.spec import JobSpec
@@ -30,14 +30,13 @@ Encode = Callable[[pa.RecordBatch], list[bytes | None]]
 
 
 class StagedRecords(NamedTuple):
-    """Records to send, labels first. `rows`: for each label its block and its row there.
+    """Records to send, labels first. `block`: without the rows that the output's schema can't hold, which are dead.
 
-    `refused`: how many rows became dead letters because the output's schema can't hold them.
+    The first records are the labels of the block's rows, in order.
     """
 
     records: list[Record]
-    rows: list[tuple[Block, int]]
-    refused: int
+    block: Block
 
 
 class Messages:
@@ -57,18 +56,18 @@ class Messages:
         """The block's records: labels in order, then dead letters."""
         hidden = {POSITION, ORIGIN_SPLIT, ORIGIN_POSITION, *MESSAGE}
         shown = block.batch.select([name for name in block.batch.schema.names if name not in hidden])
-        dead, refused = self._dead_letters(block.dead), 0
+        dead = self._dead_letters(block.dead)
         if self.spec.mode == "headers":
             labels = self._in_headers(block.batch, shown)
         else:
             values = self._encode(shown)
             rows = np.flatnonzero([value is None for value in values])
-            if refused := len(rows):
-                dead += self._dead_letters(buried(block, rows, DeadCode.REFUSED))
-                alive = np.flatnonzero([value is not None for value in values])
-                block = replace(block, batch=take_rows(block.batch, alive))
+            if len(rows):
+                letters = buried(block, rows, DeadCode.REFUSED)
+                dead += self._dead_letters(letters)
+                block = replace(block, batch=without_rows(block.batch, rows), dead=merged(block.dead, letters))
             labels = self._in_values(block.batch, [value for value in values if value is not None])
-        return StagedRecords(labels + dead, [(block, row) for row in range(len(labels))], refused)
+        return StagedRecords(labels + dead, block)
 
     def _in_values(self, batch: pa.RecordBatch, values: list[bytes]) -> list[Record]:
         if "~key" in batch.schema.names:

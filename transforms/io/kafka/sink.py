@@ -61,7 +61,7 @@ class _KafkaTopicWriter(ChainWriter):
         self._messages = Messages(sink.job, sink.dead_topic, split, sink.count, sink.encode)
         self.records: list[Record] = []
         self._rows: dict[int, tuple[Block, int]] = {}
-        self._refused = self.bytes = 0
+        self.bytes = 0
         self.appended: int | None = None
         """The end of the chain after a common transaction; None if there was none since the last commit."""
 
@@ -69,12 +69,12 @@ class _KafkaTopicWriter(ChainWriter):
     def due(self) -> bool:
         return self.position > self._start
 
-    def _stage(self, block: Block) -> None:
+    def _stage(self, block: Block) -> Block:
         staged = self._messages.records(block)
-        self._rows |= enumerate(staged.rows, len(self.records))
+        self._rows |= {len(self.records) + row: (staged.block, row) for row in range(staged.block.batch.num_rows)}
         self.records += staged.records
         self.bytes += sum(len(record.value or b"") for record in staged.records)
-        self._refused += staged.refused
+        return staged.block
 
     def fits(self, others: list[Any]) -> bool:
         """See `io.contracts.JointWriter`. The partitions must belong to one member, and their rows fit into a block."""
@@ -98,9 +98,7 @@ class _KafkaTopicWriter(ChainWriter):
         return Append(self.chain, self.records, span.start, span.stop)
 
     def _append(self, commit: Commit, seconds: float) -> Commit:
-        out, dead = commit.rows_out - self._refused, Counter(commit.dead)
-        if self._refused:
-            dead[DeadCode.REFUSED.value] += self._refused
+        out, dead = commit.rows_out, Counter(commit.dead)
         while True:
             try:
                 if self.appended != commit.span.stop:
@@ -123,7 +121,7 @@ class _KafkaTopicWriter(ChainWriter):
 
     def _discard(self) -> None:
         self.records, self._rows, self.appended = [], {}, None
-        self._refused = self.bytes = 0
+        self.bytes = 0
 
     def close(self) -> None:
         super().close()

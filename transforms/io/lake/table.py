@@ -149,14 +149,8 @@ def lake_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(f.name, _lake_type(f.type, f.name)) for f in schema])
 
 
-def lake_rows(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """The batch with the types of `lake_schema`. Raises ArrowException for a value that would change."""
-    arrays = [lake_values(column, name) for column, name in zip(batch.columns, batch.schema.names, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=lake_schema(batch.schema))
-
-
 def lake_values(column: pa.Array, name: str) -> pa.Array:
-    """A column as in `lake_rows`."""
+    """A column with the type that `lake_schema` gives it. Raises ArrowException for a value that would change."""
     kind, column = _lake_type(column.type, name), unwrapped(column)
     if pa.types.is_list_view(column.type) or pa.types.is_large_list_view(column.type):
         column = as_list(column)

@@ -8,11 +8,11 @@ from tagstream.schemas.block import Block, Split
 from tagstream.schemas.errors import ChainMovedError, SinkError
 from tagstream.transforms.io.common.chain_writer import ChainWriter
 from tagstream.transforms.io.common.dead_letter_rows import REPLACES, letter_rows
-from tagstream.transforms.io.common.exact_values import without_inexact
+from tagstream.transforms.io.common.exact_values import exactly
 from tagstream.transforms.io.common.spool import Spool
 from tagstream.transforms.io.contracts import Commit
 from tagstream.transforms.io.lake.ledger import LakeLedger, letters_file
-from tagstream.transforms.io.lake.table import ConflictError, StagedRows, lake_rows, new_token
+from tagstream.transforms.io.lake.table import ConflictError, StagedRows, new_token
 
 _SPOOL_BYTES = 256 << 20
 
@@ -32,17 +32,15 @@ class LakeWriter(ChainWriter):
         waiting = sum(spool.nbytes for spool in (self._labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
 
-    def write(self, block: Block) -> Block:
-        """See `io.contracts.Writer`. A row with a value that the table can't hold is a dead letter."""
-        return super().write(without_inexact(block, _written(block), self._ledger.labels.values))
-
-    def _stage(self, block: Block) -> None:
-        labels = lake_rows(block.batch.select(_written(block)))
+    def _stage(self, block: Block) -> Block:
+        names = [name for name in block.batch.schema.names if not name.startswith("__")]
+        block, labels = exactly(block, names, self._ledger.labels.values)
         self._labels = self._labels or Spool(labels.schema)
         self._labels.add(labels)
         letters = letter_rows(self._ledger.spec.name, block.dead)
         self._letters = self._letters or Spool(letters.schema)
         self._letters.add(letters)
+        return block
 
     def _append(self, commit: Commit, seconds: float) -> None:
         assert self._labels is not None
@@ -98,8 +96,3 @@ class LakeWriter(ChainWriter):
             if spool is not None:
                 spool.close()
         self._labels = self._letters = None
-
-
-def _written(block: Block) -> list[str]:
-    """Names of the columns that the table gets."""
-    return [name for name in block.batch.schema.names if not name.startswith("__")]

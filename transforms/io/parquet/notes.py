@@ -33,21 +33,24 @@ def put_note(folder: Folder, name: str, text: str, columns: pa.Schema | None) ->
     """Create a note. False if there is one of that name. `columns`: of the folder's files, if they are known."""
     sink = pa.BufferOutputStream()
     schema = (columns or pa.schema([])).with_metadata({_KEY: text.encode()})
-    _check_types(schema)
-    pq.ParquetWriter(sink, schema).close()
+    try:
+        pq.ParquetWriter(sink, schema).close()
+    except pa.ArrowNotImplementedError:
+        raise _refusal(schema) from None
     return folder.publish_bytes(sink.getvalue().to_pybytes(), name)
 
 
-def _check_types(columns: pa.Schema) -> None:
-    """Raises SinkError for a type that Parquet does not have."""
+def _refusal(columns: pa.Schema) -> SinkError:
+    """The error for the first column whose type Parquet does not have."""
     for field in columns:
         try:
             pq.ParquetWriter(pa.BufferOutputStream(), pa.schema([field])).close()
         except pa.ArrowNotImplementedError:
-            raise SinkError(
-                f"column {field.name!r}: Parquet can't hold the type {field.type}. Leave the column out of source.keep "
-                "or use a query that casts it"
-            ) from None
+            break
+    return SinkError(
+        f"column {field.name!r}: Parquet can't hold the type {field.type}. Leave the column out of source.keep or use "
+        "a query that casts it"
+    )
 
 
 def read_note(folder: Folder, name: str) -> Any:
@@ -71,8 +74,7 @@ def read_plan(folder: Folder) -> list[Split]:
 
 def extend_plan(folder: Folder, planned: int, more: list[Split], columns: pa.Schema | None) -> None:
     """Append `more` to a plan of `planned` splits. Does nothing if another process was first."""
-    if planned not in _plans(folder):
-        put_note(folder, f"plan-{planned:09d}.parquet", splits_to(more), columns)
+    put_note(folder, f"plan-{planned:09d}.parquet", splits_to(more), columns)
 
 
 def convert(folder: Folder, columns: pa.Schema | None) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import pyarrow as pa
 import pyarrow.types as at
 
+from tagstream.transforms.io.common.arrow_types import is_bytes
+
 EXACT_IN_DOUBLE = 2**53
 """Integers up to this size are exact in a double."""
 UNITS = ("s", "ms", "us", "ns")
@@ -75,11 +77,6 @@ def needs_proof(kind: pa.DataType, into: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(at.is_string(kind) or at.is_large_string(kind) or at.is_string_view(kind))
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    fixed = at.is_fixed_size_binary(kind)
-    return bool(at.is_binary(kind) or at.is_large_binary(kind) or at.is_binary_view(kind) or fixed)
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -167,7 +164,7 @@ def _common(wide: pa.DataType) -> Callable[[list[pa.DataType]], pa.DataType]:
 
 _RULES: tuple[tuple[Callable[[pa.DataType], bool], Callable[[list[pa.DataType]], pa.DataType | None]], ...] = (
     (_is_text, _common(pa.string())),
-    (_is_bytes, _common(pa.binary())),
+    (is_bytes, _common(pa.binary())),
     (_is_number, _number),
     (_is_decimal, _decimal),
     (at.is_timestamp, _finest),

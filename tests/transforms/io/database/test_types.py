@@ -128,12 +128,13 @@ Read = Callable[[str], list[tuple[int, Any]]]
 """The ids and values of a column, by id."""
 
 
-def run_all(name: str, folder: Path, sink: Callable[[str], dict[str, Any]]) -> None:
+def run_all(name: str, folder: Path, database: dict[str, Any]) -> None:
     """One job for all types whose rows the database takes, and one for each other type, each into its own table."""
     taken = {kind: column for kind, column in VALUES.items() if kind not in REFUSED[name]}
-    assert not run(source_file(folder / "all", **taken), sink("all"), keep=taken)
+    assert not run(source_file(folder / "all", **taken), database | {"table": "t_all"}, keep=taken)
     for kind, rows in REFUSED[name].items():
-        dead = run(source_file(folder / kind, **{kind: VALUES[kind]}), sink(kind), keep=[kind])
+        sink = database | {"table": table_of(name, kind)}
+        dead = run(source_file(folder / kind, **{kind: VALUES[kind]}), sink, keep=[kind])
         assert dead == {"refused": len(rows)}, kind
 
 
@@ -145,7 +146,7 @@ def table_of(name: str, kind: str) -> str:
 def in_duckdb_file(tmp_path_factory: pytest.TempPathFactory) -> Read:
     folder = tmp_path_factory.mktemp("duckdb")
     path = f"{folder}/x.duckdb"
-    run_all("duckdb", folder, lambda kind: {"type": "duckdb", "path": path, "table": f"t_{kind}".replace("-", "_")})
+    run_all("duckdb", folder, {"type": "duckdb", "path": path})
 
     def read(kind: str) -> list[tuple[int, Any]]:
         with duckdb.connect(path, read_only=True) as client:  # the job has closed the file
@@ -162,8 +163,7 @@ def test_duckdb(kind: str, in_duckdb_file: Read) -> None:
 @pytest.fixture(scope="module")
 def in_sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Read:
     folder = tmp_path_factory.mktemp("sqlite")
-    uri = f"sqlite:///{folder}/x.db"
-    run_all("sqlite", folder, lambda kind: {"type": "sql", "uri": uri, "table": f"t_{kind}".replace("-", "_")})
+    run_all("sqlite", folder, {"type": "sql", "uri": f"sqlite:///{folder}/x.db"})
 
     def read(kind: str) -> list[tuple[int, Any]]:
         with sqlite3.connect(folder / "x.db") as client:
@@ -193,7 +193,7 @@ def literal(row: pa.Scalar) -> str:
 def in_postgres(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> PostgresDatabase:
     folder = tmp_path_factory.mktemp("postgres")
     db = PostgresDatabase(postgres, "types")
-    run_all("postgres", folder, lambda kind: db.settings() | {"table": f"t_{kind}".replace("-", "_")})
+    run_all("postgres", folder, db.settings())
     return db
 
 
