@@ -85,8 +85,15 @@ CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_appl
 """What a certificate names of an entry beside its model."""
 
 
-TASKS = ("text-classification",)
+TASKS = ("text-classification", "feature-extraction")
 """Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
+
+
+OF_TASKS = {
+    "text", "labels", "thresholds", "abstain", "scores", "function_to_apply", "pooling", "normalize", "prompt",
+    "prompt_name", "truncate_dim", "vector_dtype",
+}  # fmt: skip
+"""Fields of an entry that only some tasks use; each task's module says which."""
 
 
 class _Tasks:
@@ -113,6 +120,12 @@ class InferEntry(Spec):
         description="What the model is to do, by Hugging Face's name; default: what its config says.",
         examples=["text-classification"],
     )
+    text: str | tuple[str, str] | None = Field(
+        default=None,
+        description="Text of this entry; default: that of the source. Two columns give pairs: [question, answer]. Each "
+        "is source.text, or a column of source.keep.",
+        examples=[["question", "answer"]],
+    )
     as_: Name = Field(default="label", alias="as", description="Prefix of the columns that this entry writes.")
     scores: Literal["top", "all", "none"] = Field(
         default="top", description="top: <as>_score; all: also <as>_scores, one field a label."
@@ -131,6 +144,19 @@ class InferEntry(Spec):
         default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
     )
     abstain: str | None = Field(default=None, description="Label of rows below their threshold; null if not given.")
+    pooling: Literal["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"] | None = Field(
+        default=None,
+        description="How the vectors of a text's tokens become one. Default: as the folder of the model says, or mean.",
+    )
+    normalize: bool = Field(default=False, description="Make vectors as long as 1, whatever the model does.")
+    prompt: str | None = Field(default=None, description="Put before each text.", examples=["query: "])
+    prompt_name: str | None = Field(
+        default=None,
+        description="The prompt of this name in the model's folder; default: the one that the folder says.",
+        examples=["query"],
+    )
+    truncate_dim: int | None = Field(default=None, ge=1, description="Keep the first values of each vector.")
+    vector_dtype: Literal["float32", "float16"] = Field(default="float32", description="Type of a vector's values.")
     long_text: Literal["truncate", "window", "dead_letter"] = Field(
         default="truncate",
         description="Text longer than max_length: cut and marked, or scored in overlapping windows whose mean "
@@ -146,6 +172,21 @@ class InferEntry(Spec):
         "a text. Equal texts of one block always are.",
     )
     backend: Backend = Field(default_factory=PyTorchBackend)
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The two columns of a pair of texts; None if the entry has one text."""
+        return self.text if isinstance(self.text, tuple) else None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that `text` names."""
+        return self.text if isinstance(self.text, tuple) else (self.text,) if self.text else ()
+
+    @property
+    def label_names(self) -> dict[str, str]:
+        """The label map."""
+        return self.labels
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -169,3 +210,8 @@ class InferEntry(Spec):
         if self.model is None and self.backend.needs_model:
             raise ValueError("model is missing: give a bundled name (tagstream/spam), a folder or a Hugging Face id")
         return self
+
+
+def default_of(name: str) -> Any:
+    """The default of a field of an entry."""
+    return InferEntry.model_fields[name].get_default(call_default_factory=True)

@@ -170,7 +170,19 @@ class JobSpec(Spec):
             raise ValueError(f"dead_letters.type must be {self.sink.type!r}, as in sink: both are committed together")
         self.source.check_beside(self)
         self.sink.check_beside(self)
+        self._check_texts()
         return self
+
+    def _check_texts(self) -> None:
+        """Raises ValueError if an entry wants a text that the source does not give."""
+        there = {self.source.text, *self.source.kept}
+        for number, entry in enumerate(self.infer):
+            for name in entry.texts:
+                if name not in there and not self.source.keeps_all:
+                    raise ValueError(
+                        f"infer.{number}.text: no column {name!r}: name source.text ({self.source.text!r}) or a column "
+                        "of source.keep"
+                    )
 
     @model_validator(mode="after")
     def _distinct_certificates(self) -> Self:

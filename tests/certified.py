@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
 from tagstream.transforms.inference.backends.onnx_int8 import Int8, quantise
 from tagstream.transforms.inference.certificate import Certificate, hash_file
 from tagstream.transforms.model_files import find_model
+from tagstream.transforms.tasks.registry import open_head
 from tests.models import make_model
 
 
@@ -20,7 +22,7 @@ def certified(tmp_path: Path, *, real: bool = False, **changes) -> tuple[Path, P
     file = folder / "int8-0.onnx"
     folder.mkdir()
     if real:
-        quantise(export_fp32(files, folder), Int8(), file)
+        quantise(export_fp32(files, folder, open_head(InferEntry(model=str(model)), files)), Int8(), file)
     else:
         file.write_bytes(b"never loaded")
     certificate = Certificate(

@@ -120,14 +120,16 @@ def make_model(
     problem_type: str | None = None,
     seed: int = 0,
     bytewise: dict[str, Any] | None = None,
+    head: str = "AutoModelForSequenceClassification",
     **config: Any,
 ) -> Path:
     """A random model of `architecture` with its tokenizer in `folder`; returns the folder.
 
-    `bytewise`: settings of `make_byte_tokenizer`, for that one in place of `make_tokenizer`.
+    `head`: the class of transformers that makes it. `bytewise`: settings of `make_byte_tokenizer`, for that one in
+    place of `make_tokenizer`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
     folder.mkdir(parents=True, exist_ok=True)
     size = make_tokenizer(folder) if bytewise is None else make_byte_tokenizer(folder, **bytewise)
@@ -142,7 +144,7 @@ def make_model(
         **config,
     }
     torch.manual_seed(seed)
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(architecture, **settings))
+    model = getattr(transformers, head).from_config(transformers.AutoConfig.for_model(architecture, **settings))
     model.eval().save_pretrained(folder)
     return folder
 

@@ -24,8 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     "transforms.runtime": {"schemas"},
     "transforms.adapter_files": {"schemas"},
     "transforms.model_download": {"schemas"},
-    "transforms.model_files": {"schemas", "models", "transforms.adapter_files", "transforms.model_download"},
-    "transforms.tasks": {"schemas"},
+    "transforms.sentence_files": {"schemas"},
+    "transforms.model_files": {
+        "schemas", "models", "transforms.adapter_files", "transforms.model_download", "transforms.sentence_files",
+    },
+    "transforms.tasks": {"schemas", "transforms.tokenization"},
     "transforms.tokenization": {"schemas", "transforms.model_files"},
     "transforms.inference": {
         "schemas", "transforms.runtime", "transforms.model_files", "transforms.tasks", "transforms.tokenization",
@@ -141,7 +144,7 @@ def test_all_packages_are_installed() -> None:
 @pytest.mark.parametrize(
     ("system", "home"),
     [
-        ("torch", "transforms/inference/backends/"),
+        ("torch", ("transforms/inference/backends/", "transforms/tasks/outputs.py")),
         ("onnxruntime", "transforms/inference/backends/"),
         ("peft", "transforms/inference/backends/pytorch_model.py"),
         ("kafka", "transforms/io/kafka/"),

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +20,7 @@ from tagstream.schemas.errors import ModelError
 from tagstream.transforms.adapter_files import CONFIG as ADAPTER_CONFIG
 from tagstream.transforms.adapter_files import read_adapter
 from tagstream.transforms.model_download import PICKLES, cached, download, missing_weights
+from tagstream.transforms.sentence_files import SentenceFiles, read_sentence_files
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
@@ -28,7 +30,8 @@ class ModelFiles:
     """A checked model folder. `name`: the model's name in the specification. `config`: the content of config.json.
 
     `adapter`: the folder of a LoRA adapter that is merged into the model; `config` is then that of the merged model.
-    `notice`: what the user should know of the choice of the folder, if anything.
+    `notice`: what the user should know of the choice of the folder, if anything. `sentence`: what a folder of
+    sentence-transformers says beside the model, whose folder `path` then is; None for another folder.
     """
 
     name: str
@@ -36,6 +39,7 @@ class ModelFiles:
     config: dict[str, Any]
     adapter: Path | None = None
     notice: str = ""
+    sentence: SentenceFiles | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -76,7 +80,8 @@ class ModelFiles:
 
     def weights_hash(self) -> str:
         """SHA-256 over the safetensors files, those of an adapter and its configuration included."""
-        weights = _hash_files(self.path, ("*.safetensors",))
+        others = [found for found in self.sentence.files if found.parent != self.path] if self.sentence else []
+        weights = _hash_files(self.path, ("*.safetensors",), others)
         if self.adapter is None:
             return weights
         adapter = _hash_files(self.adapter, ("*.safetensors", ADAPTER_CONFIG))
@@ -110,6 +115,9 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
         _check_code(name, config)
         _check_labels(name, config.get("id2label"))
         return ModelFiles(name, base.path, config, path, notice)
+    sentence = read_sentence_files(name, path)
+    if sentence is not None:
+        path = sentence.model
     config_file = path / "config.json"
     if not config_file.is_file():
         raise ModelError(f"{name}: {path} has no config.json; give the folder that save_pretrained wrote")
@@ -122,7 +130,7 @@ def find_model(name: str, revision: str | None = None) -> ModelFiles:
     _check_code(name, config)
     _check_labels(name, config.get("id2label"))
     _check_files(name, path)
-    return ModelFiles(name, path, config, notice=notice)
+    return ModelFiles(name, path, config, notice=notice, sentence=sentence)
 
 
 def _find_folder(name: str, revision: str | None) -> tuple[Path, str]:
@@ -191,7 +199,7 @@ def _check_files(name: str, path: Path) -> None:
         raise ModelError(
             f"{name}: no safetensors weights in {path}"
             + (f"; {pickled[0]} is a pickle, which is never loaded" if pickled else "")
-            + ". Convert the model once: AutoModelForSequenceClassification.from_pretrained(…).save_pretrained(FOLDER)"
+            + ". Convert the model once with transformers: load it, and call save_pretrained(FOLDER)"
         )
     if not _has_tokenizer(path):
         raise ModelError(
@@ -204,8 +212,8 @@ def _has_tokenizer(path: Path) -> bool:
     return any((path / file).is_file() for file in _TOKENIZER_FILES)
 
 
-def _hash_files(path: Path, patterns: tuple[str, ...]) -> str:
-    files = sorted({found for pattern in patterns for found in path.glob(pattern) if found.is_file()})
+def _hash_files(path: Path, patterns: tuple[str, ...], others: Sequence[Path] = ()) -> str:
+    files = [*sorted({found for pattern in patterns for found in path.glob(pattern) if found.is_file()}), *others]
     stats = [(file, file.stat()) for file in files]
     return _digest(tuple((file, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for file, stat in stats))
 

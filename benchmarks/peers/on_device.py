@@ -52,7 +52,7 @@ def tagstream(model, texts, device, compiled=False):
         "squares": int((tokens**2).sum()),
         "padding": engine.metrics.snapshot().padding,
     }
-    return seconds, np.concatenate([f.scores for f in found]), said
+    return seconds, np.concatenate([f.values for f in found]), said
 
 
 def compiled_tagstream(model, texts, device):

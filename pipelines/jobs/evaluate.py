@@ -14,10 +14,10 @@ from rich.table import Table
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.errors import SourceError, SpecError
 from tagstream.schemas.memory_spec import MemorySink
-from tagstream.schemas.spec import JobSpec
+from tagstream.schemas.spec import InferEntry, JobSpec
 from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.io.memory import Memory
-from tagstream.transforms.tasks.text_classification import Head
+from tagstream.transforms.tasks.text_classification import LabelHead
 
 BINS = 15
 Array = np.ndarray
@@ -41,12 +41,13 @@ def evaluate_job(
     infer = tuple(
         c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.infer, columns, strict=True)
     )
-    source = spec.source.model_copy(update={"keep": (label,)})
+    texts = [name for entry in spec.infer for name in entry.texts if name not in (label, spec.source.text)]
+    source = spec.source.model_copy(update={"keep": (label, *dict.fromkeys(texts))})
     memory = Memory()
     job = spec.model_copy(
         update={"source": source, "sink": MemorySink(rows=memory), "infer": infer, "dead_letters": None}
     )
-    heads = [describe(entry)[0] for entry in spec.infer]
+    heads = [_label_head(entry) for entry in spec.infer]
     for entry, head in zip(spec.infer, heads, strict=True):
         if head.activation == "identity":
             raise SpecError(f"{entry.as_}: a regression model has no labels to evaluate")
@@ -70,7 +71,16 @@ def evaluate_job(
     return result
 
 
-def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, without: tuple[str, ...]) -> dict[str, Any]:
+def _label_head(entry: InferEntry) -> LabelHead:
+    head = describe(entry)[0]
+    if not isinstance(head, LabelHead):
+        raise SpecError(f"{entry.as_}: evaluate measures labels of whole texts, and this task gives other answers")
+    return head
+
+
+def _metrics(
+    head: LabelHead, scores: pa.ChunkedArray, truth: pa.ChunkedArray, without: tuple[str, ...]
+) -> dict[str, Any]:
     columns = [pc.struct_field(scores, name).to_numpy() for name in head.names]
     values = np.stack(columns, axis=1)
     values[:, [head.names.index(name) for name in without]] = -1.0
@@ -104,7 +114,7 @@ def _metrics(head: Head, scores: pa.ChunkedArray, truth: pa.ChunkedArray, withou
     }
 
 
-def _multi_label(head: Head, values: Array, truth: pa.ChunkedArray) -> dict[str, Any]:
+def _multi_label(head: LabelHead, values: Array, truth: pa.ChunkedArray) -> dict[str, Any]:
     """Metrics for a model that gives several labels. `truth`: lists of labels, or strings of labels between commas."""
     from sklearn.metrics import classification_report
 

@@ -29,6 +29,7 @@ from tagstream.transforms.io.contracts import (
 )
 from tagstream.transforms.io.registry import open_sink, open_source
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.tokenization.text_checks import is_text
 
 
 @dataclass
@@ -68,6 +69,7 @@ class Job:
         context = context or JobContext(spec.name)
         source = open_source(spec, context)
         spec = spec.with_columns(source.kept.names)
+        _check_text_columns(spec, source.kept)
         sink = open_sink(spec, context)
         if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
             raise SpecError(
@@ -176,8 +178,7 @@ class Job:
                     {
                         "as": c.as_,
                         **c.model_dump(mode="json", include=settings),
-                        "names": list(head.names),
-                        "activation": head.activation,
+                        **head.identity,
                         **identify(c),
                     }
                     for c, head in zip(self.spec.infer, heads, strict=True)
@@ -241,6 +242,18 @@ class Job:
         if self.replays:
             return 0
         return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
+
+
+def _check_text_columns(spec: JobSpec, kept: pa.Schema) -> None:
+    """Raises SpecError if an entry's `text` is no column of text."""
+    for entry in spec.infer:
+        for name in entry.texts:
+            if name == spec.source.text:
+                continue
+            if name not in kept.names:
+                raise SpecError(f"{entry.as_}: text: no column {name!r}; there are {', '.join(kept.names)}")
+            if not is_text(kept.field(name).type):
+                raise SpecError(f"{entry.as_}: text: column {name!r} is {kept.field(name).type}, not text")
 
 
 def _planned(agreed: list[Split]) -> list[Split]:

@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
-from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.inference.self_check import load_checked
+from tagstream.transforms.tasks.head import Head
 
 Array = np.ndarray
 WARM_UP_ROWS = 64
@@ -106,10 +106,8 @@ def measure(
         engine.submit(first.slice(0, WARM_UP_ROWS)).result()
         scores, seconds = _timed(engine, first)
         trial_rows_per_s = len(scores) / seconds
-        head = describe(entry)[0]
-        usual = 0.5 if head.activation == "sigmoid" else 0.0
-        thresholds = np.array([entry.thresholds.get(label, usual) for label in head.names], np.float32)
-        equal = functools.partial(_equal, activation=head.activation, thresholds=thresholds)
+        head = backend.head
+        equal = functools.partial(_equal, head=head)
         start, stopped = 0, ""
         if fp32 and equal(scores, fp32.scores[:searched]).mean() < least_agreement:
             stopped = LABELS_DIFFER
@@ -133,7 +131,7 @@ def measure(
     if fp32 is None:
         return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device, notice=notice)
     ours, theirs = scores[start:], fp32.scores[start : len(scores)]
-    drift = np.abs(np.nan_to_num(ours) - np.nan_to_num(theirs)).max(axis=1)
+    drift = head.drift(np.nan_to_num(ours), np.nan_to_num(theirs))
     return Measured(
         candidate,
         scores,
@@ -172,31 +170,14 @@ def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Array, name: str)
         )
 
 
-def same_labels(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
-    """Bool [rows]: whether each row has the same label as in `reference`.
-
-    With softmax, the best label must be the same; with sigmoid, the set of labels. For regression, values must differ
-    by at most 1 % of the reference's standard deviation. `thresholds`: [labels]; a best label below its threshold
-    counts as no label.
-    """
-    if activation == "softmax":
-        least = np.zeros(scores.shape[1]) if thresholds is None else thresholds
-        labels = [np.where(s.max(axis=1) < least[s.argmax(axis=1)], -1, s.argmax(axis=1)) for s in (scores, reference)]
-        return np.asarray(labels[0] == labels[1])
-    if activation == "sigmoid":
-        least = np.full(scores.shape[1], 0.5) if thresholds is None else thresholds
-        return np.asarray(((scores >= least) == (reference >= least)).all(axis=1))
-    return np.asarray((np.abs(scores - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
-
-
-def _equal(scores: Array, reference: Array, activation: str, thresholds: Array | None = None) -> Array:
-    """`same_labels` for every row of the reference. Rows that have no scores yet count as equal.
+def _equal(scores: Array, reference: Array, head: Head) -> Array:
+    """Whether answers agree, for every row of the reference. Rows that have no scores yet count as equal.
 
     A row that failed in both runs is equal; a row that failed in only one is not.
     """
     scores = np.concatenate([scores, reference[len(scores) :]])
     failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
-    same = same_labels(np.nan_to_num(scores), np.nan_to_num(reference), activation, thresholds)
+    same = head.agree(np.nan_to_num(scores), np.nan_to_num(reference))
     return np.asarray((same & ~failed & ~expected) | (failed & expected))
 
 
@@ -207,5 +188,5 @@ def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
     found = [future.result() for future in futures]
     seconds = time.perf_counter() - started
     for prediction in found:
-        prediction.scores[list(prediction.errors)] = np.nan
-    return np.concatenate([prediction.scores for prediction in found]), seconds
+        prediction.values[list(prediction.errors)] = np.nan
+    return np.concatenate([prediction.values for prediction in found]), seconds

@@ -36,6 +36,7 @@ from tagstream.transforms.inference.backends.huggingface import files_of
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
 from tagstream.transforms.inference.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
 from tagstream.transforms.inference.backends.onnx_smooth import Inputs
+from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.certificate import Certificate, hash_file
 from tagstream.transforms.runtime.machine import cpu_name
 from tagstream.transforms.tokenization.text_checks import as_text, is_text, unfit_rows
@@ -225,7 +226,7 @@ def _ladders(
     entry: InferEntry, sample: pa.LargeStringArray, folder: Path, compiled: bool
 ) -> Iterator[list[tuple[str, Callable[[], Candidate]]]]:
     """Ladders of (name, function that prepares the candidate). The function may raise ModelError."""
-    files = files_of(entry)
+    files, head = files_of(entry), describe(entry)[0]
 
     @functools.cache
     def rows() -> list[Inputs]:
@@ -233,7 +234,7 @@ def _ladders(
 
     @functools.cache
     def ranked() -> list[str]:
-        return by_sensitivity(export_fp32(files, folder), rows())
+        return by_sensitivity(export_fp32(files, folder, head), rows())
 
     def onnx(name: str, make: Callable[[], Path]) -> Candidate:
         path = make()
@@ -242,7 +243,7 @@ def _ladders(
     def int8(name: str, way: Int8, path: Path) -> Candidate:
         ranges = rows() if way.smooth or way.static else ()
         kept = ranked() if way.keep else ()
-        return onnx(name, lambda: quantise(export_fp32(files, folder), way, path, ranges, kept))
+        return onnx(name, lambda: quantise(export_fp32(files, folder, head), way, path, ranges, kept))
 
     def pytorch(name: str, **settings: Any) -> tuple[str, Callable[[], Candidate]]:
         return name, lambda: Candidate(name, PyTorchBackend(**settings))
@@ -251,7 +252,7 @@ def _ladders(
     if compiled:
         yield [pytorch("pytorch fp32 compiled", precision="fp32", compile=True)]
         yield [pytorch("pytorch bf16 compiled", precision="bf16", compile=True)]
-    yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder)))]
+    yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder, head)))]
     for kind, ways in (("dynamic", DYNAMIC_WAYS), ("static", STATIC_WAYS)):
         names = [(f"onnx {way.name}", way, folder / f"int8-{kind}-{n}.onnx") for n, way in enumerate(ways)]
         yield [(name, functools.partial(int8, name, way, path)) for name, way, path in names]
@@ -259,9 +260,10 @@ def _ladders(
 
 def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]:
     """Model inputs of texts from all parts of the sample, one text each, so that there is no padding."""
-    tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
+    head = describe(entry)[0]
+    tokenizer = TextTokenizer(files_of(entry), entry.max_length, head.long_text, head.truncation)
     at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
-    encoded = tokenizer.encode(sample.take(pa.array(at)))
+    encoded = head.encode(tokenizer, sample.take(pa.array(at)))
     rows = np.arange(len(encoded.lengths))[encoded.lengths > 1, None]
     return [tokenizer.inputs([(encoded, row)]) for row in rows]
 

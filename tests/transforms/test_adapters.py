@@ -72,7 +72,7 @@ def test_adapter_is_merged(tmp_path: Path, architecture: str, labels: int) -> No
         assert np.abs(plain.forward([(encoded, np.arange(len(TEXTS)))]) - logits).max() > 0.01
     plain.close()
     engine = Engine(backend)
-    assert engine.submit(pa.array(TEXTS, pa.large_string())).result(60).scores.shape == (len(TEXTS), labels)
+    assert engine.submit(pa.array(TEXTS, pa.large_string())).result(60).values.shape == (len(TEXTS), labels)
     engine.close()
     assert identify(entry)["weights"] != identify(InferEntry(model=str(base)))["weights"]
 

@@ -78,12 +78,12 @@ def test_no_tokenizer(folder: Path) -> None:
 def test_generative_model(folder: Path) -> None:
     """Its architecture is named."""
     change(folder, architectures=["LlamaForCausalLM"])
-    assert "its config says LlamaForCausalLM, which is not a sequence classifier" in refused(folder)
+    assert "its config says LlamaForCausalLM, which no task takes. A model is a sequence classifier" in refused(folder)
 
 
-@pytest.mark.parametrize("architectures", [None, [], ["BertForTokenClassification", "BertModel"]])
+@pytest.mark.parametrize("architectures", [None, [], ["BertForMaskedLM", "BertForPreTraining"]])
 def test_other_architectures(folder: Path, architectures: list[str] | None) -> None:
-    """An encoder without a head, a token classifier, or nothing said."""
+    """A model of no task that is here, or nothing said."""
     change(folder, architectures=architectures)
     assert "ForSequenceClassification" in refused(folder)
 

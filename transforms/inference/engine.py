@@ -5,7 +5,7 @@ The way of a submission, from `submit(texts)` to its future:
 1. Another thread tokenises the texts. Small submissions have a thread of their own.
 2. The sequences join the pool of pending sequences of all submitters, sorted by length.
 3. The backend runs micro-batches of the pool under a token budget, `backend.parallel` at a time.
-4. The logits go back to their submissions. A future completes when its last sequence is done.
+4. The outputs go back to their submissions. A future completes when its last sequence is done.
 
 The engine never waits to fill a micro-batch. Whenever the device is free, the engine takes the sequences that are
 pending. So an idle stream has low latency and a bulk job has full micro-batches, by the same rule.
@@ -13,7 +13,7 @@ pending. So an idle stream has low latency and a bulk job has full micro-batches
 Failures of a micro-batch:
 
 - Out of memory: the token budget is halved for a while, and the micro-batch runs in two halves.
-- Any other error: the micro-batch is bisected down to the row that causes the error. The other rows get their logits.
+- Any other error: the micro-batch is bisected down to the row that causes the error. The other rows get their outputs.
 - Every row fails: a row that worked before runs once more. If that row fails too, the backend is dead. All futures
   then get a ModelError, and no row becomes a dead letter because of it.
 """
@@ -38,7 +38,6 @@ from tagstream.transforms.inference.packing import Pool
 from tagstream.transforms.inference.predictions import AnswerMemory, Prediction, Recalled
 from tagstream.transforms.inference.token_budget import TokenBudget
 from tagstream.transforms.runtime.metrics import JobMetrics
-from tagstream.transforms.tasks.text_classification import activate
 from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
@@ -65,7 +64,7 @@ class Engine:
         """
         self.backend = backend
         self.metrics = metrics or JobMetrics()
-        self.memory = AnswerMemory(memory_bytes, backend.width) if memory_bytes else None
+        self.memory = AnswerMemory(memory_bytes, backend.head.vector_width) if memory_bytes else None
         self._budget = budget or TokenBudget(backend.token_budget)
         self._parallel = max(1, backend.parallel)
         self._tokenise_large = ThreadPoolExecutor(1, thread_name_prefix="tokenise")
@@ -129,7 +128,9 @@ class Engine:
                 submission.encoded = self._encode(unknown, submission)
             encoded = submission.encoded
             submission.errors = {**encoded.errors, **submission.errors}  # why a text was replaced by "" stays
-            submission.logits = np.zeros((len(encoded.lengths), self.backend.width), np.float32)
+            head = self.backend.head
+            rows = len(encoded.lengths) if head.output == "vector" else int(encoded.lengths.sum())
+            submission.outputs = np.zeros((rows, head.width), np.float32)
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
@@ -247,21 +248,15 @@ class Engine:
 
     def _finish(self, submission: Submission) -> None:
         encoded, inverse = submission.encoded, submission.inverse
-        logits, texts = submission.logits, len(encoded.tokens)
-        if len(encoded.text) != texts:  # with windows, or texts without sequences: the mean over a text's sequences
-            sums = np.zeros((texts, logits.shape[1]), np.float64)
-            np.add.at(sums, encoded.text, logits)
-            counts = np.bincount(encoded.text, minlength=texts)
-            logits = sums / np.maximum(counts, 1)[:, None]
-        scores = activate(logits, self.backend.activation)
-        answers = Prediction(scores, encoded.tokens, encoded.truncated, submission.errors)
+        values = self.backend.head.merge(encoded, submission.outputs)
+        answers = Prediction(values, encoded.tokens, encoded.truncated, submission.errors)
         if self.memory is not None and submission.recalled is not None:
             self.memory.remember(submission.recalled, answers)
             for asker, there, here in self._end_asking(submission):
                 cast("Recalled", asker.recalled).learn(here, answers.take(there))
                 self._completed(asker, 1)
             submission.recalled.learn(submission.recalled.missing, answers)
-            answers = submission.recalled.prediction
+            answers = submission.recalled.answers()
         answers = answers.take(inverse)
         self.metrics.add(truncated=int(answers.truncated.sum()))
         with suppress(InvalidStateError):  # the backend has died meanwhile, and the future has the error

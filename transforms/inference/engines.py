@@ -10,13 +10,13 @@ import threading
 
 from tagstream.schemas.spec import InferEntry, PyTorchBackend
 from tagstream.transforms.inference.backends.huggingface import files_of
-from tagstream.transforms.inference.backends.registry import resolve
+from tagstream.transforms.inference.backends.registry import describe, resolve
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.inference.self_check import load_checked
 from tagstream.transforms.inference.token_budget import budget_of
 from tagstream.transforms.runtime.job_context import JobContext
 
-_SETTINGS = {"model", "revision", "max_length", "long_text", "memory_bytes", "backend", "function_to_apply"}
+_SETTINGS = {"model", "revision", "task", "max_length", "long_text", "memory_bytes", "backend", "function_to_apply"}
 """Fields of an entry that change the engine: the model's outputs, or the size of the engine's memory."""
 
 
@@ -33,7 +33,7 @@ class Engines:
         resolved, notice = resolve(entry)
         if notice:
             self._context.metrics.note(notice)
-        key = resolved.model_dump_json(include=_SETTINGS)
+        key = resolved.model_dump_json(include=_SETTINGS) + describe(resolved)[0].shared
         with self._lock:
             if key not in self._engines:
                 self._engines[key] = self._start(resolved)

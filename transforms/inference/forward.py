@@ -1,4 +1,4 @@
-"""Runs one micro-batch. Every sequence ends with logits, or with the error that explains why it has none."""
+"""Runs one micro-batch. Every sequence ends with outputs, or with the error that explains why it has none."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Submission:
     """The remembered answers to the distinct texts; None if the engine has no memory."""
     encoded: Encoded = None  # type: ignore[assignment]
     """The sequences of the texts that this submission infers. In the example those of a."""
-    logits: Array = None  # type: ignore[assignment]
-    """float32 [sequences, labels], filled in by the forward passes."""
+    outputs: Array = None  # type: ignore[assignment]
+    """float32 [sequences, width], or [tokens of all sequences, width]; filled in by the forward passes."""
     left: int = 1
-    """What the submission still waits for: its sequences without logits, plus the other submissions that answer some
+    """What the submission still waits for: its sequences without outputs, plus the other submissions that answer some
     of its texts, plus 1 until its texts are tokenised. At 0 the future completes."""
     errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
     """Code and message for each inferred text that failed, by index among the inferred texts."""
@@ -72,7 +72,7 @@ class ForwardPasses:
     def _attempt(self, parts: list[tuple[Submission, Array]], rows: int) -> int:
         """Try one forward pass, and bisect a failed one. Returns how many sequences failed in the end."""
         try:
-            logits = self._backend.forward([(s.encoded, sequences) for s, sequences in parts])
+            outputs = self._backend.forward([(s.encoded, sequences) for s, sequences in parts])
         except (OutOfMemoryError, MemoryError) as error:
             longest = max(int(s.encoded.lengths[sequences].max()) for s, sequences in parts)
             if rows > 1:  # a single row that does not fit tells nothing about other rows
@@ -81,19 +81,23 @@ class ForwardPasses:
         except Exception as error:  # noqa: BLE001  becomes a dead letter for the row that causes it
             failure = DeadCode.INFERENCE_FAILED, one_line(error)
         else:
-            return self._store(logits, parts)
+            return self._store(outputs, parts)
         return self._bisect(parts, rows, *failure)  # outside `except`: the error's frames no longer hold memory
 
-    def _store(self, logits: Array, parts: list[tuple[Submission, Array]]) -> int:
-        """Store the logits in their submissions. Returns how many sequences have logits that are not finite."""
-        finite = np.isfinite(logits).all(axis=1)
-        at = 0
+    def _store(self, outputs: Array, parts: list[tuple[Submission, Array]]) -> int:
+        """Store the outputs in their submissions. Returns how many sequences have outputs that are not finite."""
+        tokens = self._backend.head.output == "tokens"
+        lengths = np.concatenate([s.encoded.lengths[sequences] for s, sequences in parts])
+        finite = np.isfinite(outputs).all(axis=1)
+        if tokens:
+            finite = np.logical_and.reduceat(finite, np.cumsum(lengths) - lengths)
+        at = row = 0
         for submission, sequences in parts:
-            mine = slice(at, at + len(sequences))
-            submission.logits[sequences] = logits[mine]
-            for sequence in sequences[~finite[mine]]:
+            mine = tokens_of(submission.encoded, sequences) if tokens else sequences
+            submission.outputs[mine] = outputs[at : at + len(mine)]
+            for sequence in sequences[~finite[row : row + len(sequences)]]:
                 self._fail(submission, int(sequence), DeadCode.INFERENCE_FAILED, "the model's logits are not finite")
-            at = mine.stop
+            at, row = at + len(mine), row + len(sequences)
         if self._works is None and finite[0]:
             submission, sequences = parts[0]
             self._works = (submission.encoded, sequences[:1])
@@ -119,6 +123,14 @@ class ForwardPasses:
     @staticmethod
     def _fail(submission: Submission, sequence: int, code: DeadCode, message: str) -> None:
         submission.errors.setdefault(int(submission.encoded.text[sequence]), (code, message))
+
+
+def tokens_of(encoded: Encoded, sequences: Array) -> Array:
+    """Where the tokens of `sequences` are among the tokens of all sequences, sequence by sequence."""
+    starts = np.cumsum(encoded.lengths, dtype=np.int64) - encoded.lengths
+    lengths = encoded.lengths[sequences]
+    first = np.cumsum(lengths, dtype=np.int64) - lengths
+    return np.repeat(starts[sequences] - first, lengths) + np.arange(int(lengths.sum()))
 
 
 def one_line(error: BaseException) -> str:

@@ -5,18 +5,20 @@ Jobs use this for blocks, and the Python interface uses it for arrays. Knows no 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from typing import Any
 
 import pyarrow as pa
 
-from tagstream.schemas.errors import DeadCode
+from tagstream.schemas.errors import DeadCode, SpecError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.inference.engines import Engines
 from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
+from tagstream.transforms.tasks.parts import join_parts
 
 
 class Labelling:
@@ -36,13 +38,18 @@ class Labelling:
         entries, engines = tuple(entries), context.resource(Engines)
         return cls(entries, [engines.of(entry) for entry in entries])
 
-    def submit(self, texts: pa.LargeStringArray) -> list[Future[Prediction]]:
-        """Submit valid UTF-8 texts without nulls to every engine once. Does not wait. Returns one future per entry."""
-        asked: dict[Engine, Future[Prediction]] = {}
-        for engine in self.engines:
-            if engine not in asked:
-                asked[engine] = engine.submit(texts)
-        return [asked[engine] for engine in self.engines]
+    def submit(
+        self, texts: pa.LargeStringArray, column: Callable[[str], pa.LargeStringArray] | None = None
+    ) -> list[Future[Prediction]]:
+        """Submit valid UTF-8 texts without nulls to every engine once. Does not wait. Returns one future per entry.
+
+        `column`: gives the texts of a column that an entry names as its `text`, valid and without nulls too.
+        """
+        asked: dict[Any, Future[Prediction]] = {}
+        for entry, engine in zip(self.entries, self.engines, strict=True):
+            if (key := (engine, entry.text)) not in asked:
+                asked[key] = engine.submit(_texts_of(entry, texts, column))
+        return [asked[engine, entry.text] for entry, engine in zip(self.entries, self.engines, strict=True)]
 
     def columns(self, predictions: list[Prediction]) -> list[pa.Array]:
         """One array for each of `fields`, with one value for each text. The value of a text with an error is arbitrary.
@@ -52,7 +59,7 @@ class Labelling:
         if not predictions:
             return [pa.array([], field.type) for field in self.fields]
         pairs = zip(self._heads, predictions, strict=True)
-        return [column for head, p in pairs for column in head.columns(p.scores, p.tokens, p.truncated)]
+        return [column for head, p in pairs for column in head.columns(p.values, p.tokens, p.truncated)]
 
     def errors(self, predictions: list[Prediction]) -> dict[int, tuple[DeadCode, str]]:
         """Code and message for each text that has an error, by index. The first entry with an error for it counts."""
@@ -61,3 +68,15 @@ class Labelling:
             for row, (code, message) in prediction.errors.items():
                 errors.setdefault(row, (code, f"{entry.as_}: {message}"))
         return errors
+
+
+def _texts_of(
+    entry: InferEntry, texts: pa.LargeStringArray, column: Callable[[str], pa.LargeStringArray] | None
+) -> pa.LargeStringArray:
+    if entry.text is None:
+        return texts
+    if column is None:
+        raise SpecError(f"{entry.as_}: text: names columns, and there are none beside the texts; leave it out")
+    if entry.pair is None:
+        return column(str(entry.text))
+    return join_parts(*(column(name) for name in entry.pair))

@@ -5,6 +5,7 @@ Owns which rows become dead letters, and how many blocks are in flight. Knows no
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections import deque
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from tagstream.schemas.block import TEXT, Block, without_rows
 from tagstream.schemas.dead_letters import dead_letters, merged
-from tagstream.schemas.errors import DeadCode, ModelError
+from tagstream.schemas.errors import REASONS, DeadCode, ModelError
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import identify
 from tagstream.transforms.inference.labelling import Labelling
@@ -30,7 +31,7 @@ from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.dead_letter_limit import DeadLetterLimit
 from tagstream.transforms.stages.kept_values import split_off_bad_values
-from tagstream.transforms.tokenization.text_checks import unfit_rows
+from tagstream.transforms.tokenization.text_checks import as_text, unfit_rows
 
 Array = np.ndarray
 IN_FLIGHT, GPU_IN_FLIGHT = 4, 16
@@ -57,6 +58,9 @@ class BlockInference:
 
     def __init__(self, spec: JobSpec, labelling: Labelling) -> None:
         self.spec, self.labelling = spec, labelling
+        named = [name for entry in spec.infer for name in entry.texts]
+        self.texts = tuple(dict.fromkeys([spec.source.text, *named]))
+        """Columns whose texts the models need."""
         self.in_flight = spec.blocks.in_flight or (GPU_IN_FLIGHT if labelling.on_gpu else IN_FLIGHT)
 
     def submit(self, block: Block) -> Pending:
@@ -66,11 +70,18 @@ class BlockInference:
         """
         batch, dead = split_off_bad_values(block.span.split, block.batch)
         dead = merged(block.dead, dead) if dead.num_rows else block.dead
-        rows, codes = unfit_rows(batch.column(TEXT))
-        if len(rows):
-            batch, dead = self._bury(block.span.split, batch, dead, rows, codes, [""] * len(rows))
-        futures = self.labelling.submit(batch.column(TEXT)) if batch.num_rows else []
+        for name in self.texts:
+            rows, codes = unfit_rows(self._text(batch, name))
+            if len(rows):
+                told = [f"column {name!r}: {REASONS[code]}" if name != self.spec.source.text else "" for code in codes]
+                batch, dead = self._bury(block.span.split, batch, dead, rows, codes, told)
+        futures = (
+            self.labelling.submit(batch.column(TEXT), functools.partial(self._text, batch)) if batch.num_rows else []
+        )
         return Pending(Block(block.span, batch, dead), dead, futures)
+
+    def _text(self, batch: pa.RecordBatch, name: str) -> pa.LargeStringArray:
+        return batch.column(TEXT) if name == self.spec.source.text else as_text(batch.column(name), name)
 
     def finish(self, pending: Pending, timeout: float | None = None) -> Block:
         """The block with label columns in place of the text. Raises TimeoutError after `timeout` seconds."""

@@ -8,13 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.metrics import Metrics
 
 from tagstream.schemas.block import Block
 from tagstream.schemas.errors import ChainMovedError, RunnerError
 from tagstream.schemas.spec import JobSpec
+from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.io.common.open_writers import OpenWriters
 from tagstream.transforms.io.contracts import Commit, JointWriter, Writer
 from tagstream.transforms.runtime.job_context import JobContext
@@ -34,9 +33,10 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
 
     def __init__(self, context: JobContext, spec: JobSpec) -> None:
         self.context = context
-        self.columns = [entry.as_ for entry in spec.infer]
+        self.spec = spec
 
     def setup(self) -> None:
+        self.heads = {entry.as_: describe(entry)[0] for entry in self.spec.infer}
         self.metrics, self.writers = self.context.metrics, self.context.resource(OpenWriters)
         self.labels: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
         self.waiting: set[str] = set()
@@ -130,13 +130,9 @@ class _WriteFn(beam.DoFn):  # type: ignore[misc]
 
     def _tally(self, block: Block) -> None:
         tally = self.labels[block.span.split]
-        for name in self.columns:
-            column = block.batch.column(name)
-            if pa.types.is_list(column.type):
-                column = column.flatten()
-            if pa.types.is_string(column.type):
-                for count in pc.value_counts(column):
-                    tally[name, str(count["values"].as_py())] += count["counts"].as_py()
+        for name, head in self.heads.items():
+            for label, count in head.tally(block.batch.column(name)).items():
+                tally[name, label] += count
 
 
 def _try_commit(writer: Writer) -> Commit | ChainMovedError | None:

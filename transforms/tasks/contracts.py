@@ -7,11 +7,11 @@ the `task` in a specification.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.head import Head
 from tagstream.transforms.tasks.model import Model
-from tagstream.transforms.tasks.text_classification import Head
 
 
 class TaskModule(Protocol):
@@ -19,6 +19,9 @@ class TaskModule(Protocol):
 
     ARCHITECTURE: how the names of its models' classes end, for example ForSequenceClassification, the only one whose
     logits our backends compute. KIND: what people call such a model, for messages.
+
+    SETTINGS: the fields of an entry that the task uses, beside those that every task has; any other is refused.
+    Without SETTINGS the task uses those of text-classification.
     """
 
     ARCHITECTURE: str
@@ -29,3 +32,11 @@ class TaskModule(Protocol):
 
         A class of its own may derive from `Head` and give other `fields` and `columns`.
         """
+
+
+@runtime_checkable
+class ChoosyModule(TaskModule, Protocol):
+    """A task whose models the name of an architecture does not tell from others."""
+
+    def takes(self, model: Model, *, named: bool) -> bool:
+        """Whether the task is for the model. `named`: the entry names the task, so its user means it."""

@@ -26,6 +26,10 @@ class Model(Protocol):
         """softmax, sigmoid or identity."""
 
     @property
+    def sentence(self) -> Any:
+        """Modules of a sentence-transformers folder, see `sentence_files.SentenceFiles`; None for another model."""
+
+    @property
     def config(self) -> dict[str, Any]:
         """The whole `config.json`."""
 
@@ -38,4 +42,5 @@ class NoModel:
     labels: list[str]
     activation: str = "softmax"
     architectures: None = None
+    sentence: None = None
     config: dict[str, Any] = field(default_factory=dict)

@@ -6,13 +6,18 @@ import importlib
 from typing import Any
 
 from tagstream.schemas import plugins
-from tagstream.schemas.errors import ModelError
+from tagstream.schemas.errors import ModelError, SpecError
+from tagstream.schemas.infer_spec import OF_TASKS, default_of
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.tasks.contracts import TaskModule
+from tagstream.transforms.tasks import text_classification
+from tagstream.transforms.tasks.contracts import ChoosyModule, TaskModule
+from tagstream.transforms.tasks.head import Head
 from tagstream.transforms.tasks.model import Model
-from tagstream.transforms.tasks.text_classification import Head
 
-_TASKS = {"text-classification": "tagstream.transforms.tasks.text_classification"}
+_TASKS = {
+    "text-classification": "tagstream.transforms.tasks.text_classification",
+    "feature-extraction": "tagstream.transforms.tasks.feature_extraction",
+}
 
 
 def task_module(name: str) -> TaskModule:
@@ -25,7 +30,13 @@ def task_module(name: str) -> TaskModule:
 
 def open_head(entry: InferEntry, model: Model) -> Head:
     """What becomes of the model's logits. Raises as `task_of`, and SpecError for settings that do not fit the model."""
-    return task_module(task_of(entry, model)).head(entry, model)
+    task = task_of(entry, model)
+    module = task_module(task)
+    used = getattr(module, "SETTINGS", text_classification.SETTINGS)
+    given = {name for name in OF_TASKS & entry.model_fields_set if getattr(entry, name) != default_of(name)}
+    if unused := sorted(given - set(used)):
+        raise SpecError(f"{entry.as_}: {unused[0]}: has no effect on {task}; remove it")
+    return module.head(entry, model)
 
 
 def identity_of(entry: InferEntry, model: Model) -> dict[str, Any]:
@@ -44,18 +55,15 @@ def task_of(entry: InferEntry, model: Model) -> str:
     does = _task_of(model)
     if entry.task is None:
         if does is None:
-            raise ModelError(
-                f"{model.name}: its config says {_said(model)}, which is not a {_all('KIND')}; choose a model whose "
-                f"architecture ends in {_all('ARCHITECTURE')}"
-            )
+            raise ModelError(f"{model.name}: its config says {_said(model)}, which no task takes. A model is {_all()}")
         return does
     module = task_module(entry.task)
-    if not _fits(module, model):
+    if not _fits(module, model, named=True):
         fit = (
             f"a model for {does}: write task: {does}, or leave task out" if does else "a model for no task that is here"
         )
         raise ModelError(
-            f"{model.name}: task: {entry.task} needs a model whose architecture ends in {module.ARCHITECTURE}; "
+            f"{model.name}: task: {entry.task} needs a {module.KIND} (…{module.ARCHITECTURE}); "
             f"its config says {_said(model)}, which is {fit}"
         )
     return entry.task
@@ -69,7 +77,9 @@ def _task_of(model: Model) -> str | None:
     return next((name for name in sorted(plugins.installed(plugins.TASKS)) if _fits(task_module(name), model)), None)
 
 
-def _fits(module: TaskModule, model: Model) -> bool:
+def _fits(module: TaskModule, model: Model, *, named: bool = False) -> bool:
+    if isinstance(module, ChoosyModule):
+        return module.takes(model, named=named)
     return any(name.endswith(module.ARCHITECTURE) for name in model.architectures or ())
 
 
@@ -77,6 +87,6 @@ def _said(model: Model) -> str:
     return ", ".join(model.architectures or ()) or "no architecture"
 
 
-def _all(attribute: str) -> str:
-    names = [*_TASKS, *sorted(plugins.installed(plugins.TASKS))]
-    return " or ".join(dict.fromkeys(str(getattr(task_module(name), attribute)) for name in names))
+def _all() -> str:
+    modules = {name: task_module(name) for name in [*_TASKS, *sorted(plugins.installed(plugins.TASKS))]}
+    return ", or ".join(f"a {m.KIND} (…{m.ARCHITECTURE}) for {name}" for name, m in modules.items())

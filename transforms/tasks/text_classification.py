@@ -7,14 +7,20 @@ another one (`function_to_apply`).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.head import Head, count_texts, mean_of_windows, provenance_fields
 from tagstream.transforms.tasks.model import Model
+from tagstream.transforms.tasks.parts import split_parts
+from tagstream.transforms.tokenization.encoded import Encoded
+from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
 
@@ -22,12 +28,14 @@ ARCHITECTURE = "ForSequenceClassification"
 """See `tasks.contracts.TaskModule`."""
 KIND = "sequence classifier"
 """See `tasks.contracts.TaskModule`."""
+SETTINGS = {"text", "labels", "thresholds", "abstain", "scores", "function_to_apply"}
+"""See `tasks.contracts.TaskModule`."""
 ACTIVATIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
 """What an entry's `function_to_apply` means."""
 
 
 @dataclass(frozen=True)
-class Head:
+class LabelHead(Head):
     """The meaning of one entry's logits, and the columns that they become.
 
     `names`: the labels, one for each logit. `activation`: softmax, sigmoid or identity. `model`: the model's name.
@@ -41,7 +49,7 @@ class Head:
     several: bool
 
     @classmethod
-    def of(cls, entry: InferEntry, names: list[str], activation: str, model: str, *, multi_label: bool = False) -> Head:
+    def of(cls, entry: InferEntry, names: list[str], activation: str, model: str, *, multi_label: bool = False) -> Self:
         """A head with the label names that the specification maps the model's to.
 
         `activation`: the model's; the entry may say another. `multi_label`: whether the model says that a row may have
@@ -50,10 +58,11 @@ class Head:
         """
         activation = ACTIVATIONS.get(entry.function_to_apply or "", activation)
         _refuse_without_effect(entry, activation, names)
-        unknown = sorted(set(entry.labels) - set(names))
+        renamed = entry.label_names
+        unknown = sorted(set(renamed) - set(names))
         if unknown:
             raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")
-        mapped = tuple(entry.labels.get(name, name) for name in names)
+        mapped = tuple(renamed.get(name, name) for name in names)
         unknown = sorted(set(entry.thresholds) - set(mapped))
         if unknown:
             raise SpecError(f"{entry.as_}: thresholds: no label {unknown[0]!r}; there are {', '.join(mapped)}")
@@ -61,6 +70,56 @@ class Head:
             raise SpecError(f"{entry.as_}: labels: two labels of the model would have the same name")
         several = activation == "sigmoid" and (multi_label or len(mapped) > 1)
         return cls(entry, mapped, activation, model, several)
+
+    @property
+    def width(self) -> int:
+        """One logit for each label."""
+        return len(self.names)
+
+    def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
+        """A sequence for each text or pair of texts, or one for each window."""
+        return tokenizer.encode(texts) if self.entry.pair is None else tokenizer.encode_pairs(*split_parts(texts))
+
+    @property
+    def shared(self) -> str:
+        """Pairs make other sequences than single texts."""
+        return "pair" if self.entry.pair else ""
+
+    def merge(self, encoded: Encoded, outputs: Array) -> Array:
+        """Scores, float32 [texts, labels]: the mean logits of a text's windows, after the activation."""
+        return activate(mean_of_windows(encoded, outputs), self.activation)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names of the labels, and what makes scores of logits."""
+        pair = {} if self.entry.pair is None else {"pair": list(self.entry.pair)}
+        return {"names": list(self.names), "activation": self.activation, **pair}
+
+    def agree(self, values: Array, reference: Array) -> Array:
+        """Bool [rows]: whether each row has the same label as in `reference`.
+
+        With softmax, the best label must be the same, where a best label below its threshold counts as no label; with
+        sigmoid, the set of labels. For regression, values must differ by at most 1 % of the reference's standard
+        deviation.
+        """
+        usual = 0.5 if self.activation == "sigmoid" else 0.0
+        least = np.array([self.entry.thresholds.get(label, usual) for label in self.names], np.float32)
+        if self.activation == "softmax":
+            labels = [
+                np.where(s.max(axis=1) < least[s.argmax(axis=1)], -1, s.argmax(axis=1)) for s in (values, reference)
+            ]
+            return np.asarray(labels[0] == labels[1])
+        if self.activation == "sigmoid":
+            return np.asarray(((values >= least) == (reference >= least)).all(axis=1))
+        return np.asarray((np.abs(values - reference) <= 0.01 * reference.std(axis=0)).all(axis=1))
+
+    def drift(self, values: Array, reference: Array) -> Array:
+        """The largest difference between scores of a row."""
+        return np.asarray(np.abs(values - reference).max(axis=1))
+
+    def tally(self, column: pa.Array) -> Counter[str]:
+        """How often each label was given; nothing for values of a regression."""
+        return count_texts(column.flatten() if pa.types.is_list(column.type) else column)
 
     @property
     def fields(self) -> list[pa.Field]:
@@ -79,15 +138,11 @@ class Head:
                 label.append(pa.field(f"{name}_score", pa.float32()))
         if spec.scores == "all":
             label.append(pa.field(f"{name}_scores", scores))
-        kinds = {"tokens": pa.int32(), "truncated": pa.bool_(), "model": pa.dictionary(pa.int32(), pa.string())}
-        return label + [pa.field(f"{name}_{what}", kinds[what]) for what in spec.provenance]
+        return label + provenance_fields(spec)
 
-    def columns(self, scores: Array, tokens: Array, truncated: Array) -> list[pa.Array]:
-        """One array for each of `fields`.
-
-        `scores`: float32 [rows, labels], after the activation. `tokens`: int32 [rows]. `truncated`: bool [rows].
-        """
-        spec = self.entry
+    def answers(self, values: Array) -> list[pa.Array]:
+        """Label, score and scores, as the entry asks for. `values`: float32 [rows, labels], after the activation."""
+        scores, spec = values, self.entry
         every = pa.StructArray.from_arrays(
             [pa.array(scores[:, i]) for i in range(len(self.names))],
             fields=[pa.field(label, pa.float32()) for label in self.names],
@@ -98,16 +153,7 @@ class Head:
             arrays = self._several(scores)
         else:
             arrays = self._one(scores)
-        if spec.scores == "all":
-            arrays.append(every)
-        values = {"tokens": lambda: pa.array(tokens), "truncated": lambda: pa.array(truncated)}
-        for what in spec.provenance:
-            if what == "model":
-                indices = pa.array(np.zeros(len(scores), np.int32))
-                arrays.append(pa.DictionaryArray.from_arrays(indices, pa.array([self.model])))
-            else:
-                arrays.append(values[what]())
-        return arrays
+        return [*arrays, every] if spec.scores == "all" else arrays
 
     def _one(self, scores: Array) -> list[pa.Array]:
         best = scores.argmax(axis=1).astype(np.int32)
@@ -167,7 +213,7 @@ def activate(logits: Array, activation: str) -> Array:
     return logits
 
 
-def head(entry: InferEntry, model: Model) -> Head:
+def head(entry: InferEntry, model: Model) -> LabelHead:
     """See `tasks.contracts.TaskModule`."""
     multi_label = model.config.get("problem_type") == "multi_label_classification"
-    return Head.of(entry, model.labels, model.activation, model.name, multi_label=multi_label)
+    return LabelHead.of(entry, model.labels, model.activation, model.name, multi_label=multi_label)

@@ -7,6 +7,7 @@ silently: as the specification says, it is cut and marked, split into overlappin
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,36 +29,76 @@ NO_TOKENS = "the tokenizer makes no token of this text, and the model can't labe
 class EncodedTokens(Encoded):
     """`ids`: int32, the token ids of all sequences. Sequence i is ids[starts[i] : starts[i] + lengths[i]].
 
-    `segments`: the segment id of each of `ids`; None for a model that needs none.
+    `segments`: the segment id of each of `ids`; None for a model that needs none. `places`: where each token comes
+    from; None if nobody asked for it.
     """
 
     ids: Array = None  # type: ignore[assignment]
     starts: Array = None  # type: ignore[assignment]
     segments: Array | None = None
+    places: Places | None = None
+
+
+@dataclass
+class Places:
+    """Where tokens come from.
+
+    `texts`: the texts; of pairs, the texts whose characters count. `part`: int8 [tokens], 0 for a token of the first
+    text, 1 for one of the second, -1 for what the tokenizer has added. `start`, `stop`: int32 [tokens], the token's
+    characters in its text.
+    """
+
+    texts: list[str]
+    part: Array
+    start: Array
+    stop: Array
 
 
 class TextTokenizer:
     """A model's tokenizer with the settings of one entry. They never change, so several threads may call `encode`."""
 
-    def __init__(self, files: ModelFiles, max_length: int | None, long_text: str) -> None:
+    def __init__(
+        self, files: ModelFiles, max_length: int | None, long_text: str, truncation: str = "longest_first"
+    ) -> None:
+        """`truncation`: which text of a pair is cut, longest_first, only_first or only_second."""
         tokenizer = _load(files)
-        self.max_length = window(files, tokenizer.model_max_length, max_length)
+        given = files.sentence.max_length if files.sentence else None
+        self.max_length = window(files, given or tokenizer.model_max_length, max_length)
         self.long_text = long_text
         self.padding = padding_of(files, tokenizer)
         self.segments = segments_matter(files, tokenizer)
         self.zero_segments = not self.segments and files.config.get("model_type") in ZEROS_BY_DEFAULT
         """Whether zeros in place of no segment ids change nothing."""
-        self._tokenizer = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-        self._tokenizer.no_padding()
-        stride = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
+        self.unknown_id: int | None = tokenizer.unk_token_id
+        self.whole = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
+        """The tokenizer of the `tokenizers` library, which cuts and pads nothing."""
+        if files.sentence and files.sentence.lower:
+            self.whole.normalizer = _lower_first(self.whole.normalizer)
+        self.whole.no_padding()
+        self.whole.no_truncation()
+        self._tokenizer = type(self.whole).from_str(self.whole.to_str())
+        self.overlap = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
+        """Tokens that a window has in common with the one before."""
+        side = "right" if self.overlap else tokenizer.truncation_side
         try:
-            self._tokenizer.enable_truncation(self.max_length, stride=stride, direction=tokenizer.truncation_side)
+            self._tokenizer.enable_truncation(self.max_length, stride=self.overlap, strategy=truncation, direction=side)
         except ValueError as error:
             raise ModelError(f"{files.name}: max_length {self.max_length} can't be used: {error}") from None
 
-    def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
-        """Token ids of all texts. Each text must be valid UTF-8 and not null. A text without tokens is an error."""
-        encodings = self._tokenizer.encode_batch_fast(texts.to_numpy(zero_copy_only=False).tolist())
+    def encode(self, texts: pa.LargeStringArray, *, places: bool = False) -> EncodedTokens:
+        """Token ids of all texts. Each text must be valid UTF-8 and not null. A text without tokens is an error.
+
+        `places`: also say where each token comes from, which takes longer.
+        """
+        return self._encode(texts.to_numpy(zero_copy_only=False).tolist(), None, places=places)
+
+    def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], *, places: bool = False) -> EncodedTokens:
+        """As `encode`, for pairs of texts. `places` has the second text of each pair."""
+        return self._encode(list(firsts), list(seconds), places=places)
+
+    def _encode(self, firsts: list[str], seconds: list[str] | None, *, places: bool) -> EncodedTokens:
+        encode = self._tokenizer.encode_batch if places else self._tokenizer.encode_batch_fast
+        encodings = encode(firsts if seconds is None else list(zip(firsts, seconds, strict=True)))
         n = len(encodings)
         tokens = np.fromiter((len(e) for e in encodings), np.int32, n)
         truncated = np.zeros(n, bool)
@@ -65,9 +106,11 @@ class TextTokenizer:
         sequences, text = encodings, np.arange(n, dtype=np.int32)
         cut = [(i, parts) for i in np.flatnonzero(tokens >= self.max_length) if (parts := encodings[i].overflowing)]
         owners = text.tolist()
-        overlap = self.max_length // WINDOW_OVERLAP if self.long_text == "window" else 0
         for i, parts in cut:
-            tokens[i] += sum(len(p) - p.special_tokens_mask.count(1) - overlap for p in parts)
+            if seconds is None:
+                tokens[i] += sum(len(p) - p.special_tokens_mask.count(1) - self.overlap for p in parts)
+            else:  # the parts of a pair repeat tokens of the other text
+                tokens[i] = len(self.whole.encode(firsts[i], seconds[i]))
             if self.long_text == "truncate":
                 truncated[i] = True
             elif self.long_text == "window":
@@ -90,7 +133,8 @@ class TextTokenizer:
             ids[start : start + length] = sequence.ids
             if segments is not None:
                 segments[start : start + length] = sequence.type_ids
-        return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts, segments)
+        found = _places(firsts if seconds is None else seconds, sequences, starts, len(ids)) if places else None
+        return EncodedTokens(lengths, text, tokens, truncated, errors, ids, starts, segments, found)
 
     def inputs(self, parts: list[tuple[EncodedTokens, Array]], buckets: tuple[int, ...] = ()) -> dict[str, Array]:
         """The model's inputs for the sequences in `parts`, in order: each int64 [sequences, length], padded.
@@ -114,6 +158,15 @@ class TextTokenizer:
                 segments.append(np.where(mask, encoded.segments[at], self.padding.segment_id))
         arrays = {"input_ids": ids, "attention_mask": masks, "token_type_ids": segments}
         return {name: np.concatenate(found).astype(np.int64) for name, found in arrays.items() if found}
+
+
+def _places(texts: list[str], sequences: Sequence[Any], starts: Array, tokens: int) -> Places:
+    part, spans = np.empty(tokens, np.int8), np.empty((tokens, 2), np.int32)
+    for sequence, start in zip(sequences, starts.tolist(), strict=True):
+        mine = slice(start, start + len(sequence))
+        part[mine] = [-1 if number is None else number for number in sequence.sequence_ids]
+        spans[mine] = sequence.offsets
+    return Places(texts, part, spans[:, 0], spans[:, 1])
 
 
 def window(files: ModelFiles, tokenizer_length: int, wanted: int | None) -> int:
@@ -148,6 +201,13 @@ def _load(files: ModelFiles) -> Any:
             f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) version; save one as tokenizer.json"
         )
     return tokenizer
+
+
+def _lower_first(normalizer: Any) -> Any:
+    from tokenizers import normalizers
+
+    steps = [normalizers.Lowercase()] if normalizer is None else [normalizers.Lowercase(), normalizer]
+    return normalizers.Sequence(steps)
 
 
 _ENCODERS = {

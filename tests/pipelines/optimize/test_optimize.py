@@ -36,11 +36,11 @@ from tagstream.transforms.inference.backends import auto
 from tagstream.transforms.inference.backends.auto import certificate_folder
 from tagstream.transforms.inference.backends.onnx_export import export_fp32
 from tagstream.transforms.inference.backends.onnx_int8 import DYNAMIC_WAYS, STATIC_WAYS, Int8, by_sensitivity, quantise
-from tagstream.transforms.inference.backends.registry import load_backend
+from tagstream.transforms.inference.backends.registry import describe, load_backend
 from tagstream.transforms.inference.certificate import hash_file
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.model_files import find_model
-from tagstream.transforms.tasks.text_classification import activate
+from tagstream.transforms.tasks.text_classification import LabelHead, activate
 from tagstream.transforms.tokenization.padding import Padding
 from tests.models import make_model, random_texts
 
@@ -68,7 +68,7 @@ def spec(model: Path, **backend) -> InferEntry:
 def scores(entry: InferEntry, texts: pa.LargeStringArray = TEXTS) -> np.ndarray:
     engine = Engine(load_backend(entry))
     try:
-        return engine.submit(texts).result(120).scores
+        return engine.submit(texts).result(120).values
     finally:
         engine.close()
 
@@ -77,7 +77,7 @@ def test_a_file_of_every_way_runs_with_its_certificate(tmp_path: Path, model: Pa
     """Each file is smaller than fp32 and its scores are close. `auto` runs each, also for a single short text."""
     entry, files = spec(model), find_model(str(model))
     fp32, folder = measure(entry, FP32, SAMPLE), tmp_path / "certificate"
-    export = export_fp32(files, tmp_path)
+    export = export_fp32(files, tmp_path, describe(entry)[0])
     rows, sizes = optimize._single_rows(entry, TEXTS), {}
     ranked = by_sensitivity(export, rows[:16])
     for way in (*DYNAMIC_WAYS, *STATIC_WAYS):
@@ -135,11 +135,14 @@ def test_a_row_that_only_one_can_label_is_a_difference() -> None:
     ham, spam, failed = [0.9, 0.1], [0.2, 0.8], [np.nan, np.nan]
     reference = np.array([ham, spam, ham, ham, failed, failed])
     scores = np.array([ham, spam, spam, failed, failed])
-    assert _equal(scores, reference, "softmax").tolist() == [True, True, False, False, True, True]
-    assert not _equal(np.array([ham]), np.array([failed]), "softmax").any()
-    strict = np.array([0.0, 0.9])  # 0.8 is no spam then, and 0.95 is
-    assert _equal(np.array([spam, spam]), np.array([spam, [0.05, 0.95]]), "softmax", strict).tolist() == [True, False]
-    assert _equal(np.array([spam]), np.array([[0.2, 0.95]]), "sigmoid", strict).tolist() == [False]
+    head = LabelHead.of(InferEntry(model="m"), ["ham", "spam"], "softmax", "m")
+    assert _equal(scores, reference, head).tolist() == [True, True, False, False, True, True]
+    assert not _equal(np.array([ham]), np.array([failed]), head).any()
+    thresholds = InferEntry(model="m", thresholds={"spam": 0.9})  # 0.8 is no spam then, and 0.95 is
+    strict = LabelHead.of(thresholds, ["ham", "spam"], "softmax", "m")
+    assert _equal(np.array([spam, spam]), np.array([spam, [0.05, 0.95]]), strict).tolist() == [True, False]
+    several = LabelHead.of(thresholds, ["ham", "spam"], "sigmoid", "m")
+    assert _equal(np.array([spam]), np.array([[0.2, 0.95]]), several).tolist() == [False]
 
 
 def test_failed_rows_have_no_scores(model: Path) -> None:

@@ -16,6 +16,7 @@ from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.engine import Engine
 from tagstream.transforms.inference.self_check import try_out
+from tagstream.transforms.tasks.text_classification import LabelHead
 from tagstream.transforms.tokenization.encoded import Encoded
 
 
@@ -50,7 +51,7 @@ class LengthBackend:
     max_rows = 8
     parallel = 1
     buckets = ()
-    width, activation = 1, "identity"
+    head = LabelHead.of(InferEntry.model_validate({"backend": {"type": "constant"}}), ["length"], "identity", "length")
 
     def __init__(self) -> None:
         self.forwards: list[int] = []
@@ -86,7 +87,7 @@ def test_answers_come_back_in_order(engine_of) -> None:
     engine = engine_of(backend)
     values = [("ab" * (i % 40)) + str(i % 7) for i in range(500)]
     prediction = engine.submit(texts(*values)).result(30)
-    assert prediction.scores[:, 0].tolist() == [len(v) for v in values]
+    assert prediction.values[:, 0].tolist() == [len(v) for v in values]
     assert sum(backend.forwards) == len(set(values))
 
 
@@ -98,7 +99,7 @@ def test_many_submitters_share_micro_batches(engine_of) -> None:
     futures = [engine.submit(texts(*values)) for values in submissions]
     assert not wait(futures, 30).not_done
     for values, future in zip(submissions, futures, strict=True):
-        assert future.result().scores[:, 0].tolist() == [len(v) for v in values]
+        assert future.result().values[:, 0].tolist() == [len(v) for v in values]
     assert len(backend.forwards) < 1000
 
 
@@ -125,7 +126,7 @@ def test_untokenisable_text_costs_itself_alone(engine_of) -> None:
     engine = engine_of(LengthBackend())
     prediction = engine.submit(texts("ab", "untokenisable", "abcd")).result(30)
     assert {row: code for row, (code, _) in prediction.errors.items()} == {1: DeadCode.TOKENISATION_FAILED}
-    assert prediction.scores[[0, 2], 0].tolist() == [2, 4]
+    assert prediction.values[[0, 2], 0].tolist() == [2, 4]
     alone = engine.submit(texts("untokenisable")).result(30)
     assert alone.errors[0][0] is DeadCode.TOKENISATION_FAILED
 
@@ -281,10 +282,10 @@ def test_a_small_submission_does_not_wait_for_a_large_one_to_be_tokenised(engine
     engine = engine_of(SlowTokenizer())
     large = engine.submit(texts(*map(str, range(100))))
     assert entered.wait(30)
-    assert engine.submit(texts("abc")).result(30).scores.tolist() == [[3.0]]
+    assert engine.submit(texts("abc")).result(30).values.tolist() == [[3.0]]
     assert not large.done()
     resume.set()
-    assert len(large.result(30).scores) == 100
+    assert len(large.result(30).values) == 100
 
 
 def test_counts_what_it_computes(engine_of) -> None:

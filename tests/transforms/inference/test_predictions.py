@@ -40,8 +40,8 @@ def test_recalls_what_it_was_told_and_no_more_than_fits(blocks: list[list[str]],
         asked = answers([block[i] for i in recalled.missing])
         memory.remember(recalled, asked)
         recalled.learn(recalled.missing, asked)
-        found, expected = recalled.prediction, answers(block)
-        np.testing.assert_array_equal(found.scores, expected.scores)
+        found, expected = recalled.answers(), answers(block)
+        np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
         np.testing.assert_array_equal(found.truncated, expected.truncated)
         assert len(memory) <= slots
@@ -80,7 +80,7 @@ def test_equal_texts_of_different_blocks_are_inferred_once(engine) -> None:
     assert list(first.errors) == [2]
     assert list(second.errors) == [0]
     assert not third.errors
-    assert [len(p.scores) for p in (first, second, third)] == [4, 5, 2]
+    assert [len(p.values) for p in (first, second, third)] == [4, 5, 2]
     counts = engine.metrics.snapshot()
     assert (counts.sequences, counts.duplicates, counts.remembered) == (5, 2, 4)
 
@@ -118,7 +118,7 @@ def test_equal_texts_in_flight_are_inferred_once(held) -> None:
         found = future.result(30)
         assert [block[row] for row in found.errors] == [text for text in block if text == "poison"]
         fine = [row for row in range(len(block)) if row not in found.errors]
-        assert found.scores[fine, 0].tolist() == [len(block[row]) for row in fine]
+        assert found.values[fine, 0].tolist() == [len(block[row]) for row in fine]
     assert sorted(backend.answered) == sorted(["a", "bb", "ccc"])
     assert not engine._asked
 
@@ -130,7 +130,7 @@ def test_blocks_of_few_texts_share_them(held) -> None:
     wait_until(lambda: len(engine._live) == 3, 10, "all are asked for")
     backend.free.set()
     for future in futures:
-        assert future.result(30).scores[:, 0].tolist() == [1, 2, 3] * SMALL
+        assert future.result(30).values[:, 0].tolist() == [1, 2, 3] * SMALL
     assert sorted(backend.answered) == ["x", "yy", "zzz"]
 
 
@@ -162,8 +162,8 @@ def test_small_submission_waits_for_no_large_one(held) -> None:
     small = engine.submit(texts("xx", "x"))
     wait_until(lambda: len(engine._live) == 2, 10, "the small one too")
     backend.free.set()
-    assert small.result(30).scores[:, 0].tolist() == [2, 1]
-    assert large.result(30).scores[:, 0].tolist() == list(range(1, SMALL + 30))
+    assert small.result(30).values[:, 0].tolist() == [2, 1]
+    assert large.result(30).values[:, 0].tolist() == list(range(1, SMALL + 30))
     assert sorted(backend.answered)[:4] == ["x", "x", "xx", "xx"]
 
 
@@ -188,7 +188,7 @@ def test_blocks_at_once_are_answered_as_alone(blocks: list[list[int]]) -> None:
     engine = Engine(LengthBackend(), 3 * 213)
     try:
         futures = [engine.submit(texts(*("t" * n for n in block))) for block in blocks]
-        assert [future.result(30).scores[:, 0].tolist() for future in futures] == blocks
+        assert [future.result(30).values[:, 0].tolist() for future in futures] == blocks
     finally:
         engine.close()
 
@@ -203,7 +203,7 @@ def test_scores_are_those_of_a_model_that_is_asked(tmp_path) -> None:
     try:
         for block in blocks:
             expected, found = plain.submit(texts(*block)).result(60), remembering.submit(texts(*block)).result(60)
-            np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+            np.testing.assert_allclose(found.values, expected.values, atol=1e-5)
             np.testing.assert_array_equal(found.tokens, expected.tokens)
     finally:
         plain.close()
@@ -215,7 +215,7 @@ def test_a_memory_is_shared_by_submitters(engine) -> None:
     done: list[int] = []
 
     def submit(n: int) -> None:
-        done.extend(len(engine.submit(texts(*(str(i) for i in range(n, n + 50)))).result(30).scores) for _ in range(5))
+        done.extend(len(engine.submit(texts(*(str(i) for i in range(n, n + 50)))).result(30).values) for _ in range(5))
 
     threads = [threading.Thread(target=submit, args=(n,)) for n in range(0, 100, 10)]
     for thread in threads:

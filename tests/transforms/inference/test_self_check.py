@@ -42,7 +42,7 @@ def runs_alone(entry: InferEntry) -> None:
     assert notice.startswith(f"tag: {entry.model}: rows of different lengths get other logits together than alone")
     assert "run one at a time" in notice
     engine = Engines(JobContext()).of(entry)
-    scores = engine.submit(TEXTS).result(60).scores
+    scores = engine.submit(TEXTS).result(60).values
     encoded, every = engine.backend.encode(TEXTS), range(len(TEXTS))
     alone = np.concatenate([engine.backend.forward([(encoded, np.array([row]))]) for row in every])
     engine.close()

@@ -162,7 +162,7 @@ def test_busy_engine_finds_it() -> None:
     engine = Engine(backend, budget=TokenBudget(100, seek=True, found=found.append))
     try:
         texts = pa.array([f"{n:010d}" for n in range(20_000)], pa.large_string())
-        scores = engine.submit(texts).result(60).scores
+        scores = engine.submit(texts).result(60).values
     finally:
         engine.close()
     assert np.array_equal(scores, np.ones((20_000, 1), np.float32))

@@ -13,18 +13,18 @@ from hypothesis.extra import numpy as hnp
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.tasks.text_classification import Head, activate
+from tagstream.transforms.tasks.text_classification import LabelHead, activate
 
 NAMES = ["x", "y", "z"]
 logits = hnp.arrays(np.float32, st.tuples(st.integers(0, 8), st.just(3)), elements=st.floats(-500, 500, width=32))
 
 
-def head(activation: str, names: list[str] | None = None, **spec: Any) -> Head:
+def head(activation: str, names: list[str] | None = None, **spec: Any) -> LabelHead:
     entry = InferEntry.model_validate({"model": "m", "as": "tag", **spec})
-    return Head.of(entry, NAMES if names is None else names, activation, "m")
+    return LabelHead.of(entry, NAMES if names is None else names, activation, "m")
 
 
-def columns(head: Head, scores: list[list[float]]) -> dict[str, list]:
+def columns(head: LabelHead, scores: list[list[float]]) -> dict[str, list]:
     """Columns by name for these scores."""
     array = np.asarray(scores, np.float32).reshape(len(scores), len(head.names))
     made = head.columns(array, np.arange(len(scores), dtype=np.int32), np.zeros(len(scores), bool))
@@ -146,7 +146,7 @@ def test_single_logit() -> None:
 def test_single_label_of_a_model_for_several() -> None:
     """A model that says that a row may have several labels gives a list, even with one label."""
     entry = InferEntry.model_validate({"model": "m", "as": "tag", "provenance": []})
-    several = Head.of(entry, ["x"], "sigmoid", "m", multi_label=True)
+    several = LabelHead.of(entry, ["x"], "sigmoid", "m", multi_label=True)
     assert columns(several, [[0.25], [0.75]]) == {"tag": [[], ["x"]], "tag_score": [[], [0.75]]}
 
 
@@ -220,3 +220,14 @@ def test_provenance() -> None:
         "tag_tokens": [5, 6, 7],
         "tag_truncated": [True, False, True],
     }
+
+
+def test_same_labels() -> None:
+    """Best label, set of labels, or a value within 1 % of the spread; a best label below its threshold is none."""
+    names, reference = ["a", "b"], np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    same = {name: head(name, names).agree for name in ("softmax", "sigmoid", "identity")}
+    assert same["softmax"](np.array([[0.6, 0.4], [0.7, 0.3]]), reference).tolist() == [True, False]
+    assert same["sigmoid"](np.array([[0.6, 0.6], [0.1, 0.7]]), reference).tolist() == [False, True]
+    assert same["identity"](reference + np.array([[0.001], [0.1]]), reference).tolist() == [True, False]
+    strict = head("softmax", names, thresholds={"a": 0.8}).agree
+    assert strict(np.array([[0.6, 0.4], [0.3, 0.7]]), reference).tolist() == [False, True]

@@ -148,4 +148,4 @@ def _compile_all(replicas: list[Replica], inputs: list[dict[str, Array]], thread
     with config.patch(recompile_limit=GRAPHS):
         for replica in replicas:
             for one in inputs:
-                replica.logits(one)
+                replica.run(one)

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 
 from tagstream.schemas.errors import OutOfMemoryError, SpecError
 from tagstream.schemas.spec import ConstantBackend, InferEntry
+from tagstream.transforms.tasks.head import Head
 from tagstream.transforms.tasks.model import NoModel
 from tagstream.transforms.tasks.registry import identity_of, open_head
-from tagstream.transforms.tasks.text_classification import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
@@ -33,8 +33,7 @@ class EncodedTexts(Encoded):
 class _Constant:
     def __init__(self, entry: InferEntry) -> None:
         self.spec = cast("ConstantBackend", entry.backend)
-        head, _ = describe(entry)
-        self.width, self.activation = len(head.names), head.activation
+        self.head, _ = describe(entry)
         self.device = f"constant-{id(self)}"
         self.token_budget = self.spec.token_budget or 1 << 20
         self.max_rows = 1 << 16

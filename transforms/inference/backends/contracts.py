@@ -1,6 +1,6 @@
 """The protocol between the engine and a backend, which runs a model.
 
-A backend turns texts into sequences (`encode`), and micro-batches of sequences into logits (`forward`). For example,
+A backend turns texts into sequences (`encode`), and micro-batches of sequences into outputs (`forward`). For example,
 `encode` turns three texts into four sequences if one text is split into two windows; the engine then packs sequences
 of several blocks into one micro-batch and calls `forward`. A backend knows nothing of blocks, packing or labels.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.tasks.text_classification import Head
+from tagstream.transforms.tasks.head import Head
 from tagstream.transforms.tokenization.encoded import Encoded
 
 Array = np.ndarray
@@ -22,7 +22,7 @@ Array = np.ndarray
 class Backend(Protocol):
     """See the module. Up to two threads call `encode` at once, and up to `parallel` threads call `forward`.
 
-    `width`: values in the logits of a sequence. `activation`: softmax, sigmoid or identity; it makes scores of logits.
+    `head`: the task, which decides what the texts become, and the shape of the outputs.
 
     `device`: backends with the same device share it, with `parallel` forward passes at a time. `token_budget`: tokens
     of a micro-batch, padding included, to begin with. `max_rows`: most sequences in a micro-batch.
@@ -32,8 +32,7 @@ class Backend(Protocol):
     the budget is fixed.
     """
 
-    width: int
-    activation: str
+    head: Head
     device: str
     token_budget: int
     max_rows: int
@@ -48,7 +47,8 @@ class Backend(Protocol):
         """
 
     def forward(self, parts: list[tuple[Any, Array]]) -> Array:
-        """Logits, float32 [sequences, labels], of the sequences in `parts`, in that order.
+        """The outputs of the sequences in `parts`, in that order: float32 [sequences, head.width], or with
+        `head.output` tokens [tokens of all these sequences, head.width].
 
         `parts`: pairs of an `Encoded` and the int32 numbers of the sequences to take from it. Raises OutOfMemoryError
         if a smaller micro-batch may fit.

@@ -7,8 +7,8 @@ from typing import Any
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.model_files import ModelFiles, find_model
+from tagstream.transforms.tasks.head import Head
 from tagstream.transforms.tasks.registry import identity_of, open_head
-from tagstream.transforms.tasks.text_classification import Head
 
 
 def files_of(entry: InferEntry) -> ModelFiles:

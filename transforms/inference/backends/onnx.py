@@ -1,4 +1,4 @@
-"""Runs any Hugging Face sequence classifier in ONNX Runtime, as an fp32 export or as certified int8."""
+"""Runs a model of transformers in ONNX Runtime, as an fp32 export or as certified int8."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 class _Onnx:
     def __init__(self, entry: InferEntry) -> None:
         spec = cast("OnnxBackend", entry.backend)
-        head, _ = describe(entry)
-        self.width, self.activation = len(head.names), head.activation
-        self._tokenizer = TextTokenizer(files_of(entry), entry.max_length, entry.long_text)
+        self.head, _ = describe(entry)
+        files = files_of(entry)
+        self._tokenizer = TextTokenizer(files, entry.max_length, self.head.long_text, self.head.truncation)
         self.parallel, threads = passes_and_threads(usable_cores())
         pool = 1 + self.parallel * (threads - 1)  # all passes share the pool, and each calling thread computes too
         file = model_file(entry)
@@ -48,10 +48,11 @@ class _Onnx:
         self.speed_key = "" if spec.token_budget else f"onnx {file.name}, {passes_on(self.device, self.parallel)}"
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
-        return self._tokenizer.encode(texts)
+        return self.head.encode(self._tokenizer, texts)
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         inputs = self._tokenizer.inputs(parts, (2,))  # the export takes at least 2 tokens
+        real = inputs["attention_mask"] > 0
         if "token_type_ids" in self._inputs:
             inputs.setdefault("token_type_ids", np.zeros_like(inputs["input_ids"]))
         inputs = {name: inputs[name] for name in self._inputs}
@@ -65,7 +66,8 @@ class _Onnx:
             if "allocate memory" in str(error) or "bad_alloc" in str(error):  # texts of the memory arena's errors
                 raise OutOfMemoryError(str(error)) from error
             raise
-        return np.asarray(logits, np.float32)
+        outputs = np.asarray(logits, np.float32)
+        return outputs[real] if self.head.output == "tokens" else outputs
 
     def _bound(self, inputs: dict[str, Array]) -> Array:
         """Run with inputs and logits in the device's memory. Each is copied once: before the pass, and after it."""
@@ -130,7 +132,7 @@ def model_file(entry: InferEntry) -> Path:
     spec = cast("OnnxBackend", entry.backend)
     if spec.file is None:
         files = files_of(entry)
-        return export_fp32(files, files.cache_folder())
+        return export_fp32(files, files.cache_folder(), describe(entry)[0])
     path = Path(spec.file).expanduser()
     if not path.is_file():
         raise ModelError(f"{entry.as_}: backend.file {spec.file}: no such file; `tagstream optimize` can create it")

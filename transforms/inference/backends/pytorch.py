@@ -1,4 +1,4 @@
-"""Runs any Hugging Face sequence classifier in PyTorch: fp32 or bf16, on a CPU, one or all CUDA devices, or MPS."""
+"""Runs a model of transformers in PyTorch: fp32 or bf16, on a CPU, one or all CUDA devices, or MPS."""
 
 from __future__ import annotations
 
@@ -48,8 +48,7 @@ class _PyTorch:
         """Puts one `replica` on each of `devices`, which must be of the same kind."""
         spec = cast("PyTorchBackend", entry.backend)
         files = files_of(entry)
-        head, _ = describe(entry)
-        self.width, self.activation = len(head.names), head.activation
+        self.head, _ = describe(entry)
         self.device = ",".join(devices)
         on_cpu = devices[0] == "cpu"
         self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
@@ -59,7 +58,7 @@ class _PyTorch:
         on_gpu = issubclass(replica, OverlappedReplica)
         if on_gpu:
             self.parallel = GPU_PASSES * len(devices)
-        self._tokenizer = TextTokenizer(files, entry.max_length, entry.long_text)
+        self._tokenizer = TextTokenizer(files, entry.max_length, self.head.long_text, self.head.truncation)
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
         self._lengths = self.buckets or ((2,) if spec.compile else ())  # a length of 1 would need another graph
@@ -67,8 +66,9 @@ class _PyTorch:
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
         for device in devices:
-            model = load_model(files, device, spec.precision, self._tokenizer.padding)
-            self._segments = self._tokenizer.segments and takes_segments(model)
+            loaded = load_model(files, device, spec.precision, self._tokenizer.padding, self.head.auto_class)
+            self._segments = self._tokenizer.segments and takes_segments(loaded)
+            model = self.head.module(loaded).eval().to(device)
             if spec.compile:
                 model = compile_blocks(model) if on_gpu else CompiledModel(model)
             self.replicas.append(replica(model, device))
@@ -81,12 +81,13 @@ class _PyTorch:
             warm_up(self.replicas, inputs, self._threads, files.name)
 
     def encode(self, texts: pa.LargeStringArray) -> EncodedTokens:
-        return self._tokenizer.encode(texts)
+        return self.head.encode(self._tokenizer, texts)
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         inputs = self._tokenizer.inputs(parts, self._lengths)
+        real = inputs["attention_mask"] > 0
         if not self.buckets and inputs["attention_mask"].all():
             del inputs["attention_mask"]
         if not self._segments:
@@ -95,7 +96,8 @@ class _PyTorch:
         if self._compiled and rows == 1:
             inputs = {name: array.repeat(2, axis=0) for name, array in inputs.items()}
         try:
-            return self._replica().logits(inputs)[:rows]
+            outputs = self._replica().run(inputs)[:rows]
+            return outputs[real] if self.head.output == "tokens" else outputs
         except torch.OutOfMemoryError as error:
             shortage = str(error)
         except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Loads a sequence classifier with transformers, and merges an adapter into it. Needs no tokenizer and runs no pass."""
+"""Loads a model with transformers, and merges an adapter into it. Needs no tokenizer and runs no pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+import transformers
 from transformers.utils import logging
 
 from tagstream.schemas.errors import ModelError
@@ -17,18 +17,25 @@ from tagstream.transforms.tokenization.padding import Padding
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def load_model(files: ModelFiles, device: str, precision: str, padding: Padding | None = None) -> Any:
+def load_model(
+    files: ModelFiles,
+    device: str,
+    precision: str,
+    padding: Padding | None = None,
+    auto_class: str = "AutoModelForSequenceClassification",
+) -> Any:
     """The model on its device, ready for inference. Raises ModelError.
 
+    `auto_class`: the class of transformers that loads it.
     `padding`: how its micro-batches will be padded; None if there will be single rows only.
     """
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     settings: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     if files.adapter is not None:
-        settings |= {"config": AutoConfig.for_model(**files.config), "ignore_mismatched_sizes": True}
+        settings |= {"config": transformers.AutoConfig.for_model(**files.config), "ignore_mismatched_sizes": True}
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = getattr(transformers, auto_class).from_pretrained(
             files.path, dtype=_TYPES[precision], use_safetensors=True, output_loading_info=True, **settings
         )
         missing = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
@@ -40,7 +47,7 @@ def load_model(files: ModelFiles, device: str, precision: str, padding: Padding 
     if missing:
         raise ModelError(
             f"{files.name}: the weights lack {min(missing)} and {len(missing) - 1} more, which would be random. "
-            "Choose a model with a trained classification head"
+            "Choose a model with a trained head for this task"
         )
     text = model.config.get_text_config()
     if hasattr(text, "use_cache"):

@@ -18,7 +18,7 @@ from tagstream.transforms.inference.backends.contracts import (
     ChoosingModule,
     DescribingModule,
 )
-from tagstream.transforms.tasks.text_classification import Head
+from tagstream.transforms.tasks.head import Head
 
 Array = np.ndarray
 

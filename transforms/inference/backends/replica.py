@@ -1,4 +1,4 @@
-"""One copy of a PyTorch model on one device: moves micro-batches to the device and logits back."""
+"""One copy of a PyTorch model on one device: moves micro-batches to the device and outputs back."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ Array = np.ndarray
 
 
 class Replica:
-    """For a CPU or MPS. Several threads may call `logits` at once, and compute at once."""
+    """For a CPU or MPS. Several threads may call `run` at once, and compute at once."""
 
     def __init__(self, model: Any, device: str) -> None:
         self.model = model
         self.device = device
 
-    def logits(self, inputs: dict[str, Array]) -> Array:
-        """Logits, float32 [rows, labels]. `inputs`: the model's inputs by name, each int64 [rows, length]."""
+    def run(self, inputs: dict[str, Array]) -> Array:
+        """The outputs, float32, a row for each row of the inputs.
+
+        `inputs`: the model's inputs by name, each int64 [rows, length].
+        """
         with torch.inference_mode():
             on_device = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
-            return np.asarray(self.model(**on_device).logits.float().cpu().numpy())
+            return np.asarray(self.model(**on_device).float().cpu().numpy())
 
 
 class OverlappedReplica(Replica):
@@ -39,8 +42,8 @@ class OverlappedReplica(Replica):
         self._on_gpu = device != "cpu"
         self._queueing = threading.Lock()
 
-    def logits(self, inputs: dict[str, Array]) -> Array:
-        """See `Replica.logits`. Returns when this pass is done, without waiting for passes queued after it."""
+    def run(self, inputs: dict[str, Array]) -> Array:
+        """See `Replica.run`. Returns when this pass is done, without waiting for passes queued after it."""
         on_host = {name: torch.from_numpy(array) for name, array in inputs.items()}
         if self._on_gpu:
             on_host = {name: tensor.pin_memory() for name, tensor in on_host.items()}
@@ -53,10 +56,10 @@ class OverlappedReplica(Replica):
             try:
                 with self._queueing, self._module.stream(self._passes):  # kernels of two passes must not mix
                     self._passes.wait_event(copied)
-                    logits = self.model(**on_device).logits.float().to("cpu", non_blocking=True)
+                    outputs = self.model(**on_device).float().to("cpu", non_blocking=True)
                     done.record(self._passes)
                 done.synchronize()
             except Exception:
                 self._module.synchronize(self.device)  # kernels of a failed pass still read `on_device`
                 raise
-            return np.asarray(logits.numpy())
+            return np.asarray(outputs.numpy())

@@ -37,7 +37,7 @@ def predict(engine: Engine, sizes: list[int]) -> np.ndarray:
     scores = []
     for seed, size in enumerate(sizes):
         texts = random_texts(size, seed=seed, longest=4 + 3 * seed)
-        scores.append(engine.submit(pa.array(texts, pa.large_string())).result(250).scores)
+        scores.append(engine.submit(pa.array(texts, pa.large_string())).result(250).values)
     return np.concatenate(scores)
 
 

@@ -43,7 +43,7 @@ def strings(*texts: str) -> pa.LargeStringArray:
 def test_head_is_the_described_one(entry: InferEntry, backend: Backend) -> None:
     """The loaded backend has the head that `plan` shows without loading. Its identity is stable and of JSON values."""
     head = describe(entry)[0]
-    assert (backend.width, backend.activation) == (len(head.names), head.activation)
+    assert (backend.head, backend.head.width) == (head, len(head.names))
     assert identify(entry) == identify(entry)
     assert all(isinstance(value, str) for value in identify(entry).values())
     assert backend.token_budget > 0
@@ -78,7 +78,7 @@ def test_forward_keeps_the_order_of_what_it_is_given(backend: Backend) -> None:
     first, second = backend.encode(strings(*TEXTS)), backend.encode(strings(*TEXTS[::-1]))
     n = len(first.lengths)
     whole = backend.forward([(first, np.arange(n, dtype=np.int32))])
-    assert whole.shape == (n, backend.width)
+    assert whole.shape == (n, backend.head.width)
     assert whole.dtype == np.float32
     some = np.array([5, 0, n - 1, 7], np.int32)
     mixed = backend.forward([(first, some), (second, np.array([0, n - 1], np.int32))])

@@ -46,7 +46,7 @@ def scores(folder: Path, texts: list[str], block: int = 500, **backend) -> tuple
     try:
         found = [future.result(120) for future in futures]
         assert not any(one.errors for one in found)
-        return np.concatenate([one.scores for one in found]), engine.token_budget
+        return np.concatenate([one.values for one in found]), engine.token_budget
     finally:
         engine.close()
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from tagstream.pipelines.cli.main import app
-from tagstream.pipelines.optimize.measure import Sample, same_labels
+from tagstream.pipelines.optimize.measure import Sample
 from tagstream.pipelines.optimize.search import optimize_entry
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def scores(entry: InferEntry, texts: Sequence[str] = TEXTS) -> np.ndarray:
     engine = Engine(load_backend(entry))
     try:
-        return engine.submit(pa.array(texts, pa.large_string())).result(120).scores
+        return engine.submit(pa.array(texts, pa.large_string())).result(120).values
     finally:
         engine.close()
 
@@ -75,7 +75,7 @@ def test_a_run_of_an_exported_file_loads_no_pytorch(tmp_path: Path) -> None:
         "from tagstream.transforms.inference.engine import Engine\n"
         f"entry = InferEntry.model_validate_json({entry.model_dump_json(by_alias=True)!r})\n"
         "engine = Engine(load_backend(entry))\n"
-        "print(engine.submit(pa.array(['free prize'], pa.large_string())).result(60).scores.tolist())\n"
+        "print(engine.submit(pa.array(['free prize'], pa.large_string())).result(60).values.tolist())\n"
         "engine.close()\n"
         "identify(entry), device_kind(entry)\n"
         "assert 'torch' not in sys.modules"
@@ -170,14 +170,6 @@ def test_missing_file_and_device_are_clear(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"not a model")
     with pytest.raises(ModelError, match="can't load it"):
         load_backend(spec(model, type="onnx", file=str(tmp_path / "bad.onnx")))
-
-
-def test_same_labels() -> None:
-    """Best label, set of labels, or a value within 1 % of the spread."""
-    reference = np.array([[0.9, 0.1], [0.2, 0.8]], np.float32)
-    assert same_labels(np.array([[0.6, 0.4], [0.7, 0.3]]), reference, "softmax").tolist() == [True, False]
-    assert same_labels(np.array([[0.6, 0.6], [0.1, 0.7]]), reference, "sigmoid").tolist() == [False, True]
-    assert same_labels(reference + np.array([[0.001], [0.1]]), reference, "identity").tolist() == [True, False]
 
 
 def test_command(tmp_path: Path, cache: Path) -> None:

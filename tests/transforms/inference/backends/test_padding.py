@@ -48,7 +48,7 @@ def agree(folder: Path, texts: list[str] = TEXTS, **backend: Any) -> str:
     assert np.ptp(expected, axis=0).max() > 0.1, "a model whose scores are all alike would show nothing"
     prediction, notice = predict(folder, texts, **backend)
     assert not prediction.errors
-    np.testing.assert_allclose(prediction.scores, expected, atol=1e-5)
+    np.testing.assert_allclose(prediction.values, expected, atol=1e-5)
     return notice
 
 
@@ -135,6 +135,6 @@ def test_text_without_tokens_is_a_dead_letter(tmp_path: Path) -> None:
     code, message = prediction.errors[0]
     assert (sorted(prediction.errors), code) == ([0, 2], DeadCode.TOKENISATION_FAILED)
     assert "makes no token of this text" in message
-    np.testing.assert_allclose(prediction.scores[1:2], pipeline_scores(folder, ["good"]), atol=1e-5)
+    np.testing.assert_allclose(prediction.values[1:2], pipeline_scores(folder, ["good"]), atol=1e-5)
     only, _ = predict(folder, [""])
     assert list(only.errors) == [0]

@@ -58,7 +58,7 @@ def test_scores_equal_plain_transformers(folder: Path) -> None:
     prediction = predict(InferEntry(model=str(folder)), TEXTS)
     expected = activate(plain_logits(folder, TEXTS), "softmax")
     assert np.abs(expected - 1 / 3).max() > 0.1, "a model whose scores are all alike would show nothing"
-    np.testing.assert_allclose(prediction.scores, expected, atol=1e-5)
+    np.testing.assert_allclose(prediction.values, expected, atol=1e-5)
     lengths = [len(ids) for ids in AutoTokenizer.from_pretrained(folder)(TEXTS)["input_ids"]]
     assert prediction.tokens.tolist() == lengths
     assert prediction.truncated.tolist() == [length > 64 for length in lengths]
@@ -74,14 +74,14 @@ def test_long_text_is_cut_on_the_side_that_the_tokenizer_says(tmp_path: Path) ->
     long = [" ".join(random_texts(40, seed=5, longest=30))]
     prediction = predict(InferEntry(model=str(folder)), long)
     assert prediction.truncated.all()
-    np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, long), "softmax"), atol=1e-5)
+    np.testing.assert_allclose(prediction.values, activate(plain_logits(folder, long), "softmax"), atol=1e-5)
 
 
 def test_tiny_token_budgets_change_nothing(folder: Path) -> None:
     """Scores do not depend on how sequences are packed."""
     whole = predict(InferEntry(model=str(folder)), TEXTS)
     alone = predict(pytorch(folder, token_budget=64), TEXTS)
-    np.testing.assert_allclose(whole.scores, alone.scores, atol=1e-5)
+    np.testing.assert_allclose(whole.values, alone.values, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_heads_get_their_activation(
     """Sigmoid for several labels a row and for a single logit, identity for regression, softmax otherwise."""
     folder = make_model(tmp_path, labels=labels, problem_type=problem)
     prediction = predict(InferEntry(model=str(folder)), TEXTS)
-    np.testing.assert_allclose(prediction.scores, activate(plain_logits(folder, TEXTS), activation), atol=1e-5)
+    np.testing.assert_allclose(prediction.values, activate(plain_logits(folder, TEXTS), activation), atol=1e-5)
 
 
 def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
@@ -119,10 +119,10 @@ def test_windows_are_scored_each_and_averaged(tmp_path: Path) -> None:
     with torch.inference_mode():
         logits = [model(input_ids=torch.tensor([ids])).logits[0].numpy() for ids in windows]
     np.testing.assert_allclose(
-        prediction.scores[1:2], activate(np.mean(logits, axis=0, keepdims=True), "softmax"), atol=1e-5
+        prediction.values[1:2], activate(np.mean(logits, axis=0, keepdims=True), "softmax"), atol=1e-5
     )
     expected = activate(plain_logits(folder, [texts[0], texts[2]]), "softmax")
-    np.testing.assert_allclose(prediction.scores[[0, 2]], expected, atol=1e-5)
+    np.testing.assert_allclose(prediction.values[[0, 2]], expected, atol=1e-5)
     whole = len(tokenizer(texts[1])["input_ids"])
     assert prediction.tokens[1] == whole
     assert not prediction.truncated.any()
@@ -136,7 +136,7 @@ def test_too_long_text_is_refused_when_asked(tmp_path: Path) -> None:
     assert {row: code for row, (code, _) in prediction.errors.items()} == {1: DeadCode.TOO_LONG, 3: DeadCode.TOO_LONG}
     assert "102 tokens" in prediction.errors[1][1]
     expected = activate(plain_logits(folder, [texts[0], texts[2]]), "softmax")
-    np.testing.assert_allclose(prediction.scores[[0, 2]], expected, atol=1e-5)
+    np.testing.assert_allclose(prediction.values[[0, 2]], expected, atol=1e-5)
 
 
 def test_bf16_keeps_labels_close(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_bf16_keeps_labels_close(tmp_path: Path) -> None:
     folder = make_model(tmp_path)
     full = predict(InferEntry(model=str(folder)), TEXTS)
     half = predict(pytorch(folder, precision="bf16"), TEXTS)
-    drift = np.abs(full.scores - half.scores)
+    drift = np.abs(full.values - half.values)
     assert 0 < drift.max() < 0.1
 
 

@@ -30,12 +30,12 @@ class Counted(OverlappedReplica):
         self.callers: Counter[int] = Counter()
         self.inside, self.most = 0, 0
 
-    def logits(self, inputs):
+    def run(self, inputs):
         self.callers[threading.get_ident()] += 1
         self.inside += 1
         self.most = max(self.most, self.inside)
         try:
-            return super().logits(inputs)
+            return super().run(inputs)
         finally:
             self.inside -= 1
 
@@ -52,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scores(engine: Engine) -> np.ndarray:
     futures = [engine.submit(pa.array(TEXTS[at : at + 50], pa.large_string())) for at in range(0, len(TEXTS), 50)]
     try:
-        return np.concatenate([future.result(60).scores for future in futures])
+        return np.concatenate([future.result(60).values for future in futures])
     finally:
         engine.close()
 
@@ -76,9 +76,9 @@ def test_failing_pass_lets_the_next_one_go(folder: Path) -> None:
     model = load_backend(spec(folder, device="cpu")).replicas[0].model
     replica = OverlappedReplica(model, "cpu")
     with pytest.raises((IndexError, RuntimeError)):
-        replica.logits({"input_ids": np.full((2, 8), 10**6)})
+        replica.run({"input_ids": np.full((2, 8), 10**6)})
     good = {"input_ids": np.full((2, 8), 7), "attention_mask": np.tile([1, 1, 1, 1, 1, 0, 0, 0], (2, 1))}
-    np.testing.assert_allclose(replica.logits(good), Replica(model, "cpu").logits(good), atol=1e-6)
+    np.testing.assert_allclose(replica.run(good), Replica(model, "cpu").run(good), atol=1e-6)
 
 
 def test_devices_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,160 @@
+"""What PyTorch runs for a task: a loaded model of transformers, and what is made of its output on the device.
+
+Each module has the same inputs, int64 [rows, tokens] each: input_ids; attention_mask, None if nothing is padded;
+token_type_ids, None for a model that needs none. Each returns one tensor.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from tagstream.schemas.errors import ModelError
+
+
+class Outputs(torch.nn.Module):  # type: ignore[misc]
+    """See the module. `model`: a model of transformers."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def run(self, ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> Any:
+        """The output of transformers."""
+        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
+        return self.model(**{name: tensor for name, tensor in inputs.items() if tensor is not None})
+
+
+class Logits(Outputs):
+    """The model's logits: [rows, labels] of a sequence classifier, [rows, tokens, labels] of a token classifier."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class."""
+        logits: torch.Tensor = self.run(input_ids, attention_mask, token_type_ids).logits
+        return logits
+
+
+class SentenceVectors(Outputs):
+    """One vector for each row: the model, and the modules of sentence-transformers after it."""
+
+    def __init__(self, model: Any, steps: list[tuple[str, dict[str, Any], Path | None]]) -> None:
+        """`steps`: of each module the kind, its settings, and the file of its weights, if it has any."""
+        super().__init__(model)
+        dtype = next(model.parameters()).dtype
+        self.steps = torch.nn.ModuleList([_step(kind, settings, file).to(dtype) for kind, settings, file in steps])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Float [rows, dimensions]."""
+        found = self.run(input_ids, attention_mask, token_type_ids).last_hidden_state
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        for step in self.steps:
+            found = step(found, mask) if isinstance(step, Pooling) else step(found)
+        return found
+
+
+class Pooling(torch.nn.Module):  # type: ignore[misc]
+    """Vectors of tokens [rows, tokens, d] to one for each row; several modes give longer vectors."""
+
+    def __init__(self, modes: list[str]) -> None:
+        super().__init__()
+        self.modes = modes
+
+    def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`mask`: int64 [rows, tokens], 1 for what is no padding."""
+        return torch.cat([_POOLED[mode](tokens, mask) for mode in self.modes], dim=-1)
+
+
+def _mean(tokens: torch.Tensor, mask: torch.Tensor, power: float = 1.0) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).to(tokens.dtype)
+    total = (tokens * weights).sum(dim=1, dtype=torch.float32)
+    return (total / weights.sum(dim=1, dtype=torch.float32).clamp(min=1e-9) ** power).to(tokens.dtype)
+
+
+def _max(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return tokens.masked_fill(mask.unsqueeze(-1) == 0, float("-inf")).max(dim=1).values
+
+
+def _weighted(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = (mask.cumsum(dim=1) * mask).unsqueeze(-1).to(torch.float32)
+    return ((tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)).to(tokens.dtype)
+
+
+def _at(tokens: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return tokens.gather(1, index.view(-1, 1, 1).expand(-1, 1, tokens.shape[-1])).squeeze(1)
+
+
+def _first(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _at(tokens, mask.argmax(dim=1))
+
+
+def _last(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return _at(tokens, mask.shape[1] - 1 - mask.flip(1).argmax(dim=1))
+
+
+_POOLED: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "cls": _first,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": functools.partial(_mean, power=0.5),
+    "weightedmean": _weighted,
+    "lasttoken": _last,
+}
+
+
+class _Dense(torch.nn.Module):  # type: ignore[misc]
+    def __init__(self, weights: dict[str, torch.Tensor], activation: str, *, residual: bool) -> None:
+        super().__init__()
+        size, before = weights["linear.weight"].shape
+        self.linear = torch.nn.Linear(before, size, bias="linear.bias" in weights)
+        self.adds = residual
+        if residual and size != before:
+            self.residual = torch.nn.Linear(before, size, bias=False)
+        self.load_state_dict(weights)
+        self.activation = _activation(activation)
+
+    def forward(self, found: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.activation(self.linear(found))
+        if self.adds:
+            out = out + (self.residual(found) if hasattr(self, "residual") else found)
+        return out
+
+
+class _Normalize(torch.nn.Module):  # type: ignore[misc]
+    def forward(self, found: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(found, p=2, dim=-1)
+
+
+def _step(kind: str, settings: dict[str, Any], file: Path | None) -> torch.nn.Module:
+    if kind == "Pooling":
+        return Pooling(settings["modes"])
+    if kind == "Normalize" or file is None:
+        return _Normalize()
+    weights = load_file(file)
+    if kind == "LayerNorm":
+        norm = torch.nn.LayerNorm(weights["norm.weight"].shape[0])
+        norm.load_state_dict({key.removeprefix("norm."): value for key, value in weights.items()})
+        return norm
+    activation = str(settings.get("activation_function") or "torch.nn.modules.activation.Tanh")
+    return _Dense(weights, activation, residual=bool(settings.get("use_residual")))
+
+
+def _activation(path: str) -> torch.nn.Module:
+    kind = getattr(torch.nn, path.rpartition(".")[2], None)
+    if not path.startswith("torch.nn.") or not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
+        raise ModelError(f"a dense layer with the activation {path}, which is none of torch.nn")
+    return kind()
