@@ -139,7 +139,7 @@ def entries_of(infer: Any, caller: str) -> tuple[InferEntry, ...]:
     """Checked entries of `infer`. Raises SpecError, whose message names the function that was called."""
     unused = {"type": "parquet", "path": "unused"}
     try:
-        return specification(source=unused, infer=infer, sink=unused).infer
+        return specification(source=unused, infer=infer, sink=unused, payload=False).infer
     except SpecError as error:
         where = r"^specification: infer\.0(\.|: )" if caller == "load" else "^specification: "
         raise SpecError(re.sub(where, f"{caller}: ", str(error), flags=re.MULTILINE)) from None

@@ -85,13 +85,13 @@ CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_appl
 """What a certificate names of an entry beside its model."""
 
 
-TASKS = ("text-classification", "feature-extraction")
+TASKS = ("text-classification", "token-classification", "feature-extraction")
 """Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
 
 
 OF_TASKS = {
     "text", "labels", "thresholds", "abstain", "scores", "function_to_apply", "pooling", "normalize", "prompt",
-    "prompt_name", "truncate_dim", "vector_dtype",
+    "prompt_name", "truncate_dim", "vector_dtype", "aggregation_strategy", "redact",
 }  # fmt: skip
 """Fields of an entry that only some tasks use; each task's module says which."""
 
@@ -104,6 +104,13 @@ class _Tasks:
 
 
 Task = Annotated[str, _Tasks()]
+
+
+class Redact(Spec):
+    """What takes the place of the spans of a text."""
+
+    with_: str = Field(default="[{label}]", alias="with", description="In place of a span; {label} is its label.")
+    keep: tuple[str, ...] = Field(default=(), description="Labels of spans that stay as they are.")
 
 
 class InferEntry(Spec):
@@ -144,6 +151,16 @@ class InferEntry(Spec):
         default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
     )
     abstain: str | None = Field(default=None, description="Label of rows below their threshold; null if not given.")
+    aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = Field(
+        default=None,
+        description="How labels of tokens become spans, as in transformers' pipeline; default: simple. first, average "
+        "and max give whole words. none: each token is a span.",
+    )
+    redact: Redact | None = Field(
+        default=None,
+        description="Also write the text with its spans replaced, as <as>_text.",
+        examples=[{"with": "[{label}]", "keep": ["DATE"]}],
+    )
     pooling: Literal["mean", "cls", "max", "lasttoken", "weightedmean", "mean_sqrt_len_tokens"] | None = Field(
         default=None,
         description="How the vectors of a text's tokens become one. Default: as the folder of the model says, or mean.",
@@ -191,7 +208,9 @@ class InferEntry(Spec):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of all columns that it may write."""
-        suffixes = ("score", "scores", "tokens", "truncated", "model")
+        suffixes = ["score", "scores", "tokens", "truncated", "model"]
+        if self.redact is not None:
+            suffixes.append("text")
         return (self.as_, *(f"{self.as_}_{suffix}" for suffix in suffixes))
 
     @field_validator("task")

@@ -216,6 +216,15 @@ class JobSpec(Spec):
                 if column in seen:
                     raise ValueError(f"column {column!r} of {where} is already taken by {seen[column]}")
                 seen[column] = where
+        if redacting := next((entry for entry in self.infer if entry.redact is not None), None):
+            if self.payload:
+                raise ValueError(
+                    f"payload: dead letters would hold the text that {redacting.as_!r} redacts; write payload: false"
+                )
+            if self.source.text in self.source.kept:
+                raise ValueError(
+                    f"source.keep: has the text {self.source.text!r}, which {redacting.as_!r} redacts; leave it out"
+                )
         reserved = [c for c in self.source.kept if re.match(r"__", c)]
         if reserved:
             raise ValueError(f"column {reserved[0]!r}: names that begin with __ can't be kept; rename it in the source")

@@ -16,6 +16,7 @@ from tagstream.transforms.tasks.model import Model
 
 _TASKS = {
     "text-classification": "tagstream.transforms.tasks.text_classification",
+    "token-classification": "tagstream.transforms.tasks.token_classification",
     "feature-extraction": "tagstream.transforms.tasks.feature_extraction",
 }
 

@@ -76,6 +76,7 @@ class TextTokenizer:
             self.whole.normalizer = _lower_first(self.whole.normalizer)
         self.whole.no_padding()
         self.whole.no_truncation()
+        self._piece_lengths: Array | None = None
         self._tokenizer = type(self.whole).from_str(self.whole.to_str())
         self.overlap = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
         """Tokens that a window has in common with the one before."""
@@ -84,6 +85,17 @@ class TextTokenizer:
             self._tokenizer.enable_truncation(self.max_length, stride=self.overlap, strategy=truncation, direction=side)
         except ValueError as error:
             raise ModelError(f"{files.name}: max_length {self.max_length} can't be used: {error}") from None
+
+    @property
+    def piece_lengths(self) -> Array:
+        """int32 [vocabulary]: how many characters the piece of each token id has."""
+        if self._piece_lengths is None:
+            vocabulary = self.whole.get_vocab(with_added_tokens=True)
+            found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int32)
+            for piece, number in vocabulary.items():
+                found[number] = len(piece)
+            self._piece_lengths = found
+        return self._piece_lengths
 
     def encode(self, texts: pa.LargeStringArray, *, places: bool = False) -> EncodedTokens:
         """Token ids of all texts. Each text must be valid UTF-8 and not null. A text without tokens is an error.
