@@ -139,10 +139,13 @@ def entries_of(infer: Any, caller: str) -> tuple[InferEntry, ...]:
     """Checked entries of `infer`. Raises SpecError, whose message names the function that was called."""
     unused = {"type": "parquet", "path": "unused"}
     try:
-        return specification(source=unused, infer=infer, sink=unused, payload=False).infer
+        entries = specification(source={**unused, "keep": "*"}, infer=infer, sink=unused, payload=False).infer
     except SpecError as error:
         where = r"^specification: infer\.0(\.|: )" if caller == "load" else "^specification: "
         raise SpecError(re.sub(where, f"{caller}: ", str(error), flags=re.MULTILINE)) from None
+    if named := next((entry for entry in entries if entry.texts), None):
+        raise SpecError(f"{caller}: text: {', '.join(named.texts)}: only a job has columns to name")
+    return entries
 
 
 def _infer(given: Any) -> list[Any]:

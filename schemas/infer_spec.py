@@ -85,13 +85,14 @@ CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_appl
 """What a certificate names of an entry beside its model."""
 
 
-TASKS = ("text-classification", "token-classification", "feature-extraction")
+TASKS = ("text-classification", "token-classification", "question-answering", "feature-extraction")
 """Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
 
 
 OF_TASKS = {
     "text", "labels", "thresholds", "abstain", "scores", "function_to_apply", "pooling", "normalize", "prompt",
     "prompt_name", "truncate_dim", "vector_dtype", "aggregation_strategy", "redact",
+    "question", "questions", "max_answer_len", "handle_impossible_answer",
 }  # fmt: skip
 """Fields of an entry that only some tasks use; each task's module says which."""
 
@@ -151,6 +152,18 @@ class InferEntry(Spec):
         default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
     )
     abstain: str | None = Field(default=None, description="Label of rows below their threshold; null if not given.")
+    question: str | None = Field(
+        default=None, description="What is asked of each text.", examples=["Who is the sender?"]
+    )
+    questions: dict[Name, str] = Field(
+        default_factory=dict,
+        description="Several questions of each text: a name, which follows <as>_ in the columns, and the question.",
+        examples=[{"sender": "Who is the sender?", "amount": "How much money is asked for?"}],
+    )
+    max_answer_len: int = Field(default=15, ge=1, description="Most tokens of an answer.")
+    handle_impossible_answer: bool = Field(
+        default=False, description="Give no answer where the model says that the text holds none."
+    )
     aggregation_strategy: Literal["none", "simple", "first", "average", "max"] | None = Field(
         default=None,
         description="How labels of tokens become spans, as in transformers' pipeline; default: simple. first, average "
@@ -174,10 +187,10 @@ class InferEntry(Spec):
     )
     truncate_dim: int | None = Field(default=None, ge=1, description="Keep the first values of each vector.")
     vector_dtype: Literal["float32", "float16"] = Field(default="float32", description="Type of a vector's values.")
-    long_text: Literal["truncate", "window", "dead_letter"] = Field(
-        default="truncate",
-        description="Text longer than max_length: cut and marked, or scored in overlapping windows whose mean "
-        "logits count, or a dead letter.",
+    long_text: Literal["truncate", "window", "dead_letter"] | None = Field(
+        default=None,
+        description="Text longer than max_length: cut and marked, or read in overlapping windows (of logits and "
+        "vectors the mean counts), or a dead letter. Default: truncate; question-answering: window.",
     )
     max_length: int | None = Field(
         default=None, ge=4, description="Tokens, special ones included; default and upper bound: the model's window."
@@ -211,7 +224,11 @@ class InferEntry(Spec):
         suffixes = ["score", "scores", "tokens", "truncated", "model"]
         if self.redact is not None:
             suffixes.append("text")
-        return (self.as_, *(f"{self.as_}_{suffix}" for suffix in suffixes))
+        if self.question is not None or self.task == "question-answering":
+            suffixes += ["start", "end"]
+        for name in self.questions:
+            suffixes += [name, *(f"{name}_{suffix}" for suffix in ("score", "start", "end"))]
+        return (self.as_, *dict.fromkeys(f"{self.as_}_{suffix}" for suffix in suffixes))
 
     @field_validator("task")
     @classmethod

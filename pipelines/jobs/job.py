@@ -170,7 +170,7 @@ class Job:
         return self._fingerprint
 
     def _hashed(self) -> Fingerprint:
-        settings = {"labels", "thresholds", "abstain", "long_text", "max_length"}
+        settings = {"labels", "thresholds", "abstain", "max_length"}
         heads = [describe(entry)[0] for entry in self.spec.infer]
         return Fingerprint(
             {
@@ -178,6 +178,7 @@ class Job:
                     {
                         "as": c.as_,
                         **c.model_dump(mode="json", include=settings),
+                        "long_text": head.long_text,
                         **head.identity,
                         **identify(c),
                     }

@@ -10,12 +10,14 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
 from tagstream.transforms.inference.engine import Engine
+from tagstream.transforms.inference.predictions import Prediction
 from tagstream.transforms.inference.self_check import load_checked
-from tagstream.transforms.tasks.head import Head
+from tagstream.transforms.tasks.head import Head, Values
 
 Array = np.ndarray
 WARM_UP_ROWS = 64
@@ -67,7 +69,7 @@ class Measured:
     """
 
     candidate: Candidate
-    scores: Array
+    scores: Values
     rows_per_s: float
     trial_rows_per_s: float
     token_budget: int
@@ -119,7 +121,7 @@ def measure(
                 continue
             more, more_seconds = _timed(engine, texts)
             start = begin
-            scores, seconds = np.concatenate([scores, more]), seconds + more_seconds
+            scores, seconds = _joined([scores, more]), seconds + more_seconds
             if fp32 and equal(scores[start:], fp32.scores[start : len(scores)]).mean() < least_agreement:
                 stopped = differ
         if fp32 is None:
@@ -131,7 +133,7 @@ def measure(
     if fp32 is None:
         return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device, notice=notice)
     ours, theirs = scores[start:], fp32.scores[start : len(scores)]
-    drift = head.drift(np.nan_to_num(ours), np.nan_to_num(theirs))
+    drift = head.drift(_filled(ours), _filled(theirs))
     return Measured(
         candidate,
         scores,
@@ -147,7 +149,7 @@ def measure(
     )
 
 
-def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Array, name: str) -> None:
+def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Values, name: str) -> None:
     """Raises ModelError if a row of the sample has other scores in a micro-batch than alone. Nothing else may run.
 
     `scores`: of `texts`, by micro-batches.
@@ -158,11 +160,16 @@ def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Array, name: str)
         alone, _ = _timed(engine, texts.take(pa.array(at)))
     finally:
         engine.backend.max_rows = most
-    scale = np.maximum(1.0, np.abs(np.nan_to_num(alone)))
-    differ = np.abs(np.nan_to_num(scores[at]) - np.nan_to_num(alone)) / scale
-    differ[np.isnan(scores[at]) != np.isnan(alone)] = np.inf
-    worst = int(differ.max(axis=1).argmax())
-    if (by := float(differ[worst].max())) > SAME:
+    together = scores[at] if isinstance(scores, np.ndarray) else scores.take(pa.array(at))
+    head = engine.backend.head
+    if isinstance(scores, np.ndarray):
+        scale = np.maximum(1.0, np.abs(np.nan_to_num(alone)))
+        differ = (np.abs(np.nan_to_num(together) - np.nan_to_num(alone)) / scale).max(axis=1)
+    else:
+        differ = head.drift(together, alone)
+    differ[_failed(together) != _failed(alone)] = np.inf
+    worst = int(differ.argmax())
+    if (by := float(differ[worst])) > SAME:
         text = texts[int(at[worst])].as_py()
         raise ModelError(
             f"{name}: nothing is certified: in fp32 the text {text[:60]!r} gets other scores in a micro-batch than "
@@ -170,23 +177,47 @@ def _prove(engine: Engine, texts: pa.LargeStringArray, scores: Array, name: str)
         )
 
 
-def _equal(scores: Array, reference: Array, head: Head) -> Array:
+def _equal(scores: Values, reference: Values, head: Head) -> Array:
     """Whether answers agree, for every row of the reference. Rows that have no scores yet count as equal.
 
     A row that failed in both runs is equal; a row that failed in only one is not.
     """
-    scores = np.concatenate([scores, reference[len(scores) :]])
-    failed, expected = np.isnan(scores).any(axis=1), np.isnan(reference).any(axis=1)
-    same = head.agree(np.nan_to_num(scores), np.nan_to_num(reference))
+    scores = _joined([scores, reference[len(scores) :]])
+    failed, expected = _failed(scores), _failed(reference)
+    same = head.agree(_filled(scores), _filled(reference))
     return np.asarray((same & ~failed & ~expected) | (failed & expected))
 
 
-def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Array, float]:
-    """Scores, with NaN for rows that failed, and the seconds that they took."""
+def _timed(engine: Engine, texts: pa.LargeStringArray) -> tuple[Values, float]:
+    """Answers, NaN or null for rows that failed, and the seconds that they took."""
     started = time.perf_counter()
     futures = [engine.submit(texts.slice(at, BLOCK_ROWS)) for at in range(0, len(texts), BLOCK_ROWS)]
     found = [future.result() for future in futures]
     seconds = time.perf_counter() - started
-    for prediction in found:
-        prediction.values[list(prediction.errors)] = np.nan
-    return np.concatenate([prediction.values for prediction in found]), seconds
+    return _joined([_without_failed(prediction) for prediction in found]), seconds
+
+
+def _without_failed(prediction: Prediction) -> Values:
+    values, failed = prediction.values, list(prediction.errors)
+    if isinstance(values, np.ndarray):
+        values[failed] = np.nan
+        return values
+    mask = np.zeros(len(values), bool)
+    mask[failed] = True
+    return pc.if_else(pa.array(mask), pa.scalar(None, values.type), values) if failed else values
+
+
+def _failed(values: Values) -> Array:
+    """Bool [rows]: rows without an answer."""
+    if isinstance(values, np.ndarray):
+        return np.asarray(np.isnan(values).any(axis=1))
+    return np.asarray(values.is_null().to_numpy(zero_copy_only=False))
+
+
+def _filled(values: Values) -> Values:
+    """The values with zeros for rows without an answer, so that they can be compared."""
+    return np.nan_to_num(values) if isinstance(values, np.ndarray) else values
+
+
+def _joined(parts: list[Values]) -> Values:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else pa.concat_arrays(parts)

@@ -28,8 +28,8 @@ class Certificate:
     `agreement`: share of labels equal to fp32's, 0 to 1. `drift_p99`, `drift_max`: 99th percentile and maximum, over
     the rows, of a row's largest score difference. Both are measured on `sample_rows` texts that the search did not
     see; `sample` is their hash. `rows_per_s`: the engine alone, without reading and writing. `max_length`, `long_text`,
-    `thresholds` and `function_to_apply`: the entry's settings. `device`: cpu, cuda or mps. `file`: name of the
-    optimised model beside the certificate. `file_hash`: its SHA-256.
+    `thresholds` and `function_to_apply`: the entry's settings; `task`: others that its task uses. `device`: cpu, cuda
+    or mps. `file`: name of the optimised model beside the certificate. `file_hash`: its SHA-256.
     """
 
     weights: str
@@ -52,6 +52,7 @@ class Certificate:
     thresholds: dict[str, float] = field(default_factory=dict)
     device: str = ""
     function_to_apply: str | None = None
+    task: str = ""
 
     def write(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,8 +70,11 @@ class Certificate:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
 
-    def check(self, folder: Path, files: ModelFiles, entry: InferEntry, min_agreement: float) -> None:
-        """Raises ModelError if the certificate is not for this model, this entry, or the optimised file beside it."""
+    def check(self, folder: Path, files: ModelFiles, entry: InferEntry, min_agreement: float, task: str = "") -> None:
+        """Raises ModelError if the certificate is not for this model, this entry, or the optimised file beside it.
+
+        `task`: what the entry's head says of the settings that its task uses.
+        """
         weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
         again = "run `tagstream optimize` again"
         if self.weights != weights:
@@ -78,8 +82,11 @@ class Certificate:
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
         for name in CERTIFIED_SETTINGS:
-            if (measured := getattr(self, name)) != (asked := getattr(entry, name)):
+            asked = getattr(entry, name) or ("truncate" if name == "long_text" else getattr(entry, name))
+            if (measured := getattr(self, name)) != asked:
                 raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
+        if self.task != task:
+            raise ModelError(f"{folder / FILE} was measured with other settings: {self.task}, not {task}; {again}")
         if self.agreement < min_agreement:
             raise ModelError(
                 f"{folder / FILE}: labels agree with fp32 in {self.agreement:.2%} of the sample, "

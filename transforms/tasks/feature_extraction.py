@@ -120,6 +120,11 @@ class VectorHead(Head):
         """See `Head`."""
         return "vectors-" + "-".join(kind + "".join(settings.get("modes", ())) for kind, settings in self.steps).lower()
 
+    @property
+    def certified(self) -> str:
+        """See `Head`."""
+        return json.dumps(self.identity, sort_keys=True)
+
     def agree(self, values: Array, reference: Array) -> Array:
         """Bool [texts]: whether the cosine of each vector with the reference's is at least `COSINE`."""
         return np.asarray((_unit(values) * _unit(reference)).sum(axis=1) >= COSINE)

@@ -59,7 +59,7 @@ class Head(ABC):
     @property
     def long_text(self) -> str:
         """truncate, window or dead_letter."""
-        return self.entry.long_text
+        return self.entry.long_text or "truncate"
 
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """The sequences of texts, which are valid UTF-8 and not null."""
@@ -104,6 +104,11 @@ class Head(ABC):
     @property
     def shared(self) -> str:
         """Entries whose models are the same share an engine if this is the same too."""
+        return ""
+
+    @property
+    def certified(self) -> str:
+        """What else a certificate of the entry is for, beside the settings that it names one by one."""
         return ""
 
     def agree(self, values: Values, reference: Values) -> Array:

@@ -44,6 +44,20 @@ class Logits(Outputs):
         return logits
 
 
+class StartsAndEnds(Outputs):
+    """Logits of a question-answering model, [rows, tokens, 2]: that an answer starts at a token, and that it ends."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class."""
+        found = self.run(input_ids, attention_mask, token_type_ids)
+        return torch.stack([found.start_logits, found.end_logits], dim=-1)
+
+
 class SentenceVectors(Outputs):
     """One vector for each row: the model, and the modules of sentence-transformers after it."""
 

@@ -14,15 +14,19 @@ def join_parts(first: pa.Array, second: pa.Array) -> pa.LargeStringArray:
     """One string for each row. `first`, `second`: valid strings without nulls."""
     lengths = pc.utf8_length(first).cast(pa.large_string())
     first, second = first.cast(pa.large_string()), second.cast(pa.large_string())
-    return pc.binary_join_element_wise(lengths, pa.scalar(":", pa.large_string()), first, second, "")
+    colon, nothing = (pa.scalar(text, pa.large_string()) for text in (":", ""))
+    return pc.binary_join_element_wise(lengths, colon, first, second, nothing)
 
 
 def split_parts(joined: pa.LargeStringArray) -> tuple[list[str], list[str]]:
     """The first and the second text of each row. A string that `join_parts` has not made counts as a first text."""
     firsts, seconds = [], []
     for text in joined.to_pylist():
-        length, colon, texts = text.partition(":")
-        end = int(length) if colon else len(text)
-        firsts.append(texts[:end] if colon else text)
-        seconds.append(texts[end:] if colon else "")
+        length, _, texts = text.partition(":")
+        if length.isdecimal():
+            firsts.append(texts[: int(length)])
+            seconds.append(texts[int(length) :])
+        else:
+            firsts.append(text)
+            seconds.append("")
     return firsts, seconds

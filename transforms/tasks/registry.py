@@ -17,6 +17,7 @@ from tagstream.transforms.tasks.model import Model
 _TASKS = {
     "text-classification": "tagstream.transforms.tasks.text_classification",
     "token-classification": "tagstream.transforms.tasks.token_classification",
+    "question-answering": "tagstream.transforms.tasks.question_answering",
     "feature-extraction": "tagstream.transforms.tasks.feature_extraction",
 }
 

@@ -214,6 +214,11 @@ class SpanHead(Head):
         """See `Head`."""
         return json.dumps([self.strategy])
 
+    @property
+    def certified(self) -> str:
+        """See `Head`."""
+        return json.dumps(self.identity, sort_keys=True)
+
     def agree(self, values: pa.Array, reference: pa.Array) -> Array:
         """Bool [texts]: whether the spans are the same, with the same labels."""
         pairs = zip(_plain(values), _plain(reference), strict=True)

@@ -43,15 +43,16 @@ class EncodedTokens(Encoded):
 class Places:
     """Where tokens come from.
 
-    `texts`: the texts; of pairs, the texts whose characters count. `part`: int8 [tokens], 0 for a token of the first
-    text, 1 for one of the second, -1 for what the tokenizer has added. `start`, `stop`: int32 [tokens], the token's
-    characters in its text.
+    `texts`: the texts; of pairs, the second ones. `part`: int8 [tokens], 0 for a token of the first text, 1 for one of
+    the second, -1 for what the tokenizer has added. `start`, `stop`: int32 [tokens], the token's characters in its
+    text. `word`: int32 [tokens], the number of the token's word in its text.
     """
 
     texts: list[str]
     part: Array
     start: Array
     stop: Array
+    word: Array
 
 
 class TextTokenizer:
@@ -173,12 +174,13 @@ class TextTokenizer:
 
 
 def _places(texts: list[str], sequences: Sequence[Any], starts: Array, tokens: int) -> Places:
-    part, spans = np.empty(tokens, np.int8), np.empty((tokens, 2), np.int32)
+    part, word, spans = np.empty(tokens, np.int8), np.empty(tokens, np.int32), np.empty((tokens, 2), np.int32)
     for sequence, start in zip(sequences, starts.tolist(), strict=True):
         mine = slice(start, start + len(sequence))
         part[mine] = [-1 if number is None else number for number in sequence.sequence_ids]
+        word[mine] = [-1 if number is None else number for number in sequence.word_ids]
         spans[mine] = sequence.offsets
-    return Places(texts, part, spans[:, 0], spans[:, 1])
+    return Places(texts, part, spans[:, 0], spans[:, 1], word)
 
 
 def window(files: ModelFiles, tokenizer_length: int, wanted: int | None) -> int:

@@ -60,7 +60,9 @@ def certificate_folder(entry: InferEntry) -> Path:
     """The folder of the entry's certificate: named by the SPEC, or else a subfolder of the model's cache folder."""
     if isinstance(auto := entry.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
-    name = f"{entry.max_length or 'window'}-{entry.long_text}"
+    name = f"{entry.max_length or 'window'}-{entry.long_text or 'truncate'}"
+    if task := backends.describe(entry)[0].certified:
+        name += f"-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
     if entry.thresholds:  # thresholds change labels, so agreement holds only for the same thresholds
         name += f"-{hashlib.sha256(json.dumps(entry.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
     if entry.function_to_apply:
@@ -79,7 +81,7 @@ def _choose(entry: InferEntry) -> Choice:
         what = "SPEC" if settings else files.name
         notice = f"{files.name}: runs in fp32, without a certificate; `tagstream optimize {what}` may make it faster"
         return Choice(fp32, notice)
-    certificate.check(folder, files, entry, spec.min_agreement)
+    certificate.check(folder, files, entry, spec.min_agreement, backends.describe(entry)[0].certified)
     chosen = dict(certificate.backend)
     here = backends.device_kind(_with(entry, chosen))
     if certificate.device != here:
