@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, GetJsonSchemaHandler, field_validator, model_validator
-from pydantic_core import CoreSchema
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
+from pydantic_core import CoreSchema, core_schema
 
 from tagstream.schemas import plugins
 from tagstream.schemas.one_of import OneOf
@@ -85,14 +85,17 @@ CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_appl
 """What a certificate names of an entry beside its model."""
 
 
-TASKS = ("text-classification", "token-classification", "question-answering", "feature-extraction")
+TASKS = (
+    "text-classification", "token-classification", "question-answering", "zero-shot-classification",
+    "feature-extraction",
+)  # fmt: skip
 """Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
 
 
 OF_TASKS = {
     "text", "labels", "thresholds", "abstain", "scores", "function_to_apply", "pooling", "normalize", "prompt",
     "prompt_name", "truncate_dim", "vector_dtype", "aggregation_strategy", "redact",
-    "question", "questions", "max_answer_len", "handle_impossible_answer",
+    "template", "multi_label", "question", "questions", "max_answer_len", "handle_impossible_answer",
 }  # fmt: skip
 """Fields of an entry that only some tasks use; each task's module says which."""
 
@@ -105,6 +108,28 @@ class _Tasks:
 
 
 Task = Annotated[str, _Tasks()]
+
+
+class _Labels:
+    """A list of labels is also accepted, in the JSON Schema too: each then has its own name."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_named, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        found = handler(schema)
+        kept: dict[str, Any] = {
+            name: found.pop(name) for name in ("title", "description", "examples", "default") if name in found
+        }
+        return {**kept, "anyOf": [found, {"type": "array", "items": {"type": "string"}}]}
+
+
+def _named(labels: Any) -> Any:
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) for label in labels):
+        return labels
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"the label {twice[0]!r} is there twice")
+    return dict(zip(labels, labels, strict=True))
 
 
 class Redact(Spec):
@@ -147,7 +172,21 @@ class InferEntry(Spec):
         "config says. sigmoid: a row may have several labels, unless the model has one only. none: the values as they "
         "are, as of a regression model.",
     )
-    labels: dict[str, str] = Field(default_factory=dict, description="Label map: name in the model's config to yours.")
+    labels: Annotated[dict[str, str], _Labels()] = Field(
+        default_factory=dict,
+        description="Label map: name in the model's config to yours. For zero-shot-classification the labels: a list, "
+        "or each with a description.",
+        examples=[{"LABEL_1": "spam"}],
+    )
+    template: str | None = Field(
+        default=None,
+        description="Sentence of a label for zero-shot-classification, with {} in its place; default: 'This example is "
+        "{}.'",
+        examples=["This message is about {}."],
+    )
+    multi_label: bool = Field(
+        default=False, description="A text may have several labels of zero-shot-classification, or none."
+    )
     thresholds: dict[str, Fraction] = Field(
         default_factory=dict, description="Least score by label (your names): below it the row gets `abstain`."
     )
@@ -212,11 +251,6 @@ class InferEntry(Spec):
     def texts(self) -> tuple[str, ...]:
         """The columns that `text` names."""
         return self.text if isinstance(self.text, tuple) else (self.text,) if self.text else ()
-
-    @property
-    def label_names(self) -> dict[str, str]:
-        """The label map."""
-        return self.labels
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -101,7 +101,8 @@ WRONG = [
     ("max_dead", ".nan", "max_dead", "must be a number"),
     ("infer", "[{model: m, max_length: 2}]", "infer.0.max_length", "must be a whole number, at least 4"),
     # mappings with free names
-    ("infer", "[{model: m, labels: [a]}]", "infer.0.labels", "must be a mapping of fields"),
+    ("infer", "[{model: m, labels: [1]}]", "infer.0.labels", "must be a mapping of fields"),
+    ("infer", "[{model: m, labels: [a, a]}]", "infer.0.labels", "the label 'a' is there twice"),
     ("infer", "[{model: m, labels: {a: 1}}]", "infer.0.labels.a", "must be text; put quotes around the value"),
     ("infer", "[{model: m, labels: {1: a}}]", "infer.0.labels.1", "the name must be text; put quotes around it"),
     ("infer", "[{model: m, thresholds: 0.5}]", "infer.0.thresholds", "must be a mapping of fields"),

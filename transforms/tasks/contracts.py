@@ -21,7 +21,7 @@ class TaskModule(Protocol):
     logits our backends compute. KIND: what people call such a model, for messages.
 
     SETTINGS: the fields of an entry that the task uses, beside those that every task has; any other is refused.
-    Without SETTINGS the task uses those of text-classification.
+    Without SETTINGS the task uses those of text-classification. PAIRS: whether it takes pairs of texts.
     """
 
     ARCHITECTURE: str

@@ -63,7 +63,7 @@ class VectorHead(Head):
             texts = pa.array([self.before + text for text in texts.to_pylist()], pa.large_string())
         return tokenizer.encode(texts)
 
-    def module(self, model: Any) -> Any:
+    def module(self, model: Any, tokenizer: TextTokenizer) -> Any:
         """The model and the modules after it."""
         from tagstream.transforms.tasks.outputs import SentenceVectors
 

@@ -65,7 +65,7 @@ class Head(ABC):
         """The sequences of texts, which are valid UTF-8 and not null."""
         return tokenizer.encode(texts)
 
-    def module(self, model: Any) -> Any:
+    def module(self, model: Any, tokenizer: TextTokenizer) -> Any:
         """What a PyTorch backend runs for a loaded model.
 
         A `torch.nn.Module` with the inputs input_ids, attention_mask and token_type_ids, the last two None where they

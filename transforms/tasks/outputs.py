@@ -7,6 +7,7 @@ token_type_ids, None for a model that needs none. Each returns one tensor.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,14 @@ class Outputs(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.takes = set(inspect.signature(model.forward).parameters)
 
     def run(self, ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> Any:
         """The output of transformers."""
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-        return self.model(**{name: tensor for name, tensor in inputs.items() if tensor is not None})
+        return self.model(
+            **{name: tensor for name, tensor in inputs.items() if tensor is not None and name in self.takes}
+        )
 
 
 class Logits(Outputs):
@@ -79,6 +83,31 @@ class SentenceVectors(Outputs):
         for step in self.steps:
             found = step(found, mask) if isinstance(step, Pooling) else step(found)
         return found
+
+
+class Similarities(torch.nn.Module):  # type: ignore[misc]
+    """How near each row is to some texts: their cosines times `scale`, [rows, texts]."""
+
+    def __init__(self, vectors: SentenceVectors, texts: list[dict[str, Any]], scale: float) -> None:
+        """`texts`: the model's inputs for each, int64 [1, tokens]."""
+        super().__init__()
+        self.vectors, self.scale = vectors.eval(), scale
+        with torch.inference_mode():
+            device = next(vectors.parameters()).device
+            found = [
+                vectors(**{name: torch.from_numpy(array).to(device) for name, array in one.items()}) for one in texts
+            ]
+        self.register_buffer("texts", torch.nn.functional.normalize(torch.cat(found), dim=-1).clone())
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class."""
+        found = torch.nn.functional.normalize(self.vectors(input_ids, attention_mask, token_type_ids), dim=-1)
+        return found @ self.texts.T * self.scale
 
 
 class Pooling(torch.nn.Module):  # type: ignore[misc]

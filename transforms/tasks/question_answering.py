@@ -31,6 +31,8 @@ KIND = "question-answering model"
 """See `tasks.contracts.TaskModule`."""
 SETTINGS = {"text", "question", "questions", "max_answer_len", "handle_impossible_answer"}
 """See `tasks.contracts.TaskModule`."""
+PAIRS = True
+"""See `tasks.contracts.TaskModule`."""
 _ANSWER = pa.struct(
     [
         pa.field("answer", pa.large_string()),
@@ -77,7 +79,7 @@ class AnswerHead(Head):
             asked = [str(question) for _ in range(len(texts)) for _, question in self.questions]
         return encode_several(tokenizer, asked, held, each, places=True)
 
-    def module(self, model: Any) -> Any:
+    def module(self, model: Any, tokenizer: TextTokenizer) -> Any:
         """See `Head`."""
         from tagstream.transforms.tasks.outputs import StartsAndEnds
 

@@ -18,6 +18,7 @@ _TASKS = {
     "text-classification": "tagstream.transforms.tasks.text_classification",
     "token-classification": "tagstream.transforms.tasks.token_classification",
     "question-answering": "tagstream.transforms.tasks.question_answering",
+    "zero-shot-classification": "tagstream.transforms.tasks.zero_shot_classification",
     "feature-extraction": "tagstream.transforms.tasks.feature_extraction",
 }
 
@@ -38,6 +39,8 @@ def open_head(entry: InferEntry, model: Model) -> Head:
     given = {name for name in OF_TASKS & entry.model_fields_set if getattr(entry, name) != default_of(name)}
     if unused := sorted(given - set(used)):
         raise SpecError(f"{entry.as_}: {unused[0]}: has no effect on {task}; remove it")
+    if entry.pair is not None and not getattr(module, "PAIRS", used is text_classification.SETTINGS):
+        raise SpecError(f"{entry.as_}: text: {task} takes one text, not a pair")
     return module.head(entry, model)
 
 

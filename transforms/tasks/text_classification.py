@@ -30,6 +30,8 @@ KIND = "sequence classifier"
 """See `tasks.contracts.TaskModule`."""
 SETTINGS = {"text", "labels", "thresholds", "abstain", "scores", "function_to_apply"}
 """See `tasks.contracts.TaskModule`."""
+PAIRS = True
+"""See `tasks.contracts.TaskModule`."""
 ACTIVATIONS = {"softmax": "softmax", "sigmoid": "sigmoid", "none": "identity"}
 """What an entry's `function_to_apply` means."""
 
@@ -58,7 +60,7 @@ class LabelHead(Head):
         """
         activation = ACTIVATIONS.get(entry.function_to_apply or "", activation)
         _refuse_without_effect(entry, activation, names)
-        renamed = entry.label_names
+        renamed = entry.labels
         unknown = sorted(set(renamed) - set(names))
         if unknown:
             raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(names)}")

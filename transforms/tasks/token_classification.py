@@ -156,7 +156,7 @@ class SpanHead(Head):
         spans = lists.flatten()
         fields = dict(zip(("label", "start", "end", "score"), spans.flatten(), strict=True))
         owner = np.repeat(np.arange(len(lists)), np.diff(lists.offsets.to_numpy()))
-        named = [self.entry.label_names.get(tag, tag) for tag in self.tags]
+        named = [self.entry.labels.get(tag, tag) for tag in self.tags]
         label, score = fields["label"].to_numpy(), fields["score"].to_numpy()
         least = np.array([self.entry.thresholds.get(name, 0.0) for name in named], np.float32)
         keep = score >= least[label]
@@ -314,9 +314,9 @@ def head(entry: InferEntry, model: Model) -> SpanHead:
         raise SpecError(f"{entry.as_}: redact: needs whole spans; choose another aggregation_strategy than none")
     found = SpanHead(entry, model.name, tuple(model.labels))
     tags = [tag for tag in found.tags if tag != OUTSIDE]
-    if unknown := sorted(set(entry.label_names) - set(tags)):
+    if unknown := sorted(set(entry.labels) - set(tags)):
         raise SpecError(f"{entry.as_}: labels: the model has no {unknown[0]!r}; it has {', '.join(tags)}")
-    named = [entry.label_names.get(tag, tag) for tag in tags]
+    named = [entry.labels.get(tag, tag) for tag in tags]
     kept = entry.redact.keep if entry.redact else ()
     for what, names in (("thresholds", entry.thresholds), ("redact.keep", kept)):
         if unknown := sorted(set(names) - set(named)):

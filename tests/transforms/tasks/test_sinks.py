@@ -17,12 +17,16 @@ from tests.models import make_model
 TASKS: dict[str, dict[str, Any]] = {
     "feature-extraction": {"head": "AutoModel"},
     "question-answering": {"head": "AutoModelForQuestionAnswering"},
+    "zero-shot-classification": {"labels": ("contradiction", "neutral", "entailment")},
     "token-classification": {
         "head": "AutoModelForTokenClassification",
         "labels": ("O", "B-PER", "I-PER", "B-LOC"),
     },
 }
-ENTRY: dict[str, dict[str, Any]] = {"question-answering": {"question": "who is free?"}}
+ENTRY: dict[str, dict[str, Any]] = {
+    "question-answering": {"question": "who is free?"},
+    "zero-shot-classification": {"task": "zero-shot-classification", "labels": ["a", "b"]},
+}
 TEXTS = ["free prize now", "!", "a movie", "call me later today"]
 SINKS = {
     "parquet": {"path": "{folder}/out"},

@@ -35,7 +35,7 @@ def export_fp32(files: ModelFiles, folder: Path, head: Head) -> Path:
 
     model = load_model(files, "cpu", "fp32", tokenizer.padding, head.auto_class)
     model.set_attn_implementation("eager")  # sdpa checks each attention for NaN, 9 % of a small model's time
-    module = head.module(model).eval()
+    module = head.module(model, tokenizer).eval()
     batch = torch.export.Dim("batch", min=1, max=4096)
     length = torch.export.Dim("length", min=2, max=files.config.get("max_position_embeddings") or 4096)
     names = ["input_ids", "attention_mask"]

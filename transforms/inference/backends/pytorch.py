@@ -68,7 +68,7 @@ class _PyTorch:
         for device in devices:
             loaded = load_model(files, device, spec.precision, self._tokenizer.padding, self.head.auto_class)
             self._segments = self._tokenizer.segments and takes_segments(loaded)
-            model = self.head.module(loaded).eval().to(device)
+            model = self.head.module(loaded, self._tokenizer).eval().to(device)
             if spec.compile:
                 model = compile_blocks(model) if on_gpu else CompiledModel(model)
             self.replicas.append(replica(model, device))
