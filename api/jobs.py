@@ -144,7 +144,7 @@ def entries_of(infer: Any, caller: str) -> tuple[InferEntry, ...]:
         where = r"^specification: infer\.0(\.|: )" if caller == "load" else "^specification: "
         raise SpecError(re.sub(where, f"{caller}: ", str(error), flags=re.MULTILINE)) from None
     if named := next((entry for entry in entries if entry.texts), None):
-        raise SpecError(f"{caller}: text: {', '.join(named.texts)}: only a job has columns to name")
+        raise SpecError(f"{caller}: {', '.join(named.texts)}: only a job has columns to name")
     return entries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, field_validator, model_validator
@@ -17,6 +18,8 @@ Name = Annotated[
     Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="Column name: letters, digits, _."),
     Says("letters, digits and _ only, and no digit first", "spam_label"),
 ]
+PLACE = re.compile(r"\{([A-Za-z_~][\w.~-]*)\}")
+"""A column's place in a prompt. Other braces, as of JSON, stay as they are."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -87,17 +90,22 @@ CERTIFIED_SETTINGS = ("max_length", "long_text", "thresholds", "function_to_appl
 
 TASKS = (
     "text-classification", "token-classification", "question-answering", "zero-shot-classification",
-    "feature-extraction",
+    "feature-extraction", "text-generation", "text2text-generation", "translation", "summarization",
 )  # fmt: skip
 """Those of ours, by Hugging Face's names; `transforms.tasks.registry` has a module for each."""
 
 
 OF_TASKS = {
     "text", "labels", "thresholds", "abstain", "scores", "function_to_apply", "pooling", "normalize", "prompt",
-    "prompt_name", "truncate_dim", "vector_dtype", "aggregation_strategy", "redact",
-    "template", "multi_label", "question", "questions", "max_answer_len", "handle_impossible_answer",
+    "prompt_name", "truncate_dim", "vector_dtype", "aggregation_strategy", "redact", "template", "multi_label",
+    "system", "max_new_tokens", "stop", "src_lang", "tgt_lang", "question", "questions", "max_answer_len",
+    "handle_impossible_answer",
 }  # fmt: skip
 """Fields of an entry that only some tasks use; each task's module says which."""
+
+
+GENERATING = ("text-generation", "text2text-generation", "translation", "summarization")
+"""Tasks whose answers are new texts."""
 
 
 class _Tasks:
@@ -218,7 +226,17 @@ class InferEntry(Spec):
         description="How the vectors of a text's tokens become one. Default: as the folder of the model says, or mean.",
     )
     normalize: bool = Field(default=False, description="Make vectors as long as 1, whatever the model does.")
-    prompt: str | None = Field(default=None, description="Put before each text.", examples=["query: "])
+    prompt: str | None = Field(
+        default=None,
+        description="Put before each text. For tasks that generate text, {text} is the text's place, and {NAME} that "
+        "of a column of source.keep.",
+        examples=["query: "],
+    )
+    system: str | None = Field(default=None, description="What a chat model is told before the first message.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Most tokens of a generated text.")
+    stop: tuple[str, ...] = Field(default=(), description="A generated text ends before any of these.")
+    src_lang: str | None = Field(default=None, description="Language of the texts, by the tokenizer's code for it.")
+    tgt_lang: str | None = Field(default=None, description="Language to translate to.", examples=["deu_Latn"])
     prompt_name: str | None = Field(
         default=None,
         description="The prompt of this name in the model's folder; default: the one that the folder says.",
@@ -249,8 +267,14 @@ class InferEntry(Spec):
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The columns that `text` names."""
-        return self.text if isinstance(self.text, tuple) else (self.text,) if self.text else ()
+        """The columns that `text` and `prompt` name."""
+        named = self.text if isinstance(self.text, tuple) else (self.text,) if self.text else ()
+        return tuple(dict.fromkeys([*named, *(name for name in self.places if name != "text")]))
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """What `{...}` in the prompt names: columns, or `text` for the text itself."""
+        return tuple(dict.fromkeys(PLACE.findall(self.prompt or "")))
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -258,6 +282,8 @@ class InferEntry(Spec):
         suffixes = ["score", "scores", "tokens", "truncated", "model"]
         if self.redact is not None:
             suffixes.append("text")
+        if self.task in GENERATING:
+            suffixes.append("finish")
         if self.question is not None or self.task == "question-answering":
             suffixes += ["start", "end"]
         for name in self.questions:

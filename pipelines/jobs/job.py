@@ -77,6 +77,7 @@ class Job:
                 "can't do that: choose another sink.type"
             )
         job = cls(spec, source, sink, [], limit, context=context)
+        _check_distinct(job.columns)
         agreed = [] if overwrite else job.plan()
         more = source.more_splits(_planned(agreed), limit) if isinstance(source, PlanningSource) else []
         job.splits = job.splits_of(agreed + more)
@@ -243,6 +244,12 @@ class Job:
         if self.replays:
             return 0
         return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
+
+
+def _check_distinct(columns: pa.Schema) -> None:
+    """Raises SpecError if two columns have one name: which columns a task writes, the specification may not say."""
+    if twice := next((name for name in columns.names if columns.names.count(name) > 1), None):
+        raise SpecError(f"column {twice!r} would be written twice; rename the column of the source, or the entry (as)")
 
 
 def _check_text_columns(spec: JobSpec, kept: pa.Schema) -> None:

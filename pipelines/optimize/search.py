@@ -40,7 +40,6 @@ from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.certificate import Certificate, hash_file
 from tagstream.transforms.runtime.machine import cpu_name
 from tagstream.transforms.tokenization.text_checks import as_text, is_text, unfit_rows
-from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
 READ_ROWS = 2048
 RANGE_ROWS = 256
@@ -262,7 +261,7 @@ def _ladders(
 def _single_rows(entry: InferEntry, sample: pa.LargeStringArray) -> list[Inputs]:
     """Model inputs of texts from all parts of the sample, one text each, so that there is no padding."""
     head = describe(entry)[0]
-    tokenizer = TextTokenizer(files_of(entry), entry.max_length, head.long_text, head.truncation)
+    tokenizer = head.tokenizer(files_of(entry))
     at = np.linspace(0, len(sample) - 1, min(RANGE_ROWS, len(sample))).astype(np.int64)
     encoded = head.encode(tokenizer, sample.take(pa.array(at)))
     rows = np.arange(len(encoded.lengths))[encoded.lengths > 1, None]

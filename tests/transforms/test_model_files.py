@@ -76,9 +76,9 @@ def test_no_tokenizer(folder: Path) -> None:
 
 
 def test_generative_model(folder: Path) -> None:
-    """Its architecture is named."""
+    """A language model must know how a conversation looks."""
     change(folder, architectures=["LlamaForCausalLM"])
-    assert "its config says LlamaForCausalLM, which no task takes. A model is a sequence classifier" in refused(folder)
+    assert "has no chat template; choose a model that was trained to follow instructions" in refused(folder)
 
 
 @pytest.mark.parametrize("architectures", [None, [], ["BertForMaskedLM", "BertForPreTraining"]])

@@ -129,8 +129,9 @@ class Engine:
             encoded = submission.encoded
             submission.errors = {**encoded.errors, **submission.errors}  # why a text was replaced by "" stays
             head = self.backend.head
-            rows = len(encoded.lengths) if head.output == "vector" else int(encoded.lengths.sum())
-            submission.outputs = np.zeros((rows, head.width), np.float32)
+            rows = int(encoded.lengths.sum()) if head.output == "tokens" else len(encoded.lengths)
+            text = head.output == "text"
+            submission.outputs = np.empty(rows, object) if text else np.zeros((rows, head.width), np.float32)
             with self._ready:
                 if stopped := self._stopped():
                     raise stopped
@@ -138,7 +139,7 @@ class Engine:
                     return
                 self._live.add(submission)
                 submission.left += len(encoded.lengths)
-                self._pool.add(submission, encoded.lengths)
+                self._pool.add(submission, encoded.lengths + head.reserve)
                 self._ready.notify_all()
             self._completed(submission, 1)
         except BaseException as error:  # noqa: BLE001  in a worker thread: the future hands it to the submitter

@@ -86,9 +86,10 @@ class ForwardPasses:
 
     def _store(self, outputs: Array, parts: list[tuple[Submission, Array]]) -> int:
         """Store the outputs in their submissions. Returns how many sequences have outputs that are not finite."""
-        tokens = self._backend.head.output == "tokens"
+        kind = self._backend.head.output
+        tokens = kind == "tokens"
         lengths = np.concatenate([s.encoded.lengths[sequences] for s, sequences in parts])
-        finite = np.isfinite(outputs).all(axis=1)
+        finite = np.ones(len(outputs), bool) if kind == "text" else np.isfinite(outputs).all(axis=1)
         if tokens:
             finite = np.logical_and.reduceat(finite, np.cumsum(lengths) - lengths)
         at = row = 0

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tagstream.schemas.errors import DeadCode, SpecError
+from tagstream.schemas.infer_spec import PLACE
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.inference.engine import Engine
@@ -46,10 +48,11 @@ class Labelling:
         `column`: gives the texts of a column that an entry names as its `text`, valid and without nulls too.
         """
         asked: dict[Any, Future[Prediction]] = {}
-        for entry, engine in zip(self.entries, self.engines, strict=True):
-            if (key := (engine, entry.text)) not in asked:
-                asked[key] = engine.submit(_texts_of(entry, texts, column))
-        return [asked[engine, entry.text] for entry, engine in zip(self.entries, self.engines, strict=True)]
+        keys = [(engine, e.text, e.prompt) for e, engine in zip(self.entries, self.engines, strict=True)]
+        for key, entry in zip(keys, self.entries, strict=True):
+            if key not in asked:
+                asked[key] = key[0].submit(_texts_of(entry, texts, column))
+        return [asked[key] for key in keys]
 
     def columns(self, predictions: list[Prediction]) -> list[pa.Array]:
         """One array for each of `fields`, with one value for each text. The value of a text with an error is arbitrary.
@@ -73,10 +76,18 @@ class Labelling:
 def _texts_of(
     entry: InferEntry, texts: pa.LargeStringArray, column: Callable[[str], pa.LargeStringArray] | None
 ) -> pa.LargeStringArray:
-    if entry.text is None:
+    if entry.texts and column is None:
+        raise SpecError(f"{entry.as_}: {', '.join(entry.texts)}: there are no columns beside the texts")
+    of = cast("Callable[[str], pa.LargeStringArray]", column)
+    if entry.pair is not None:
+        return join_parts(*(of(name) for name in entry.pair))
+    if entry.text is not None:
+        texts = of(str(entry.text))
+    if not entry.places:
         return texts
-    if column is None:
-        raise SpecError(f"{entry.as_}: text: names columns, and there are none beside the texts; leave it out")
-    if entry.pair is None:
-        return column(str(entry.text))
-    return join_parts(*(column(name) for name in entry.pair))
+    words = PLACE.split(str(entry.prompt))  # text and names in turn
+    parts = [
+        pa.scalar(word, pa.large_string()) if at % 2 == 0 else texts if word == "text" else of(word)
+        for at, word in enumerate(words)
+    ]
+    return pc.binary_join_element_wise(*parts, pa.scalar("", pa.large_string()))

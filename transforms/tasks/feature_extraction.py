@@ -30,7 +30,8 @@ SETTINGS = {"text", "pooling", "normalize", "prompt", "prompt_name", "truncate_d
 """See `tasks.contracts.TaskModule`."""
 COSINE = 0.999
 """Vectors whose cosine is at least this count as the same, for certificates."""
-_ENCODER_DECODERS = ("MarianMTModel", "T5Model", "BartModel", "MBartModel", "PegasusModel")
+_OTHERS = ("LMHeadModel", "DoubleHeadsModel", "MTModel")
+"""Ends of classes that are called a model and have a head."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def takes(model: Model, *, named: bool) -> bool:
     names = model.architectures or []
     if model.config.get("is_encoder_decoder"):
         return False
-    return named or any(name.endswith(ARCHITECTURE) and name not in _ENCODER_DECODERS for name in names)
+    return named or any(name.endswith(ARCHITECTURE) and not name.endswith(_OTHERS) for name in names)
 
 
 def head(entry: InferEntry, model: Model) -> VectorHead:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Array = np.ndarray
 Values = Any
 """The answers to some texts, one for each: a NumPy array [texts, values], or an Arrow array."""
-Output = Literal["vector", "tokens"]
-"""What a forward pass gives: a vector for each sequence, or one for each token."""
+Output = Literal["vector", "tokens", "text"]
+"""What a forward pass gives: a vector for each sequence, one for each token, or a new text for each sequence."""
 
 
 class Head(ABC):
@@ -46,6 +46,9 @@ class Head(ABC):
     truncation: ClassVar[str] = "longest_first"
     """Which text of a pair is cut: longest_first, only_first or only_second."""
 
+    pads_left: ClassVar[bool] = False
+    """Whether padding stands before the tokens, because the model goes on after them."""
+
     @property
     @abstractmethod
     def width(self) -> int:
@@ -61,15 +64,39 @@ class Head(ABC):
         """truncate, window or dead_letter."""
         return self.entry.long_text or "truncate"
 
+    def tokenizer(self, files: Any) -> TextTokenizer:
+        """The model's tokenizer, as this task uses it. `files`: the `model_files.ModelFiles`. Raises ModelError."""
+        from tagstream.transforms.tokenization.tokenizer import TextTokenizer
+
+        return TextTokenizer(
+            files,
+            self.entry.max_length,
+            self.long_text,
+            self.truncation,
+            pads_left=self.pads_left,
+            reserve=self.reserve,
+            src_lang=self.entry.src_lang,
+        )
+
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """The sequences of texts, which are valid UTF-8 and not null."""
         return tokenizer.encode(texts)
+
+    @property
+    def reserve(self) -> int:
+        """Tokens of the model's window that a sequence must leave free."""
+        return 0
+
+    def decode(self, tokenizer: TextTokenizer, ids: Array) -> Array:
+        """Object [rows]: the outputs that the tokens of a row are, if `output` is text. `ids`: int [rows, tokens]."""
+        raise NotImplementedError
 
     def module(self, model: Any, tokenizer: TextTokenizer) -> Any:
         """What a PyTorch backend runs for a loaded model.
 
         A `torch.nn.Module` with the inputs input_ids, attention_mask and token_type_ids, the last two None where they
-        are not needed. It returns a tensor [rows, width], or [rows, tokens, width] if `output` is tokens.
+        are not needed. It returns a tensor: [rows, width]; [rows, tokens, width] if `output` is tokens; the new tokens'
+        ids, [rows, new tokens], if it is text.
         """
         from tagstream.transforms.tasks.outputs import Logits
 
@@ -79,7 +106,8 @@ class Head(ABC):
     def merge(self, encoded: Encoded, outputs: Array) -> Values:
         """The answers to the texts of `encoded`, one for each. The answer of a text without a sequence is arbitrary.
 
-        `outputs`: float32 [sequences, width]; with `output` tokens [tokens of all sequences, width].
+        `outputs`: float32 [sequences, width]; with `output` tokens [tokens of all sequences, width]; with text what
+        `decode` gave.
         """
 
     @property

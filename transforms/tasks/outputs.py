@@ -6,6 +6,7 @@ token_type_ids, None for a model that needs none. Each returns one tensor.
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -83,6 +84,39 @@ class SentenceVectors(Outputs):
         for step in self.steps:
             found = step(found, mask) if isinstance(step, Pooling) else step(found)
         return found
+
+
+class NewTokens(Outputs):
+    """The ids of the tokens that the model writes, int64 [rows, new tokens], by the `generate` of transformers."""
+
+    def __init__(self, model: Any, tokenizer: Any, *, most: int, stop: tuple[str, ...], first: int | None) -> None:
+        """`tokenizer`: of transformers. `most`: new tokens. `first`: the token that the model must begin with."""
+        super().__init__(model)
+        settings = copy.deepcopy(model.generation_config)
+        settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=most, use_cache=True)
+        settings.max_length = None
+        if first is not None:
+            settings.forced_bos_token_id = first
+        if settings.pad_token_id is None:
+            ends = settings.eos_token_id
+            settings.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
+        self.settings, self.tokenizer, self.stop = settings, tokenizer, list(stop)
+        self.writes_on = not model.config.is_encoder_decoder
+        """The output repeats the input, and goes on."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See the class."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        stopping = {"stop_strings": self.stop, "tokenizer": self.tokenizer} if self.stop else {}
+        found = self.model.generate(
+            input_ids=input_ids, attention_mask=mask, generation_config=self.settings, **stopping
+        )
+        return found[:, input_ids.shape[1] :] if self.writes_on else found[:, 1:]
 
 
 class Similarities(torch.nn.Module):  # type: ignore[misc]

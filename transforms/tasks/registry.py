@@ -19,6 +19,10 @@ _TASKS = {
     "token-classification": "tagstream.transforms.tasks.token_classification",
     "question-answering": "tagstream.transforms.tasks.question_answering",
     "zero-shot-classification": "tagstream.transforms.tasks.zero_shot_classification",
+    "text-generation": "tagstream.transforms.tasks.text_generation",
+    "text2text-generation": "tagstream.transforms.tasks.text2text_generation",
+    "translation": "tagstream.transforms.tasks.text2text_generation",
+    "summarization": "tagstream.transforms.tasks.text2text_generation",
     "feature-extraction": "tagstream.transforms.tasks.feature_extraction",
 }
 

@@ -59,14 +59,36 @@ class TextTokenizer:
     """A model's tokenizer with the settings of one entry. They never change, so several threads may call `encode`."""
 
     def __init__(
-        self, files: ModelFiles, max_length: int | None, long_text: str, truncation: str = "longest_first"
+        self,
+        files: ModelFiles,
+        max_length: int | None,
+        long_text: str,
+        truncation: str = "longest_first",
+        *,
+        pads_left: bool = False,
+        reserve: int = 0,
+        src_lang: str | None = None,
     ) -> None:
-        """`truncation`: which text of a pair is cut, longest_first, only_first or only_second."""
-        tokenizer = _load(files)
+        """`truncation`: which text of a pair is cut, longest_first, only_first or only_second.
+
+        `pads_left`: padding stands before the tokens. `reserve`: tokens of the window that stay free. `src_lang`: the
+        language of the texts, for tokenizers that tell the model.
+        """
+        tokenizer = self.own = _load(files)
+        """The tokenizer of transformers."""
+        if src_lang is not None:
+            _set_language(files, tokenizer, src_lang)
         given = files.sentence.max_length if files.sentence else None
-        self.max_length = window(files, given or tokenizer.model_max_length, max_length)
+        self.max_length = window(files, given or tokenizer.model_max_length, max_length) - reserve
+        if self.max_length < 1:
+            raise ModelError(
+                f"{files.name}: max_new_tokens {reserve} leaves no room for a text: the model takes "
+                f"{self.max_length + reserve} tokens with those that it writes"
+            )
         self.long_text = long_text
         self.padding = padding_of(files, tokenizer)
+        if pads_left:
+            self.padding = self.padding._replace(left=True)
         self.segments = segments_matter(files, tokenizer)
         self.zero_segments = not self.segments and files.config.get("model_type") in ZEROS_BY_DEFAULT
         """Whether zeros in place of no segment ids change nothing."""
@@ -98,20 +120,23 @@ class TextTokenizer:
             self._piece_lengths = found
         return self._piece_lengths
 
-    def encode(self, texts: pa.LargeStringArray, *, places: bool = False) -> EncodedTokens:
+    def encode(self, texts: pa.LargeStringArray, *, places: bool = False, special: bool = True) -> EncodedTokens:
         """Token ids of all texts. Each text must be valid UTF-8 and not null. A text without tokens is an error.
 
-        `places`: also say where each token comes from, which takes longer.
+        `places`: also say where each token comes from, which takes longer. `special`: add the model's special tokens.
         """
-        return self._encode(texts.to_numpy(zero_copy_only=False).tolist(), None, places=places)
+        return self._encode(texts.to_numpy(zero_copy_only=False).tolist(), None, places=places, special=special)
 
     def encode_pairs(self, firsts: Sequence[str], seconds: Sequence[str], *, places: bool = False) -> EncodedTokens:
         """As `encode`, for pairs of texts. `places` has the second text of each pair."""
         return self._encode(list(firsts), list(seconds), places=places)
 
-    def _encode(self, firsts: list[str], seconds: list[str] | None, *, places: bool) -> EncodedTokens:
+    def _encode(
+        self, firsts: list[str], seconds: list[str] | None, *, places: bool, special: bool = True
+    ) -> EncodedTokens:
         encode = self._tokenizer.encode_batch if places else self._tokenizer.encode_batch_fast
-        encodings = encode(firsts if seconds is None else list(zip(firsts, seconds, strict=True)))
+        given = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
+        encodings = encode(given, add_special_tokens=special)
         n = len(encodings)
         tokens = np.fromiter((len(e) for e in encodings), np.int32, n)
         truncated = np.zeros(n, bool)
@@ -215,6 +240,23 @@ def _load(files: ModelFiles) -> Any:
             f"{files.name}: {type(tokenizer).__name__} has no fast (Rust) version; save one as tokenizer.json"
         )
     return tokenizer
+
+
+def _set_language(files: ModelFiles, tokenizer: Any, language: str) -> None:
+    if not hasattr(tokenizer, "src_lang"):
+        raise ModelError(f"{files.name}: src_lang: its tokenizer knows no languages; remove it")
+    language_id(files.name, tokenizer, language, "src_lang")
+    tokenizer.src_lang = language
+
+
+def language_id(name: str, tokenizer: Any, language: str, field: str) -> int:
+    """Id of the token that stands for a language. `tokenizer`: of transformers. Raises ModelError."""
+    found = tokenizer.convert_tokens_to_ids(language)
+    if found is None or found == tokenizer.unk_token_id:
+        there = [token for token in getattr(tokenizer, "additional_special_tokens", ()) if len(token) < 16]
+        some = f"; there are {', '.join(there[:8])} …" if there else ""
+        raise ModelError(f"{name}: {field}: its tokenizer has no language {language!r}{some}")
+    return int(found)
 
 
 def _lower_first(normalizer: Any) -> Any:

@@ -106,5 +106,5 @@ def test_columns_that_are_not_there(tmp_path: Path) -> None:
         run({**job, "source": source})
     with pytest.raises(SpecError, match="x: text: column 'n' is int64, not text"):
         run({**job, "source": {**source, "keep": ["n"]}})
-    with pytest.raises(SpecError, match="load: text: text, n: only a job has columns to name"):
+    with pytest.raises(SpecError, match="load: text, n: only a job has columns to name"):
         load(entry["model"], text=["text", "n"])

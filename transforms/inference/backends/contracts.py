@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     def forward(self, parts: list[tuple[Any, Array]]) -> Array:
         """The outputs of the sequences in `parts`, in that order: float32 [sequences, head.width], or with
-        `head.output` tokens [tokens of all these sequences, head.width].
+        `head.output` tokens [tokens of all these sequences, head.width], with text an object for each.
 
         `parts`: pairs of an `Encoded` and the int32 numbers of the sequences to take from it. Raises OutOfMemoryError
         if a smaller micro-batch may fit.

@@ -34,7 +34,7 @@ class _Onnx:
         spec = cast("OnnxBackend", entry.backend)
         self.head, _ = describe(entry)
         files = files_of(entry)
-        self._tokenizer = TextTokenizer(files, entry.max_length, self.head.long_text, self.head.truncation)
+        self._tokenizer = self.head.tokenizer(files)
         self.parallel, threads = passes_and_threads(usable_cores())
         pool = 1 + self.parallel * (threads - 1)  # all passes share the pool, and each calling thread computes too
         file = model_file(entry)

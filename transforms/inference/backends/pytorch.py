@@ -27,7 +27,7 @@ from tagstream.transforms.inference.backends.cores import passes_and_threads, pa
 from tagstream.transforms.inference.backends.huggingface import describe, files_of, weights_of
 from tagstream.transforms.inference.backends.pytorch_model import load_model
 from tagstream.transforms.inference.backends.replica import OverlappedReplica, Replica
-from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
+from tagstream.transforms.tokenization.tokenizer import EncodedTokens
 
 Array = np.ndarray
 
@@ -58,7 +58,7 @@ class _PyTorch:
         on_gpu = issubclass(replica, OverlappedReplica)
         if on_gpu:
             self.parallel = GPU_PASSES * len(devices)
-        self._tokenizer = TextTokenizer(files, entry.max_length, self.head.long_text, self.head.truncation)
+        self._tokenizer = self.head.tokenizer(files)
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
         self._lengths = self.buckets or ((2,) if spec.compile else ())  # a length of 1 would need another graph
@@ -68,6 +68,8 @@ class _PyTorch:
         for device in devices:
             loaded = load_model(files, device, spec.precision, self._tokenizer.padding, self.head.auto_class)
             self._segments = self._tokenizer.segments and takes_segments(loaded)
+            if spec.compile and self.head.output == "text":
+                raise ModelError(f"{entry.as_}: compile: has no effect on a model that generates text; remove it")
             model = self.head.module(loaded, self._tokenizer).eval().to(device)
             if spec.compile:
                 model = compile_blocks(model) if on_gpu else CompiledModel(model)
@@ -97,6 +99,8 @@ class _PyTorch:
             inputs = {name: array.repeat(2, axis=0) for name, array in inputs.items()}
         try:
             outputs = self._replica().run(inputs)[:rows]
+            if self.head.output == "text":
+                return self.head.decode(self._tokenizer, outputs)
             return outputs[real] if self.head.output == "tokens" else outputs
         except torch.OutOfMemoryError as error:
             shortage = str(error)

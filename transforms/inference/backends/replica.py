@@ -19,13 +19,13 @@ class Replica:
         self.device = device
 
     def run(self, inputs: dict[str, Array]) -> Array:
-        """The outputs, float32, a row for each row of the inputs.
+        """The outputs, float32 or token ids, a row for each row of the inputs.
 
         `inputs`: the model's inputs by name, each int64 [rows, length].
         """
         with torch.inference_mode():
             on_device = {name: torch.from_numpy(array).to(self.device) for name, array in inputs.items()}
-            return np.asarray(self.model(**on_device).float().cpu().numpy())
+            return np.asarray(_plain(self.model(**on_device)).cpu().numpy())
 
 
 class OverlappedReplica(Replica):
@@ -56,10 +56,14 @@ class OverlappedReplica(Replica):
             try:
                 with self._queueing, self._module.stream(self._passes):  # kernels of two passes must not mix
                     self._passes.wait_event(copied)
-                    outputs = self.model(**on_device).float().to("cpu", non_blocking=True)
+                    outputs = _plain(self.model(**on_device)).to("cpu", non_blocking=True)
                     done.record(self._passes)
                 done.synchronize()
             except Exception:
                 self._module.synchronize(self.device)  # kernels of a failed pass still read `on_device`
                 raise
             return np.asarray(outputs.numpy())
+
+
+def _plain(outputs: torch.Tensor) -> torch.Tensor:
+    return outputs.float() if outputs.is_floating_point() else outputs
