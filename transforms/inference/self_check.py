@@ -7,12 +7,14 @@ one at a time. If the logits differ, the model runs one row at a time, and the u
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pyarrow as pa
 
 from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import InferEntry, OnnxBackend, PyTorchBackend
-from tagstream.transforms.inference.backends.contracts import Backend
+from tagstream.transforms.inference.backends.contracts import Backend, Brief
 from tagstream.transforms.inference.backends.registry import load_backend
 from tagstream.transforms.inference.forward import one_line
 from tagstream.transforms.tokenization.encoded import Encoded
@@ -37,8 +39,9 @@ def load_checked(entry: InferEntry) -> tuple[Backend, tuple[Encoded, Array] | No
     backend = load_backend(entry)
     if not entry.backend.needs_model:
         return backend, None, ""
-    works = try_out(backend, entry.as_)
-    notice = "" if works is None else _check(backend, entry, works[0])
+    with backend.brief() if isinstance(backend, Brief) else nullcontext():
+        works = try_out(backend, entry.as_)
+        notice = "" if works is None else _check(backend, entry, works[0])
     return backend, works, notice
 
 

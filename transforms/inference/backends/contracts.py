@@ -7,6 +7,7 @@ of several blocks into one micro-batch and calls `forward`. A backend knows noth
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,6 +77,14 @@ class BackendModule(Protocol):
 
     def identity(self, entry: InferEntry) -> dict[str, Any]:
         """What decides the labels beside the model's config: weights, precision. Part of the job's fingerprint."""
+
+
+@runtime_checkable
+class Brief(Protocol):
+    """A backend whose passes may take long, because each new token of a text is a pass of the model."""
+
+    def brief(self) -> AbstractContextManager[None]:
+        """While the context is open, texts end after a few tokens: enough to see that the model works."""
 
 
 @runtime_checkable

@@ -6,6 +6,8 @@ import gc
 import inspect
 import itertools
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -37,6 +39,11 @@ because each of these budgets keeps a core busy. A smaller budget has less paddi
 1,024 when 1,000 rows are pending) and a stream's row waits less. A larger budget runs a pass's Python code less often.
 """
 GPU_TOKENS = 65_536
+WRITING_TOKENS = 4096
+"""Token budget on a CPU for models that generate text, new tokens included. Each new token reads all weights once for
+the whole micro-batch, so more rows cost little more time."""
+BRIEF = 4
+"""Most tokens that are generated to see whether a model works."""
 GPU_PASSES = 2
 """Threads for each GPU. While one waits for its pass, the other prepares the next."""
 _CORES = torch.get_num_threads()
@@ -51,7 +58,8 @@ class _PyTorch:
         self.head, _ = describe(entry)
         self.device = ",".join(devices)
         on_cpu = devices[0] == "cpu"
-        self.token_budget = spec.token_budget or (CPU_TOKENS if on_cpu else GPU_TOKENS)
+        usual = WRITING_TOKENS if self.head.output == "text" else CPU_TOKENS
+        self.token_budget = spec.token_budget or (usual if on_cpu else GPU_TOKENS)
         self.max_rows = MOST_ROWS
         self._threads: int
         self.parallel, self._threads = passes_and_threads(_CORES) if on_cpu else (1, _CORES)
@@ -62,7 +70,7 @@ class _PyTorch:
         self._compiled = spec.compile
         self.buckets = length_buckets(self._tokenizer.max_length) if spec.compile and not on_gpu else ()
         self._lengths = self.buckets or ((2,) if spec.compile else ())  # a length of 1 would need another graph
-        given = spec.token_budget or spec.compile
+        given = spec.token_budget or spec.compile or self.head.output == "text"
         self.speed_key = "" if given else f"pytorch {spec.precision}, {passes_on(self.device, self.parallel)}"
         self.replicas: list[Replica] = []
         for device in devices:
@@ -111,6 +119,19 @@ class _PyTorch:
         if self.device.startswith("cuda"):
             torch.cuda.empty_cache()  # outside of `except`, where the error's frames would still hold activations
         raise OutOfMemoryError(shortage)
+
+    @contextmanager
+    def brief(self) -> Iterator[None]:
+        """See `contracts.Brief`."""
+        settings = [replica.model.settings for replica in self.replicas if self.head.output == "text"]
+        most = [one.max_new_tokens for one in settings]
+        for one in settings:
+            one.max_new_tokens = min(one.max_new_tokens, BRIEF)
+        try:
+            yield
+        finally:
+            for one, before in zip(settings, most, strict=True):
+                one.max_new_tokens = before
 
     def _replica(self) -> Replica:
         """The replica of the calling thread. It never changes.
