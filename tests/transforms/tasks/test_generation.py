@@ -12,38 +12,10 @@ from tagstream import load, run
 from tagstream.schemas.errors import ModelError, SpecError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe
-from tests.models import make_model, random_texts
+from tests.models import random_texts
+from tests.task_models import CHAT, SEQ2SEQ, chat_model, seq2seq_model
 
 TEXTS = [text or "!" for text in random_texts(24, seed=3, longest=12)] + ["ÉCOLE 中文 😀"]
-TEMPLATE = (
-    "{% for message in messages %}<{{ message['role'] }}> {{ message['content'] | trim }} {% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
-
-
-CHAT = {"llama": {"max_position_embeddings": 128}, "gpt2": {"n_positions": 128}}
-SEQ2SEQ = {
-    "t5": {"initializer_factor": 3.0, "decoder_start_token_id": 1},
-    "bart": {"decoder_start_token_id": 0, "forced_eos_token_id": None, "seed": 1},
-}
-
-
-def chat_model(folder: Path, architecture: str = "llama", *, template: str | None = TEMPLATE) -> Path:
-    """A random language model that knows a chat template."""
-    from transformers import PreTrainedTokenizerFast
-
-    settings = {"eos_token_id": 3, "pad_token_id": 1, **CHAT[architecture]}
-    made = make_model(folder, architecture, head="AutoModelForCausalLM", **settings)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(made)
-    tokenizer.chat_template, tokenizer.model_max_length = template, 128
-    tokenizer.save_pretrained(made)
-    return made
-
-
-def seq2seq_model(folder: Path, architecture: str = "t5") -> Path:
-    """A random model that reads a text and writes another."""
-    bytewise = {"pad": "<|pad|>", "end": True}
-    return make_model(folder, architecture, head="AutoModelForSeq2SeqLM", bytewise=bytewise, **SEQ2SEQ[architecture])
 
 
 def theirs(folder: Path, prompts: list[str], most: int, auto: str, *, special: bool) -> list[str]:

@@ -12,21 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from tagstream import load, run
-from tests.models import make_model
+from tests.task_models import TASKS, entry_of
 
-TASKS: dict[str, dict[str, Any]] = {
-    "feature-extraction": {"head": "AutoModel"},
-    "question-answering": {"head": "AutoModelForQuestionAnswering"},
-    "zero-shot-classification": {"labels": ("contradiction", "neutral", "entailment")},
-    "token-classification": {
-        "head": "AutoModelForTokenClassification",
-        "labels": ("O", "B-PER", "I-PER", "B-LOC"),
-    },
-}
-ENTRY: dict[str, dict[str, Any]] = {
-    "question-answering": {"question": "who is free?"},
-    "zero-shot-classification": {"task": "zero-shot-classification", "labels": ["a", "b"]},
-}
 TEXTS = ["free prize now", "!", "a movie", "call me later today"]
 SINKS = {
     "parquet": {"path": "{folder}/out"},
@@ -41,14 +28,14 @@ SINKS = {
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("models")
-    return {task: make_model(folder / task, **settings) for task, settings in TASKS.items()}
+    return {task: {**entry_of(task, folder / task), "as": "x"} for task in TASKS}
 
 
 @pytest.mark.parametrize("sink", sorted(SINKS))
 @pytest.mark.parametrize("task", sorted(TASKS))
-def test_every_sink_holds_the_answers(models: dict[str, Path], tmp_path: Path, task: str, sink: str) -> None:
+def test_every_sink_holds_the_answers(entries: dict[str, dict[str, Any]], tmp_path: Path, task: str, sink: str) -> None:
     """Vectors and spans come back equal; where a database has no such type, as JSON."""
     pq.write_table(pa.table({"id": [0, 1, 2, 3], "text": TEXTS}), tmp_path / "in.parquet")
     filled = json.loads(json.dumps({"type": sink, **SINKS[sink]}).replace("{folder}", str(tmp_path)))
@@ -56,12 +43,12 @@ def test_every_sink_holds_the_answers(models: dict[str, Path], tmp_path: Path, t
         {
             "name": "job",
             "source": {"type": "parquet", "path": str(tmp_path / "in.parquet"), "text": "text", "id": "id"},
-            "infer": [{"model": str(models[task]), "as": "x", **ENTRY.get(task, {})}],
+            "infer": [entries[task]],
             "sink": filled,
         }
     )
     assert report.counts.rows_out == len(TEXTS)
-    with load(str(models[task]), as_="x", **ENTRY.get(task, {})) as model:
+    with load(**{("as_" if name == "as" else name): value for name, value in entries[task].items()}) as model:
         expected = model.predict(TEXTS)["x"].to_pylist()
     found = _rows(sink, tmp_path)
     assert [identity for identity, _ in found] == [0, 1, 2, 3]
