@@ -180,6 +180,11 @@ class KafkaSink(SinkPart):
         """Always 0: every block is committed at once, in a transaction."""
         return 0.0
 
+    @property
+    def passes_text_on(self) -> bool:
+        """With labels in headers the message stays as it is."""
+        return self.mode == "headers"
+
     def check_beside(self, job: Parts) -> None:
         """Raises ValueError for settings that need a Kafka source if the job's source is another one."""
         if kafka_source(job) is None:

@@ -221,6 +221,11 @@ class JobSpec(Spec):
                 raise ValueError(
                     f"payload: dead letters would hold the text that {redacting.as_!r} redacts; write payload: false"
                 )
+            if self.sink.passes_text_on:
+                raise ValueError(
+                    f"sink.mode: headers passes the message on with its text, which {redacting.as_!r} redacts; write "
+                    "mode: json"
+                )
             if self.source.text in self.source.kept:
                 raise ValueError(
                     f"source.keep: has the text {self.source.text!r}, which {redacting.as_!r} redacts; leave it out"

@@ -134,6 +134,11 @@ class SinkPart(Spec):
         return str(next((name for name in names if name), self.type))
 
     @property
+    def passes_text_on(self) -> bool:
+        """The output has the text itself, whatever the models write."""
+        return False
+
+    @property
     def adds(self) -> tuple[str, ...]:
         """Columns that the sink writes beside those of the source and of the models."""
         return ()

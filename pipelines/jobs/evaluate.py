@@ -11,10 +11,11 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
+from tagstream.pipelines.jobs.figures import check_measurable, figures
 from tagstream.pipelines.jobs.run import run_job
 from tagstream.schemas.errors import SourceError, SpecError
 from tagstream.schemas.memory_spec import MemorySink
-from tagstream.schemas.spec import InferEntry, JobSpec
+from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.inference.backends.registry import describe
 from tagstream.transforms.io.memory import Memory
 from tagstream.transforms.tasks.text_classification import LabelHead
@@ -37,9 +38,11 @@ def evaluate_job(
         raise SpecError("evaluate needs scikit-learn: pip install 'tagstream[evaluate]'")
     # names that can't be those of the label or the id; the output is only in memory, so nobody sees them
     columns = [f"{label} {spec.source.id} {number}" for number in range(len(spec.infer))]
+    heads = [describe(entry)[0] for entry in spec.infer]
     changes: dict[str, Any] = {"scores": "all", "thresholds": {}, "abstain": None}
     infer = tuple(
-        c.model_copy(update={**changes, "as_": column}) for c, column in zip(spec.infer, columns, strict=True)
+        c.model_copy(update={"as_": column, **(changes if isinstance(head, LabelHead) else {})})
+        for c, column, head in zip(spec.infer, columns, heads, strict=True)
     )
     texts = [name for entry in spec.infer for name in entry.texts if name not in (label, spec.source.text)]
     source = spec.source.model_copy(update={"keep": (label, *dict.fromkeys(texts))})
@@ -47,14 +50,13 @@ def evaluate_job(
     job = spec.model_copy(
         update={"source": source, "sink": MemorySink(rows=memory), "infer": infer, "dead_letters": None}
     )
-    heads = [_label_head(entry) for entry in spec.infer]
-    for entry, head in zip(spec.infer, heads, strict=True):
-        if head.activation == "identity":
-            raise SpecError(f"{entry.as_}: a regression model has no labels to evaluate")
-        if unknown := sorted(set(without) - set(head.names)):
-            raise SpecError(f"{entry.as_}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
-        if not set(head.names) - set(without):
-            raise SpecError(f"{entry.as_}: --without leaves no label to choose")
+    for head in heads:
+        if isinstance(head, LabelHead):
+            _check_labels(head, without)
+        elif without:
+            raise SpecError(f"{head.entry.as_}: --without names labels to leave out, and this task has none")
+        else:
+            check_measurable(head)
     try:
         report = run_job(job, console, overwrite=True, limit=limit)
     except SourceError as error:  # nothing but the true labels is kept
@@ -65,17 +67,22 @@ def evaluate_job(
         raise SpecError(f"no row has both a true label in {label!r} and a prediction")
     result: dict[str, Any] = {"rows": labels.num_rows, "dead_letters": dict(report.counts.dead), "label": label}
     result["entries"] = {
-        c.as_: _metrics(head, labels[f"{column}_scores"], labels[label], without)
-        for c, head, column in zip(spec.infer, heads, columns, strict=True)
+        head.entry.as_: _metrics(head, labels[f"{column}_scores"], labels[label], without)
+        if isinstance(head, LabelHead)
+        else figures(head, column, labels, label)
+        for head, column in zip(heads, columns, strict=True)
     }
     return result
 
 
-def _label_head(entry: InferEntry) -> LabelHead:
-    head = describe(entry)[0]
-    if not isinstance(head, LabelHead):
-        raise SpecError(f"{entry.as_}: evaluate measures labels of whole texts, and this task gives other answers")
-    return head
+def _check_labels(head: LabelHead, without: tuple[str, ...]) -> None:
+    name = head.entry.as_
+    if head.activation == "identity":
+        raise SpecError(f"{name}: a regression model has no labels to evaluate")
+    if unknown := sorted(set(without) - set(head.names)):
+        raise SpecError(f"{name}: no label {unknown[0]!r}; there are {', '.join(head.names)}")
+    if not set(head.names) - set(without):
+        raise SpecError(f"{name}: --without leaves no label to choose")
 
 
 def _metrics(
@@ -154,6 +161,9 @@ def calibration_error(confidence: Array, correct: Array) -> float:
 def print_evaluation(console: Console, result: dict[str, Any]) -> None:
     """Print a table of labels and a confusion matrix for each entry."""
     for name, metrics in result["entries"].items():
+        if "labels" not in metrics:
+            _print_figures(console, name, result["rows"], metrics)
+            continue
         table = Table(
             title=f"{name}: {result['rows']:,} rows, accuracy {metrics['accuracy']:.4f}", title_justify="left"
         )
@@ -179,3 +189,17 @@ def print_evaluation(console: Console, result: dict[str, Any]) -> None:
             console.print(f"[yellow]labels that the model does not have: {', '.join(lacking[:10])}[/]")
     if result["dead_letters"]:
         console.print(f"dead letters: {result['dead_letters']}", highlight=False)
+
+
+def _print_figures(console: Console, name: str, rows: int, metrics: dict[str, Any]) -> None:
+    title = f"{name}: {rows:,} rows"
+    if "spans" not in metrics:
+        said = ", ".join(f"{what.replace('_', ' ')} {value:.4f}" for what, value in metrics.items())
+        console.print(f"{title}, {said}", highlight=False)
+        return
+    table = Table(title=title, title_justify="left")
+    for column in ("label", "precision", "recall", "F1", "spans"):
+        table.add_column(column, justify="left" if column == "label" else "right")
+    for label, m in [*list(metrics["spans"].items())[:_PRINTED], ("all", metrics["micro"])]:
+        table.add_row(label, *(f"{m[key]:.4f}" for key in ("precision", "recall", "f1")), f"{m['support']:,}")
+    console.print(table)
