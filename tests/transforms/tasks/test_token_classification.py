@@ -9,7 +9,7 @@ import pytest
 
 from tagstream import load
 from tagstream.schemas.errors import SpecError
-from tagstream.schemas.spec import InferEntry
+from tagstream.schemas.spec import InferEntry, JobSpec
 from tagstream.transforms.inference.backends.registry import describe
 from tests.models import WORDS, make_model, random_texts
 
@@ -182,3 +182,33 @@ def test_settings_that_do_not_fit(tmp_path: Path, settings: dict, said: str) -> 
     """Refused when the job is planned."""
     with pytest.raises(SpecError, match=said):
         describe(InferEntry.model_validate({"model": str(tagger(tmp_path / "model")), "as": "x", **settings}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"payload": True}, "payload: dead letters would hold the text that 'x' redacts"),
+        (
+            {"source": {"type": "parquet", "path": "in", "text": "body", "keep": ["body"]}},
+            r"source\.keep: has the text",
+        ),
+        (
+            {
+                "source": {"type": "kafka", "servers": "k:9092", "topics": "in", "text": "value"},
+                "sink": {"type": "kafka", "topic": "out", "mode": "headers"},
+            },
+            r"sink\.mode: headers passes the message on",
+        ),
+    ],
+)
+def test_text_stays_nowhere_else(change: dict, said: str) -> None:
+    """A job that redacts keeps the text in no dead letter, no column and no message."""
+    job = {
+        "source": {"type": "parquet", "path": "in", "text": "body"},
+        "infer": [{"model": "m", "as": "x", "redact": {}}],
+        "sink": {"type": "parquet", "path": "out"},
+        "payload": False,
+    }
+    assert JobSpec.model_validate(job).infer[0].redact is not None
+    with pytest.raises(ValueError, match=said):
+        JobSpec.model_validate({**job, **change})
