@@ -44,6 +44,7 @@ bench: $(STAMP)  ## the README's figures
 	$(BIN)/python -m benchmarks.stream
 	$(BIN)/python -m benchmarks.warehouse
 	$(BIN)/python -m benchmarks.shapes
+	$(BIN)/python -m benchmarks.tasks
 	$(BIN)/python -m benchmarks.flink
 
 lock:  ## renew requirements.lock after a change of pyproject.toml
