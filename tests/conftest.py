@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tagstream.transforms.runtime.machine import usable_cores
+from tests import beam_specs
 
 pytest_plugins = [
     "tests.services.flink",
@@ -48,6 +49,7 @@ def tmp_path(tmp_path: Path) -> Path:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Raises an error if a group of tests runs on two workers, because a group shares one service and its slots."""
+    beam_specs.keep()
     if getattr(session.config.option, "loadgroup", False):  # in a worker
         stray = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
         if stray:
