@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tagstream.transforms.io.kafka.client.python_private import finish_joining, refresh_topics
+from tagstream.transforms.io.kafka.client.python_private import finish_joining
 from tests.services.certificates import Authority
 from tests.services.java import ROOT, free_ports, jars, java, tail, wait_until
 
@@ -239,19 +239,9 @@ class KafkaBroker:
 
 
 def partitions_of(consumer, topic: str, deadline: float = 30.0) -> list[int]:
-    """The partitions of a topic, once a client of kafka-python knows them.
-
-    The public call waits 100 ms for each new client, and tests count the messages of a topic again and again.
-    """
-    from kafka.errors import KafkaError
-
-    def known() -> set[int]:
-        try:
-            return refresh_topics(consumer, (topic,), 10_000)[topic]
-        except KafkaError:
-            return set()
-
-    return sorted(wait_until(known, deadline, f"the client knows topic {topic}"))
+    """The partitions of a topic, once a client of kafka-python knows them."""
+    wait_until(lambda: consumer.partitions_for_topic(topic), deadline, f"the client knows topic {topic}")
+    return sorted(consumer.partitions_for_topic(topic))
 
 
 def join(consumer, deadline: float = 60.0) -> None:
