@@ -25,8 +25,12 @@ settings.load_profile("suite")  # how long an example takes says more of the mac
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores, because tests of brokers and clusters wait more than they compute."""
-    return usable_cores() + 1
+    """Two workers more than there are cores, because tests of brokers and clusters wait more than they compute.
+
+    Three groups of them (two of Kafka, one of Flink) run first, for minutes and mostly waiting. A fourth worker
+    computes meanwhile.
+    """
+    return usable_cores() + 2
 
 
 def pytest_addoption(parser):
