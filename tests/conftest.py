@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def tmp_path(tmp_path: Path) -> Path:
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Raises an error if a group of tests runs on two workers, because a group shares one service and its slots."""
     beam_specs.keep()
+    gc.collect()
+    gc.freeze()  # the collector need not look at a million objects of PyTorch and Beam again and again
     if getattr(session.config.option, "loadgroup", False):  # in a worker
         stray = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
         if stray:
