@@ -160,7 +160,8 @@ def wait_for_slots(cluster: FlinkCluster) -> None:
 def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     (folder / "cluster").mkdir()
     (folder / "kafka").mkdir()
-    cluster, broker = FlinkCluster(folder / "cluster", lasting=True), KafkaBroker(folder / "kafka", lasting=True)
+    cluster = FlinkCluster(folder / "cluster", lasting=True, staging=True)
+    broker = KafkaBroker(folder / "kafka", lasting=True)
     try:
         broker.start()
         cluster.start()

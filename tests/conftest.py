@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import uuid
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tagstream.transforms.runtime.machine import usable_cores
+from tests import beam_specs
 
 pytest_plugins = [
     "tests.services.flink",
@@ -24,8 +26,12 @@ settings.load_profile("suite")  # how long an example takes says more of the mac
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One worker more than there are cores, because tests of brokers and clusters wait more than they compute."""
-    return usable_cores() + 1
+    """Two workers more than there are cores, because tests of brokers and clusters wait more than they compute.
+
+    Three groups of them (two of Kafka, one of Flink) run first, for minutes and mostly waiting. A fourth worker
+    computes meanwhile.
+    """
+    return usable_cores() + 2
 
 
 def pytest_addoption(parser):
@@ -48,6 +54,9 @@ def tmp_path(tmp_path: Path) -> Path:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Raises an error if a group of tests runs on two workers, because a group shares one service and its slots."""
+    beam_specs.keep()
+    gc.collect()
+    gc.freeze()  # the collector need not look at a million objects of PyTorch and Beam again and again
     if getattr(session.config.option, "loadgroup", False):  # in a worker
         stray = [i.nodeid for i in session.items if i.get_closest_marker("xdist_group") and "@" not in i.nodeid]
         if stray:

@@ -82,14 +82,19 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition, deadline: float, what: str, pause: float = 0.02):
-    """The first true value of `condition()`. After `deadline` seconds raises AssertionError with `what`."""
+    """The first true value of `condition()`. After `deadline` seconds raises AssertionError with `what`.
+
+    Between two questions it waits for `pause` seconds, or longer if the question itself takes long, because the
+    condition of a busy machine should not make it busier.
+    """
     end = time.monotonic() + deadline
     while True:
+        asked = time.monotonic()
         value = condition()
         if value:
             return value
         assert time.monotonic() < end, f"not within {deadline:g} s: {what}"
-        time.sleep(pause)
+        time.sleep(max(pause, min(4 * (time.monotonic() - asked), 0.1)))
 
 
 def tail(path: Path, lines: int = 30) -> str:

@@ -33,7 +33,8 @@ class Postgres:
         if not (self.folder / "data").exists():
             self._run("initdb", "-D", f"{self.folder}/data", "-U", "postgres", "--auth-local=trust", "-E", "UTF8",
                       "--auth-host=scram-sha-256", "--no-sync", f"--pwfile={self._password_file()}")  # fmt: skip
-        options = f"-k {self.folder} -p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200"
+        # without fsync all survives as long as the machine does, and tests stop the server only, never the machine
+        options = f"-k {self.folder} -p {self.port} -c listen_addresses=127.0.0.1 -c max_connections=200 -c fsync=off"
         self._run("pg_ctl", "-D", f"{self.folder}/data", "-o", options, "-l", str(self.log), "-w", "start")
         return self
 

@@ -122,7 +122,7 @@ def test_slots_of_a_task_manager_share_a_worker(tmp_path: Path, long: bool) -> N
     """Two slots share one Python process. Only with --crash-long, because it needs a cluster of its own."""
     if not long:
         pytest.skip("only with --crash-long")
-    cluster = FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2)
+    cluster = FlinkCluster(tmp_path / "cluster", task_managers=1, slots=2, staging=True)
     cluster.start()
     try:
         spec = write_job(tmp_path, 16_000, cluster.runner, ms_per_row=1.0)

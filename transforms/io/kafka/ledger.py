@@ -208,7 +208,7 @@ class Ledger:
             contextlib.closing(self.cluster.consumer(isolation_level=isolation)) as consumer,
         ):
             with deadline(60, f"look up the end of {self.topic}"):
-                try:
+                try:  # not at once: a commit is confirmed shortly before `read_committed` shows its records
                     refresh_topics(consumer, (self.topic,), 10_000)
                 except errors.UnknownTopicOrPartitionError:
                     return [], 0, None

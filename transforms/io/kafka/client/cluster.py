@@ -102,7 +102,7 @@ class Cluster:
         """All partitions of the topics. Raises SourceError for a topic that is missing or not allowed."""
         with self.explained(f"read {', '.join(topics)}", SourceError), deadline(60, "read metadata"):
             for _ in range(3):  # the first answer may belong to a request that was made before the topics were wanted
-                numbers = refresh_topics(consumer, topics, 10_000)
+                numbers = refresh_topics(consumer, topics, 10_000, at_once=True)
                 if all(numbers.values()):
                     break
             if missing := [topic for topic in topics if not numbers[topic]]:

@@ -13,6 +13,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
 
 CHECKED_VERSION = "3.0.12"
 OF_CONSUMERS = (
+    "_cluster._last_refresh_ms",
     "_cluster.partitions_for_topic",
     "_cluster.request_update",
     "_cluster.set_topics",
@@ -31,13 +32,19 @@ OF_PRODUCERS = ("_sender.force_close", "_transaction_manager.producer_id_and_epo
 """What is used of a transactional producer."""
 
 
-def refresh_topics(consumer: KafkaConsumer, topics: tuple[str, ...], timeout_ms: int) -> dict[str, set[int]]:
+def refresh_topics(
+    consumer: KafkaConsumer, topics: tuple[str, ...], timeout_ms: int, *, at_once: bool = False
+) -> dict[str, set[int]]:
     """The partitions of each topic as a broker knows them now; none for a topic that does not exist.
 
     Missing: the public calls answer from what was known before, or ask for the metadata of every topic of the cluster.
+    The client also waits until 100 ms have passed since its last request, even if that request succeeded. `at_once`
+    leaves that pause out; after a failure the client keeps it.
     Raises TopicAuthorizationFailedError, KafkaTimeoutError. Checked with 3.0.12.
     """
     cluster = consumer._cluster  # noqa: SLF001
+    if at_once:
+        cluster._last_refresh_ms = 0  # noqa: SLF001
     cluster.set_topics(list(topics))
     consumer._net.run(consumer._manager.wait_for, cluster.request_update(), timeout_ms)  # noqa: SLF001
     if refused := cluster.unauthorized_topics & set(topics):
