@@ -234,7 +234,9 @@ class InferEntry(Spec):
     )
     system: str | None = Field(default=None, description="What a chat model is told before the first message.")
     max_new_tokens: int = Field(default=256, ge=1, description="Most tokens of a generated text.")
-    stop: tuple[str, ...] = Field(default=(), description="A generated text ends before any of these.")
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), description="A generated text ends before any of these."
+    )
     src_lang: str | None = Field(default=None, description="Language of the texts, by the tokenizer's code for it.")
     tgt_lang: str | None = Field(default=None, description="Language to translate to.", examples=["deu_Latn"])
     prompt_name: str | None = Field(

@@ -226,9 +226,10 @@ class JobSpec(Spec):
                     f"sink.mode: headers passes the message on with its text, which {redacting.as_!r} redacts; write "
                     "mode: json"
                 )
-            if self.source.text in self.source.kept:
+            if held := [name for name in (self.source.text, *redacting.texts) if name in self.source.kept]:
                 raise ValueError(
-                    f"source.keep: has the text {self.source.text!r}, which {redacting.as_!r} redacts; leave it out"
+                    f"source.keep: has the text {held[0]!r}, which {redacting.as_!r} redacts; leave it out"
+                    + ("" if held[0] == self.source.text else f", and make it source.text: {held[0]}")
                 )
         reserved = [c for c in self.source.kept if re.match(r"__", c)]
         if reserved:

@@ -22,6 +22,8 @@ from tagstream.transforms.adapter_files import read_adapter
 from tagstream.transforms.model_download import PICKLES, cached, download, missing_weights
 from tagstream.transforms.sentence_files import SentenceFiles, read_sentence_files
 
+_NOISE = {"transformers_version", "_name_or_path", "dtype", "torch_dtype"}
+"""Settings of a config that decide nothing here."""
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "spm.model")
 
 
@@ -90,6 +92,15 @@ class ModelFiles:
     def tokenizer_hash(self) -> str:
         """SHA-256 over the tokenizer's files."""
         return _hash_files(self.tokenizer, ("tokenizer*", "vocab*", "merges*", "special_tokens_map.json", "*.model"))
+
+    def settings_hash(self) -> str:
+        """SHA-256 over what decides answers beside weights and tokenizer: config, generation config, chat template."""
+        config = {key: self.config[key] for key in sorted(self.config) if key not in _NOISE}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+        for file in sorted([self.path / "generation_config.json", *self.tokenizer.glob("chat_template*")]):
+            if file.is_file():
+                digest.update(file.name.encode() + file.read_bytes())
+        return digest.hexdigest()[:16]
 
     def cache_folder(self) -> Path:
         """Folder for files made from this model, below $TAGSTREAM_CACHE or ~/.cache/tagstream, named by its hashes."""

@@ -78,6 +78,7 @@ class Job:
             )
         job = cls(spec, source, sink, [], limit, context=context)
         _check_distinct(job.columns)
+        _check_redacted(spec)
         agreed = [] if overwrite else job.plan()
         more = source.more_splits(_planned(agreed), limit) if isinstance(source, PlanningSource) else []
         job.splits = job.splits_of(agreed + more)
@@ -244,6 +245,16 @@ class Job:
         if self.replays:
             return 0
         return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
+
+
+def _check_redacted(spec: JobSpec) -> None:
+    """Raises SpecError if an entry redacts the text, and another writes words of it."""
+    redacting = next((entry for entry in spec.infer if entry.redact is not None), None)
+    copying = [entry for entry in spec.infer if redacting and describe(entry)[0].copies_text]
+    if redacting and copying:
+        raise SpecError(
+            f"{copying[0].as_} would write words of the text that {redacting.as_} redacts; do it in a job of its own"
+        )
 
 
 def _check_distinct(columns: pa.Schema) -> None:

@@ -147,6 +147,11 @@ class Head(ABC):
         """Float [texts]: how far each answer is from the reference's."""
         raise SpecError(f"{self.entry.as_}: there is no measure yet of how well answers of this task agree")
 
+    @property
+    def copies_text(self) -> bool:
+        """Whether the columns may hold words of the text."""
+        return False
+
     def tally(self, column: pa.Array) -> Counter[str]:
         """What the report counts of the column that has the entry's name. Nothing by default."""
         return Counter()
@@ -180,7 +185,7 @@ def provenance_columns(entry: InferEntry, model: str, tokens: Array, truncated: 
 def mean_of_windows(encoded: Encoded, outputs: Array) -> Array:
     """Float [texts, width]: the mean of the vectors of each text's sequences."""
     texts = len(encoded.tokens)
-    if len(outputs) == texts:  # every text has one sequence
+    if np.array_equal(encoded.text, np.arange(texts)):  # every text has one sequence
         return outputs
     sums = np.zeros((texts, outputs.shape[1]), np.float64)
     np.add.at(sums, encoded.text, outputs)

@@ -14,12 +14,12 @@ from typing import Any, ClassVar, cast
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.errors import SpecError
+from tagstream.schemas.errors import DeadCode, SpecError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.tasks.head import Head, Output, provenance_fields
 from tagstream.transforms.tasks.model import Model
 from tagstream.transforms.tasks.parts import split_parts
-from tagstream.transforms.tasks.several import EncodedSeveral, encode_several
+from tagstream.transforms.tasks.several import EncodedSeveral, encode_several, refuse_long, too_long
 from tagstream.transforms.tokenization.encoded import Encoded
 from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
@@ -55,6 +55,11 @@ class AnswerHead(Head):
     truncation: ClassVar[str] = "only_second"
 
     @property
+    def copies_text(self) -> bool:
+        """See `Head`."""
+        return True
+
+    @property
     def width(self) -> int:
         """A logit for the start, and one for the end."""
         return 2
@@ -69,14 +74,29 @@ class AnswerHead(Head):
         """Windows, unless the entry says something else: an answer may be anywhere."""
         return self.entry.long_text or "window"
 
+    def tokenizer(self, files: Any) -> TextTokenizer:
+        """See `Head`. Raises ModelError for a question that leaves no room for a text."""
+        found = super().tokenizer(files)
+        asked = {question: question for _, question in self.questions if question is not None}
+        refuse_long(self.entry.as_, "question", asked, found)
+        return found
+
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedSeveral:
         """A sequence for each question and window: the question, then the text."""
         each = len(self.questions)
         if self.entry.pair is not None:
             asked, held = split_parts(texts)
-        else:
-            held = [text for text in texts.to_pylist() for _ in self.questions]
-            asked = [str(question) for _ in range(len(texts)) for _, question in self.questions]
+            long = too_long(asked, tokenizer)
+            asked = ["" if row in long else question for row, question in enumerate(asked)]
+            found = encode_several(tokenizer, asked, held, each, places=True)
+            for row, tokens in long.items():
+                found.errors[row] = (
+                    DeadCode.TOO_LONG,
+                    f"the question has {tokens} tokens, which leaves no room for a text",
+                )
+            return found
+        held = [text for text in texts.to_pylist() for _ in self.questions]
+        asked = [str(question) for _ in range(len(texts)) for _, question in self.questions]
         return encode_several(tokenizer, asked, held, each, places=True)
 
     def module(self, model: Any, tokenizer: TextTokenizer) -> Any:

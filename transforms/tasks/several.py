@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tagstream.schemas.errors import DeadCode
+from tagstream.schemas.errors import DeadCode, ModelError
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
+ROOM = 8
+"""Tokens that are left for the other text, and for those that the tokenizer adds."""
 
 
 @dataclass
@@ -38,3 +40,22 @@ def encode_several(
     found.truncated = np.asarray(encoded.truncated.reshape(-1, each).any(axis=1))
     found.errors = errors
     return found
+
+
+def too_long(texts: Sequence[str], tokenizer: TextTokenizer) -> dict[int, int]:
+    """Of texts that are never cut, those that leave too little room for the other text: row and tokens.
+
+    The other text must have more tokens than two of its windows share.
+    """
+    most = tokenizer.max_length - tokenizer.overlap - ROOM
+    lengths = [len(one) for one in tokenizer.whole.encode_batch_fast(list(texts), add_special_tokens=False)]
+    return {row: length for row, length in enumerate(lengths) if length > most}
+
+
+def refuse_long(name: str, what: str, texts: dict[str, str], tokenizer: TextTokenizer) -> None:
+    """Raises ModelError for the first of `texts`, by their names, that leaves no room for another text."""
+    for row, tokens in too_long(list(texts.values()), tokenizer).items():
+        raise ModelError(
+            f"{name}: the {what} {list(texts)[row][:60]!r} has {tokens} tokens, which leaves no room for a text: the "
+            f"model takes {tokenizer.max_length}"
+        )

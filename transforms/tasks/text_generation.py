@@ -41,6 +41,11 @@ class TextHead(Head):
     output: ClassVar[Output] = "text"
 
     @property
+    def copies_text(self) -> bool:
+        """See `Head`."""
+        return True
+
+    @property
     def width(self) -> int:
         """An answer has no vector."""
         return 0

@@ -75,6 +75,16 @@ class SpanHead(Head):
         return
 
     @property
+    def long_text(self) -> str:
+        """Windows where a text is redacted: what the model has not read can't be left as it is."""
+        return self.entry.long_text or ("window" if self.entry.redact else "truncate")
+
+    @property
+    def copies_text(self) -> bool:
+        """Spans hold their words, unless they are redacted."""
+        return self.entry.redact is None
+
+    @property
     def strategy(self) -> str:
         """How tokens become spans."""
         return self.entry.aggregation_strategy or "simple"
@@ -276,11 +286,11 @@ def _of_the_text(words: EncodedWords) -> Array:
     """Bool [tokens]: tokens of the text, each once. Of tokens that two windows share, each window gives one half."""
     assert words.places is not None
     mine = np.asarray(words.places.part == 0)
-    if not words.overlap or len(words.text) == len(words.tokens):
+    follows = np.append([False], words.text[1:] == words.text[:-1]) if len(words.text) else np.empty(0, bool)
+    if not words.overlap or not follows.any():
         return mine
     bounds = np.cumsum(words.lengths, dtype=np.int64)
     half = words.overlap // 2
-    follows = np.append([False], words.text[1:] == words.text[:-1])
     for sequence in np.flatnonzero(follows):
         begin, end = bounds[sequence - 1], bounds[sequence]
         mine[begin + np.flatnonzero(mine[begin:end])[: words.overlap - half]] = False
@@ -312,6 +322,11 @@ def head(entry: InferEntry, model: Model) -> SpanHead:
     """See `tasks.contracts.TaskModule`."""
     if entry.redact is not None and entry.aggregation_strategy == "none":
         raise SpecError(f"{entry.as_}: redact: needs whole spans; choose another aggregation_strategy than none")
+    if entry.redact is not None and entry.long_text == "truncate":
+        raise SpecError(
+            f"{entry.as_}: redact: long_text: truncate would leave the end of a long text as it is; write window or "
+            "dead_letter"
+        )
     found = SpanHead(entry, model.name, tuple(model.labels))
     tags = [tag for tag in found.tags if tag != OUTSIDE]
     if unknown := sorted(set(entry.labels) - set(tags)):

@@ -21,7 +21,7 @@ from tagstream.transforms.tasks import feature_extraction
 from tagstream.transforms.tasks.feature_extraction import VectorHead
 from tagstream.transforms.tasks.head import Head, mean_of_windows
 from tagstream.transforms.tasks.model import Model
-from tagstream.transforms.tasks.several import EncodedSeveral, encode_several
+from tagstream.transforms.tasks.several import EncodedSeveral, encode_several, refuse_long
 from tagstream.transforms.tasks.text_classification import LabelHead, activate
 from tagstream.transforms.tokenization.encoded import Encoded
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
@@ -82,6 +82,12 @@ class EntailmentHead(ZeroShotHead):
     def vector_width(self) -> int:
         """A score for each label."""
         return len(self.names)
+
+    def tokenizer(self, files: Any) -> TextTokenizer:
+        """See `Head`. Raises ModelError for a label that leaves no room for a text."""
+        found = super().tokenizer(files)
+        refuse_long(self.entry.as_, "label", dict(zip(self.names, self.sentences, strict=True)), found)
+        return found
 
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """A sequence for each label: the text, then the label's sentence."""

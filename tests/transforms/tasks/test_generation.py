@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from tagstream import load, run
 from tagstream.schemas.errors import ModelError, SpecError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.inference.backends.registry import describe
+from tagstream.transforms.inference.backends.registry import describe, identify
 from tests.models import random_texts
 from tests.task_models import CHAT, SEQ2SEQ, chat_model, seq2seq_model
 
@@ -138,3 +139,24 @@ def test_what_is_refused_before_the_first_row(tmp_path: Path) -> None:
         load(str(writer), tgt_lang="deu_Latn")
     with pytest.raises(SpecError, match="texts that are written from windows can't be joined"):
         load(str(writer), long_text="window")
+
+
+def test_what_decides_answers_is_in_the_fingerprint(tmp_path: Path) -> None:
+    """The chat template, the generation config and the model's config; not the version that saved it."""
+    folder = chat_model(tmp_path / "model")
+    seen = [identify(entry := InferEntry(model=str(folder)))]
+    for name, old, new in (
+        ("chat_template.jinja", "<assistant>", "<me>"),
+        ("generation_config.json", "{", '{"repetition_penalty": 2.0,'),
+        ("config.json", '"silu"', '"relu"'),
+    ):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new, 1))
+        seen.append(identify(entry))
+    assert len({json.dumps(one) for one in seen}) == 4
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "transformers_version": "9"}))
+    assert identify(entry) == seen[-1]
+    with pytest.raises(ValueError, match="at least 1 character"):
+        InferEntry(model=str(folder), stop=[""])

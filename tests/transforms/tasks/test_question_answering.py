@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tagstream import load
+from tagstream import load, run
 from tagstream.schemas.errors import ModelError, SpecError
 from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.inference.backends.registry import describe
@@ -118,10 +120,29 @@ def test_truncated_text(tmp_path: Path) -> None:
 
 
 def test_question_that_fills_the_window(tmp_path: Path) -> None:
-    """No room is left for the text: said when the model is loaded, not row by row."""
+    """No room is left for the text: said at start, or by the row whose own question it is."""
     folder = reader(tmp_path / "model")
-    with pytest.raises(ModelError, match="Sequence to truncate too short to respect the provided max_length"):
+    with pytest.raises(ModelError, match=r"a: the question 'free free .*' has 70 tokens, which leaves no room"):
         load(str(folder), as_="a", question="free " * 70)
+    asked = [QUESTION, "free " * 70, QUESTION, "free " * 39]
+    pq.write_table(pa.table({"id": range(4), "text": TEXTS[:4], "q": asked}), tmp_path / "in.parquet")
+    report = run(
+        {
+            "name": "job",
+            "source": {"type": "parquet", "path": str(tmp_path / "in.parquet"), "id": "id", "keep": ["q"]},
+            "infer": [{"model": str(folder), "as": "a", "text": ["q", "text"]}],
+            "sink": {"type": "parquet", "path": str(tmp_path / "out")},
+        }
+    )
+    assert dict(report.counts.dead) == {"too_long": 1}
+    assert pq.read_table(tmp_path / "out-dead")["message"].to_pylist() == [
+        "a: the question has 70 tokens, which leaves no room for a text"
+    ]
+    rows = pq.read_table(tmp_path / "out").sort_by("id").to_pylist()
+    check(
+        [(row["a"], row["a_score"], row["a_start"], row["a_end"]) for row in rows],
+        [theirs(folder, asked[row["id"]].strip(), TEXTS[row["id"]]) for row in rows],
+    )
 
 
 def test_onnx_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from tagstream import load
+from tagstream import load, run
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry, JobSpec
 from tagstream.transforms.inference.backends.registry import describe
@@ -194,6 +195,13 @@ def test_settings_that_do_not_fit(tmp_path: Path, settings: dict, said: str) -> 
         ),
         (
             {
+                "source": {"type": "parquet", "path": "in", "text": "body", "keep": ["other"]},
+                "infer": [{"model": "m", "as": "x", "redact": {}, "text": "other"}],
+            },
+            r"source\.keep: has the text 'other', which 'x' redacts; leave it out, and make it source\.text: other",
+        ),
+        (
+            {
                 "source": {"type": "kafka", "servers": "k:9092", "topics": "in", "text": "value"},
                 "sink": {"type": "kafka", "topic": "out", "mode": "headers"},
             },
@@ -212,3 +220,41 @@ def test_text_stays_nowhere_else(change: dict, said: str) -> None:
     assert JobSpec.model_validate(job).infer[0].redact is not None
     with pytest.raises(ValueError, match=said):
         JobSpec.model_validate({**job, **change})
+
+
+def test_other_entries_may_not_copy_what_is_redacted(tmp_path: Path) -> None:
+    """Spans with their words, answers and new texts are refused beside a redacted text."""
+    pq.write_table(pa.table({"id": [1], "text": ["free"]}), tmp_path / "in.parquet")
+    folder = str(tagger(tmp_path / "model"))
+    job = {
+        "name": "job",
+        "source": {"type": "parquet", "path": str(tmp_path / "in.parquet"), "id": "id"},
+        "infer": [{"model": folder, "as": "x", "redact": {}}, {"model": folder, "as": "y"}],
+        "sink": {"type": "parquet", "path": str(tmp_path / "out")},
+        "payload": False,
+    }
+    with pytest.raises(SpecError, match="y would write words of the text that x redacts"):
+        run(job)
+
+
+def test_long_text_is_redacted_whole(tmp_path: Path) -> None:
+    """In windows, unless a long text is to be a dead letter: never cut, which would leave its end as it is."""
+    folder = tagger(tmp_path / "model", labels=("NAME", "NAME-2"))
+    text = " ".join(WORDS[i % len(WORDS)] for i in range(300))
+    with load(str(folder), as_="x", redact={"with": ""}) as model:
+        assert model.predict([text])["x_text"][0].as_py().strip() == ""
+    with pytest.raises(SpecError, match="redact: long_text: truncate would leave the end of a long text as it is"):
+        load(str(folder), as_="x", redact={}, long_text="truncate")
+
+
+def test_windows_beside_texts_without_tokens(tmp_path: Path) -> None:
+    """A text in two windows and one without any token are as many sequences as texts: nothing is mixed up."""
+    folder = tagger(tmp_path / "model", "roberta", bytewise={"pad": "<|pad|>"})
+    text = "abcdefghij " * 9
+    alone = ours(folder, [text], "none", long_text="window")
+    with load(str(folder), as_="found", aggregation_strategy="none", long_text="window") as model:
+        rows = model.predict(["", text])
+    assert rows["error"][0].as_py().startswith("tokenisation_failed")
+    assert [tuple(one[n] for n in ("label", "start", "end")) for one in rows["found"].to_pylist()[1]] == [
+        one[:3] for one in alone[0]
+    ]

@@ -113,6 +113,8 @@ def test_models_that_do_not_fit(tmp_path: Path) -> None:
     tagger = make_model(tmp_path / "tagger", head="AutoModelForTokenClassification")
     with pytest.raises(ModelError, match="needs a model of NLI"):
         describe(InferEntry.model_validate({**entry, "model": str(tagger)}))
+    with pytest.raises(ModelError, match=r"x: the label 'b' has \d+ tokens, which leaves no room for a text"):
+        load(str(make_model(tmp_path / "nli", labels=NLI)), as_="x", task=TASK, labels={"a": "free", "b": "free " * 70})
     sentence_model(tmp_path / "vectors")
     with pytest.raises(SpecError, match="multi_label: needs a model of NLI"):
         describe(InferEntry.model_validate({**entry, "model": str(tmp_path / "vectors"), "multi_label": True}))

@@ -21,10 +21,13 @@ def files_of(entry: InferEntry) -> ModelFiles:
 def describe(entry: InferEntry) -> tuple[Head, dict[str, Any]]:
     """The head, and the part of the model's identity that does not depend on weights or precision."""
     files = files_of(entry)
+    task = identity_of(entry, files)
+    settings = {"settings": files.settings_hash()} if task else {}  # older outputs of text-classification have none
     return open_head(entry, files), {
         "model": files.name,
         "architecture": files.config.get("model_type"),
-        **identity_of(entry, files),
+        **task,
+        **settings,
     }
 
 

@@ -177,3 +177,13 @@ def test_device_that_is_not_there(tmp_path: Path) -> None:
     folder = make_model(tmp_path)
     with pytest.raises(ModelError, match="device cuda:7"):
         load_backend(pytorch(folder, device="cuda:7"))
+
+
+def test_windows_beside_a_text_without_tokens(tmp_path: Path) -> None:
+    """A text in two windows and one without any token are as many sequences as texts: the mean counts all the same."""
+    folder = make_model(tmp_path / "model", "roberta", bytewise={"pad": "<|pad|>"})
+    entry = InferEntry(model=str(folder), long_text="window")
+    long = "abcdefghij " * 9
+    both = predict(entry, ["", long])
+    assert list(both.errors) == [0]
+    np.testing.assert_allclose(both.values[1], predict(entry, [long]).values[0], atol=1e-6)
