@@ -93,7 +93,7 @@ class DeadCode(StrEnum):
 REASONS: dict[DeadCode, str] = {
     DeadCode.NULL_TEXT: "the text is null",
     DeadCode.BAD_ENCODING: "the text is not valid UTF-8",
-    DeadCode.BAD_VALUE: "the id or a kept column holds text that is not valid UTF-8",
+    DeadCode.BAD_VALUE: "the id, a kept column or a header is not valid UTF-8, or the timestamp is no date",
     DeadCode.BAD_PAYLOAD: "the message can't be decoded",
     DeadCode.BAD_SCHEMA: "the field that should hold the text is missing or is not text",
     DeadCode.BAD_FILE: "the file, or this part of it, can't be read",

@@ -395,6 +395,26 @@ def test_verify_compares_live_and_bulk(topics):
         verify_job(topics.spec({"start": "committed"}), Console(file=io.StringIO()), 60)
 
 
+def test_verify_of_an_empty_topic_ends(topics):
+    """There is nothing to compare. A topic of nothing but an aborted message is empty too."""
+    verdict = verify_job(topics.spec(), Console(file=io.StringIO()), 60)
+    assert (verdict.rows, verdict.dead, verdict.different) == (0, 0, 0)
+    with contextlib.closing(KafkaProducer(bootstrap_servers=topics.servers, transactional_id=topics.name)) as producer:
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(topics.source, b"never", partition=0).get(10)
+        producer.abort_transaction()
+    verdict = verify_job(topics.spec(), Console(file=io.StringIO()), 60)
+    assert (verdict.rows, verdict.dead, verdict.different) == (0, 0, 0)
+
+
+def test_verify_ends_after_its_seconds(topics):
+    """The live path is not given the time that it needs."""
+    topics.send([b"text %d" % i for i in range(50)])
+    with pytest.raises(SourceError, match=r"within 0\.1 s.*--seconds"):
+        verify_job(topics.spec(backend={"ms_per_row": 20}), Console(file=io.StringIO()), 0.1)
+
+
 def test_lag_tools_see_the_position_of_a_stream_to_files(topics, tmp_path):
     """With a sink of files, the group's offsets follow the chains."""
     topics.send([b"x"] * 50, partition=0)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from tagstream.schemas.block import POSITION, TEXT, Block, Span, without_rows
 from tagstream.schemas.dead_letters import dead_letters, no_dead
+from tagstream.schemas.errors import DeadCode
 from tagstream.schemas.kafka_spec import META, KafkaSource
 from tagstream.schemas.spec import JobSpec
 from tagstream.transforms.io.kafka.client.cluster import HEADERS
@@ -60,6 +61,12 @@ class RecordBlocks:
     ) -> Block:
         """A block of records. `topics`: the topic of each record. For the other arguments see `batch`."""
         decoded = self.decode(records.column("value"))
+        defects = records.column("defect")
+        if defects.null_count < len(defects):
+            found = {
+                row: (DeadCode.BAD_VALUE, told) for row, told in enumerate(defects.to_pylist()) if told is not None
+            }
+            decoded.errors = found | decoded.errors
         batch = self.batch(topics, records, decoded, ours, headers)
         dead = self._no_dead
         if decoded.errors:

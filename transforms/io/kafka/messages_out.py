@@ -125,10 +125,14 @@ class Messages:
             records.append(self._record(key, value, headers + reason, stamp, self.dead_topic, partition))
         return records
 
-    def too_large(self, record: Record, block: Block, row: int) -> Record:
-        """The dead letter for a row whose label record is too large for the output topic."""
-        reason = f"the topic accepts no message of {len(record.value or b'')} bytes"
-        (letter,) = self._dead_letters(buried(block, np.array([row]), DeadCode.TOO_LARGE, reason))
+    def refused(self, record: Record, block: Block, row: int, code: DeadCode, reason: str) -> Record:
+        """The dead letter for a row whose label record the output topic refuses. `reason`: the broker's words."""
+        if code == DeadCode.TOO_LARGE:
+            reason = f"the topic accepts no message of {len(record.value or b'')} bytes"
+        else:
+            stamp = "" if record.timestamp is None else f" with the timestamp {record.timestamp} ms"
+            reason = f"topic {record.topic!r} does not accept the message{stamp}: {reason}"
+        (letter,) = self._dead_letters(buried(block, np.array([row]), code, reason))
         return letter
 
     def without_value(self, letter: Record) -> Record:

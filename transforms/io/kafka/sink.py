@@ -37,7 +37,7 @@ from tagstream.transforms.io.kafka.client.chain import (
     forget_ends,
 )
 from tagstream.transforms.io.kafka.client.cluster import Cluster, Partition
-from tagstream.transforms.io.kafka.client.contracts import Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.contracts import Record, RecordsRefusedError, RecordTooLargeError
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.io.kafka.client.python_private import id_of_topic
 from tagstream.transforms.io.kafka.group_offsets import GroupOffsets, Held, admin_of, made_by
@@ -105,19 +105,29 @@ class _KafkaTopicWriter(ChainWriter):
                     self.chain.commit(self.records, commit.span.start, commit.span.stop)
             except PartitionLostError:
                 raise ChainMovedError(self._start) from None
-            except RecordTooLargeError as error:
-                record = self.records[error.index]
-                if (row := self._rows.pop(error.index, None)) is not None:
-                    out, dead[DeadCode.TOO_LARGE.value] = out - 1, dead[DeadCode.TOO_LARGE.value] + 1
-                    self.records[error.index] = self._messages.too_large(record, *row)
-                else:
-                    self.records[error.index] = self._messages.without_value(record)
+            except RecordsRefusedError as error:
+                code = DeadCode.TOO_LARGE if isinstance(error, RecordTooLargeError) else DeadCode.REFUSED
+                buried = [index for index in error.indexes if index in self._rows]
+                out, dead[code.value] = out - len(buried), dead[code.value] + len(buried)
+                for index in error.indexes:
+                    self.records[index] = self._instead(index, code, error.reason)
             else:
                 now = time.time()
                 self._sink.context.metrics.waited(
                     [now - r.timestamp / 1000 for r in self.records if r.timestamp is not None]
                 )
                 return Commit(commit.span, commit.rows_in, out, dead)
+
+    def _instead(self, index: int, code: DeadCode, reason: str) -> Record:
+        """What is sent in place of a record that its topic refuses. Raises SinkError if nothing can be."""
+        record, row = self.records[index], self._rows.pop(index, None)
+        if row is not None:
+            return self._messages.refused(record, *row, code, reason)
+        if code == DeadCode.TOO_LARGE:
+            return self._messages.without_value(record)
+        if record.timestamp is None:
+            raise SinkError(f"topic {record.topic!r} refuses a dead letter: {reason}")
+        return record._replace(timestamp=None)
 
     def _discard(self) -> None:
         self.records, self._rows, self.appended = [], {}, None

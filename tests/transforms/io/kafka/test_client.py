@@ -57,6 +57,13 @@ def take(member):
     return polled
 
 
+@pytest.mark.parametrize("name", ["ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"])
+def test_a_missing_file_of_tls_is_named(name):
+    """Before anything is asked of a broker."""
+    with pytest.raises(SourceError, match=rf"client\.{name}: there is no file '/nowhere/ca\.pem'"):
+        Cluster("localhost:1", {"security_protocol": "SSL", name: "/nowhere/ca.pem"}).consumer()
+
+
 @pytest.fixture
 def topics(kafka):
     return kafka.create_topic(name("in"), 2), kafka.create_topic(name("out"), 2)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from tagstream.transforms.io.kafka.client import python_private
 
@@ -23,8 +24,10 @@ FOLDER = Path(python_private.__file__).parent.parent
 def clients(kafka):
     consumer = KafkaConsumer(bootstrap_servers=kafka.servers, group_id=f"private-{uuid.uuid4()}")
     producer = KafkaProducer(bootstrap_servers=kafka.servers, transactional_id=f"private-{uuid.uuid4()}")
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1000)
+    batch = DefaultRecordBatch(builder.build())
     with contextlib.closing(consumer), contextlib.closing(producer):
-        yield {"consumer": consumer, "producer": producer}
+        yield {"consumer": consumer, "producer": producer, "batch": batch}
 
 
 @pytest.mark.parametrize(
@@ -32,6 +35,7 @@ def clients(kafka):
     [
         *(("consumer", name) for name in python_private.OF_CONSUMERS),
         *(("producer", name) for name in python_private.OF_PRODUCERS),
+        *(("batch", name) for name in python_private.OF_BATCHES),
     ],
 )
 def test_the_installed_version_has_it(clients, client, attribute):
@@ -48,8 +52,9 @@ def test_the_version_is_the_one_that_was_checked():
 def test_the_lists_are_complete():
     """Whatever begins with an underscore in the file stands in one of the lists."""
     tree = ast.parse(Path(python_private.__file__).read_text())
-    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr.startswith("_")}
-    listed = {part for name in python_private.OF_CONSUMERS + python_private.OF_PRODUCERS for part in name.split(".")}
+    used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)}
+    lists = python_private.OF_CONSUMERS + python_private.OF_PRODUCERS + python_private.OF_BATCHES
+    listed = {part for name in lists for part in name.split(".")}
     assert used <= listed
 
 

@@ -21,7 +21,7 @@ from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.errors import ChainMovedError, LedgerError, SinkError
 from tagstream.transforms.io.kafka.client.cluster import DECIDED_MS, Cluster, Partition
-from tagstream.transforms.io.kafka.client.contracts import DoubtError, Position, Record, RecordTooLargeError
+from tagstream.transforms.io.kafka.client.contracts import DoubtError, Position, Record, RecordsRefusedError
 from tagstream.transforms.io.kafka.client.factory import make_producer
 from tagstream.transforms.runtime.retry import every, random_up_to, retrying
 from tagstream.transforms.runtime.stop import Stop
@@ -126,7 +126,7 @@ class Chain:
 
         A doubt in a living process is treated as a death: neither commit nor abort, make a new producer, ask for the
         committed offset (rule 5). Raises ChainMovedError when another owner has appended, PartitionLostError when
-        another member owns the partition, RecordTooLargeError, and SinkError when no attempt can succeed.
+        another member owns the partition, RecordsRefusedError, and SinkError when no attempt can succeed.
         """
         records = list(records)
         with self._lock:
@@ -154,10 +154,10 @@ class Chain:
         except NOT_OURS as error:
             self._discard()
             raise PartitionLostError(f"{self.partition}: {error}") from error
-        except RecordTooLargeError as error:
+        except RecordsRefusedError as error:
             self._discard()
-            if error.index >= len(records):
-                raise SinkError(f"{self.id}: the ledger topic refuses a record for its size") from error
+            if max(error.indexes) >= len(records):
+                raise SinkError(f"{self.id}: the ledger topic refuses a record ({error.reason})") from error
             raise
         except HOPELESS:
             self._discard()

@@ -11,6 +11,7 @@ import importlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from kafka import KafkaConsumer, TopicPartition, errors
 from kafka.admin import KafkaAdminClient
 
 from tagstream.schemas.errors import SourceError, TagstreamError
-from tagstream.transforms.io.kafka.client.python_private import refresh_topics
+from tagstream.transforms.io.kafka.client.python_private import OddName, accept_any_header_name, refresh_topics
 from tagstream.transforms.runtime.watchdog import deadline
 
 CONNECT_SECONDS = 8.0
@@ -36,15 +37,24 @@ RECORDS = pa.schema(
         ("timestamp", pa.timestamp("ms")),
         ("partition", pa.int32()),
         ("offset", pa.int64()),
+        ("defect", pa.string()),
     ]
 )
-"""The schema of polled messages: one row a message, offsets ascending."""
+"""The schema of polled messages: one row a message, offsets ascending.
+
+`defect`: why the message can't be taken as it is; else null. What is wrong with it is replaced or left out.
+"""
+NO_TIMESTAMP = -1
+FIRST_MS, LAST_MS = -62_135_596_800_000, 253_402_300_799_999
+"""The years 1 to 9999, in milliseconds since 1970: Python's dates hold no others, nor do most databases."""
 PROTECTED = {
     "bootstrap_servers", "group_id", "group_instance_id", "enable_auto_commit", "auto_offset_reset", "isolation_level",
     "transactional_id", "enable_idempotence", "acks", "retries", "max_in_flight_requests_per_connection",
     "key_deserializer", "value_deserializer", "key_serializer", "value_serializer", "partitioner", "kafka_client",
 }  # fmt: skip
 """Client properties that exactly-once delivery rests on. A specification can't set them."""
+FILES = ("ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile")
+"""Client properties that name a file."""
 TRANSIENT = (errors.RetriableError, errors.BrokerNotAvailableError, OSError)
 """Errors that end when the broker comes back."""
 
@@ -79,6 +89,9 @@ class Cluster:
         anywhere = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
         if unknown := sorted(self.client.keys() - anywhere):
             raise SourceError(f"kafka-python has no client property {unknown[0]!r}")
+        for name in FILES:
+            if (path := self.client.get(name)) and not Path(path).is_file():
+                raise SourceError(f"client.{name}: there is no file {path!r} on this machine")
         given = {name: value for name, value in self.client.items() if name in known}
         if isinstance(provider := given.get("sasl_oauth_token_provider"), str):
             given["sasl_oauth_token_provider"] = _made(provider)
@@ -95,6 +108,7 @@ class Cluster:
             "metrics_enabled": True,
         }
         arguments = self.properties(KafkaConsumer.DEFAULT_CONFIG, **(safe | REFRESH | ours))
+        accept_any_header_name()
         with self.explained("connect", SourceError), deadline(60, f"connect to {self.servers}"):
             return KafkaConsumer(**arguments)
 
@@ -241,7 +255,7 @@ def to_records(partition: Partition, records: list[Any]) -> pa.RecordBatch:
         [r.key for r in records],
         [r.value for r in records],
         [r.headers for r in records],
-        [r.timestamp for r in records],
+        [NO_TIMESTAMP if r.timestamp is None else r.timestamp for r in records],
         [r.offset for r in records],
     )
 
@@ -253,21 +267,33 @@ def record_batch(
     headers: list[Any],
     timestamps: list[int],
     at: list[int],
+    defects: dict[int, str] | None = None,
 ) -> pa.RecordBatch:
-    """One batch of schema `RECORDS` from its columns. `headers`: for each message a list of pairs, or None."""
-    n = len(at)
+    """One batch of schema `RECORDS` from its columns. `headers`: for each message a list of pairs, or None.
+
+    `defects`: those that the client has found, by row.
+    """
+    n, defects = len(at), defects or {}
     if any(headers):
         listed = pa.array([pairs or [] for pairs in headers], HEADERS)
+        odd = ((row, name) for row, pairs in enumerate(headers) for name, _ in pairs or () if type(name) is OddName)
+        for row, name in odd:
+            defects[row] = f"the name of a header is not valid UTF-8: {name.raw[:60]!r}"
     else:
         listed = pa.ListArray.from_arrays(np.zeros(n + 1, np.int32), pa.array([], HEADERS.value_type)).cast(HEADERS)
+    times = np.array(timestamps, np.int64)
+    strange = (times < FIRST_MS) | (times > LAST_MS)
+    for row in np.flatnonzero(strange).tolist():
+        defects[row] = f"the message's timestamp, {timestamps[row]} ms, is in no year from 1 to 9999"
     return pa.RecordBatch.from_arrays(
         [
             pa.array(keys, pa.binary()),
             pa.array(values, pa.binary()),
             listed,
-            pa.array(np.array(timestamps, np.int64)).cast(pa.timestamp("ms")),
+            pa.array(times, mask=strange | (times == NO_TIMESTAMP)).cast(pa.timestamp("ms")),
             pa.array(np.full(n, partition.number, np.int32)),
             pa.array(np.array(at, np.int64)),
+            pa.array([defects.get(row) for row in range(n)], pa.string()) if defects else pa.nulls(n, pa.string()),
         ],
         schema=RECORDS,
     )

@@ -29,6 +29,8 @@ TIMEOUTS = {  # rule 2; a specification can change all of them through `client`
 }
 """Settings of every transactional producer, by kafka-python's names."""
 TOO_LARGE = (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError)
+INVALID = (errors.InvalidTimestampError, errors.InvalidRecordError)
+"""A broker refuses one record of a batch: for its timestamp, or because a compacted topic takes none without a key."""
 
 
 class Arrived(NamedTuple):
@@ -121,11 +123,22 @@ class DoubtError(Exception):
     """The client can't say whether the transaction took place. Internal: the committed offset decides."""
 
 
-class RecordTooLargeError(Exception):
-    """The broker refuses one record for its size. `index`: its place in the transaction, which was not committed."""
+class RecordsRefusedError(Exception):
+    """The broker refuses records, each for its own sake. The transaction was not committed.
+
+    `indexes`: the places of the records in the transaction. `reason`: why, by the broker's words.
+    """
+
+    def __init__(self, indexes: list[int], reason: str) -> None:
+        super().__init__(f"records {indexes[:5]} are refused: {reason}")
+        self.indexes, self.reason = indexes, reason
+
+
+class RecordTooLargeError(RecordsRefusedError):
+    """The broker refuses one record for its size. `index`: its place in the transaction."""
 
     def __init__(self, index: int) -> None:
-        super().__init__(f"record {index} is larger than the output topic allows")
+        super().__init__([index], "larger than the topic allows")
         self.index = index
 
 
@@ -148,7 +161,7 @@ class TransactionalProducer(Protocol):
     ) -> None:
         """Runs one transaction, which commits `positions` for `group` if there is one.
 
-        Raises RecordTooLargeError. After any other exception the outcome is in doubt.
+        Raises RecordsRefusedError. After any other exception the outcome is in doubt.
         """
 
     def shut(self) -> None:

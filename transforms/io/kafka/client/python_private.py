@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition, errors
+from kafka.record.default_records import DefaultRecordBatch
 
 CHECKED_VERSION = "3.0.12"
 OF_CONSUMERS = (
@@ -30,6 +31,8 @@ OF_CONSUMERS = (
 """What is used of a consumer in a group."""
 OF_PRODUCERS = ("_sender.force_close", "_transaction_manager.producer_id_and_epoch")
 """What is used of a transactional producer."""
+OF_BATCHES = ("_buffer", "_read_msg")
+"""What is used of a batch of records."""
 
 
 def refresh_topics(
@@ -50,6 +53,59 @@ def refresh_topics(
     if refused := cluster.unauthorized_topics & set(topics):
         raise errors.TopicAuthorizationFailedError(refused)
     return {topic: cluster.partitions_for_topic(topic) or set() for topic in topics}
+
+
+def accept_any_header_name() -> None:
+    """From now on a header's name that is not valid UTF-8 is an `OddName`.
+
+    Missing: one such name makes the client refuse the whole batch as corrupt, at every poll. Other records are read as
+    before. Affects all consumers of the process. Checked with 3.0.12.
+    """
+    if getattr(DefaultRecordBatch._read_msg, "lenient", False):  # noqa: SLF001
+        return
+    read = DefaultRecordBatch._read_msg  # noqa: SLF001
+
+    def read_leniently(batch: Any, *arguments: Any) -> Any:
+        try:
+            return read(batch, *arguments)
+        except UnicodeDecodeError:
+            held = batch._buffer  # noqa: SLF001
+            batch._buffer = _LenientBytes(held)  # noqa: SLF001
+            try:
+                return read(batch, *arguments)
+            finally:
+                batch._buffer = held  # noqa: SLF001
+
+    read_leniently.lenient = True  # type: ignore[attr-defined]
+    DefaultRecordBatch._read_msg = read_leniently  # noqa: SLF001
+
+
+class OddName(str):
+    """The name of a header that is not valid UTF-8, as far as it can be shown. `raw`: its bytes."""
+
+    __slots__ = ("raw",)
+    raw: bytes
+
+    def encode(self, *_: object) -> bytes:
+        """The bytes that were sent. The client counts them."""
+        return self.raw
+
+
+class _LenientBytes(bytearray):
+    """Bytes whose slices are decoded to an `OddName` where they must."""
+
+    def __getitem__(self, key: Any) -> Any:
+        found = super().__getitem__(key)
+        return _LenientBytes(found) if isinstance(key, slice) else found
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        raw = bytes(self)
+        try:
+            return raw.decode(encoding, errors)
+        except UnicodeDecodeError:
+            name = OddName(raw.decode(encoding, "replace"))
+            name.raw = raw
+            return name
 
 
 def id_of_topic(consumer: KafkaConsumer, topic: str) -> object:

@@ -10,6 +10,7 @@ inside a commit, which then reports success; a request may be dropped without an
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -20,17 +21,22 @@ from kafka.structs import ConsumerGroupMetadata, OffsetAndMetadata
 from tagstream.transforms.io.kafka.client.cluster import Cluster, topic_partition
 from tagstream.transforms.io.kafka.client.contracts import (
     CALL_SECONDS,
+    INVALID,
     OPEN_SECONDS,
     TIMEOUTS,
     TOO_LARGE,
     DoubtError,
     Position,
     Record,
+    RecordsRefusedError,
     RecordTooLargeError,
     largest,
 )
 from tagstream.transforms.io.kafka.client.python_private import force_close, identity
 from tagstream.transforms.runtime.watchdog import deadline
+
+RANGE = re.compile(r"Timestamp (-?\d+) of message .* within \[(-?\d+), (-?\d+)\]")
+"""A broker's words for a timestamp that the topic does not accept."""
 
 
 class PythonProducer:
@@ -39,12 +45,13 @@ class PythonProducer:
     def __init__(self, cluster: Cluster, transactional_id: str, compression: str | None) -> None:
         self.id, self._cluster, self._compression = transactional_id, cluster, compression
         self._producer: Any = None
+        self._one_by_one = False
 
     def start(self) -> None:
         """See TransactionalProducer."""
         arguments = self._cluster.properties(
             KafkaProducer.DEFAULT_CONFIG,
-            **TIMEOUTS,
+            **(TIMEOUTS | ({"batch_size": 0} if self._one_by_one else {})),
             transactional_id=self.id,
             compression_type=self._compression,
             allow_auto_create_topics=False,
@@ -81,7 +88,8 @@ class PythonProducer:
                 unsent = error
             with contextlib.suppress(errors.UnknownError):  # raised for a batch that was split; the futures tell more
                 producer.flush(timeout=CALL_SECONDS / 2)
-        too_large = []
+        too_large, invalid = [], {}
+        alone, self._one_by_one = self._one_by_one, False
         with deadline(CALL_SECONDS, f"{self.id}: look at what was sent"):
             until = time.monotonic() + CALL_SECONDS / 2
             for index, future in enumerate(futures):  # all of them: a failed batch fails nothing else
@@ -89,8 +97,19 @@ class PythonProducer:
                     future.get(timeout=max(0.0, until - time.monotonic()))
                 except TOO_LARGE:
                     too_large.append(index)
+                except INVALID as error:
+                    invalid[index] = error
+                except errors.KafkaError as error:  # of the batch of a record that is refused, or nobody's fault
+                    unsent = unsent or error
         if too_large:
             raise largest(records, too_large)
+        if (
+            len(invalid) > 1 and not alone and not any(RANGE.search(str(error)) for error in invalid.values())
+        ):  # a broker does not tell which of a batch it means
+            self._one_by_one = True
+            raise DoubtError("a topic refuses some records; at the next attempt each record is a batch")
+        if invalid:
+            raise _refusal(records, invalid)
         if unsent is not None:
             raise unsent
         if group is not None:
@@ -116,3 +135,18 @@ class PythonProducer:
         """Rule 4: another id or epoch means that the commit may have covered nothing."""
         if (now := identity(self._producer)) != began:
             raise DoubtError(f"the producer id changed during {after}: {began} -> {now}")
+
+
+def _refusal(records: list[Record], invalid: dict[int, Exception]) -> RecordsRefusedError:
+    """The error for refused records. `invalid`: errors by index; the client may fail other records along with them."""
+    for index, error in invalid.items():
+        if (told := RANGE.search(str(error))) and records[index].timestamp == int(told[1]):
+            topic, low, high = records[index].topic, int(told[2]), int(told[3])
+            late = [
+                other
+                for other, record in enumerate(records)
+                if record.topic == topic and record.timestamp is not None and not low <= record.timestamp <= high
+            ]
+            return RecordsRefusedError(late, str(error))
+    indexes = [index for index in invalid if records[index].key is None] or [min(invalid)]
+    return RecordsRefusedError(indexes, str(invalid[indexes[0]]))

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import json
 import logging
+import operator
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -272,12 +273,35 @@ class LibrdkafkaConsumer:
         return [self._library.TopicPartition(*partition, at) for partition, at in positions.items()]
 
 
+_headers = operator.methodcaller("headers")
+"""Calls `headers` of a message. For a name that is not UTF-8 confluent-kafka 2.16 sets an error and returns a list with
+a hole. CPython 3.11 does not look for the error in calls that it has specialised, and then crashes at the hole. It does
+look for it in this call."""
+
+
+def _undecoded(error: BaseException | None) -> bytes | None:
+    """The bytes of the name that `_headers` could not decode; None for another error. Two such names nest errors."""
+    while isinstance(error, SystemError):
+        error = error.__cause__
+    return error.object if isinstance(error, UnicodeDecodeError) else None
+
+
 def _records(partition: Partition, messages: list[Any]) -> Any:
+    headers, defects = [], {}
+    for row, message in enumerate(messages):
+        try:
+            headers.append(_headers(message))
+        except (UnicodeDecodeError, SystemError) as error:  # the client then gives none of them
+            if (name := _undecoded(error)) is None:
+                raise
+            headers.append(None)
+            defects[row] = f"the name of a header is not valid UTF-8: {name[:60]!r}"
     return record_batch(
         partition,
         [m.key() for m in messages],
         [m.value() for m in messages],
-        [m.headers() for m in messages],
+        headers,
         [m.timestamp()[1] for m in messages],
         [m.offset() for m in messages],
+        defects,
     )

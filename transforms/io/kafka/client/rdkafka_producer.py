@@ -13,19 +13,21 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from kafka import KafkaProducer
+from kafka import KafkaProducer, errors
 from kafka.structs import ConsumerGroupMetadata
 
 from tagstream.schemas.errors import SinkError
 from tagstream.transforms.io.kafka.client.cluster import CONNECT_SECONDS, Cluster
 from tagstream.transforms.io.kafka.client.contracts import (
     CALL_SECONDS,
+    INVALID,
     OPEN_SECONDS,
     TIMEOUTS,
     TOO_LARGE,
     DoubtError,
     Position,
     Record,
+    RecordsRefusedError,
     largest,
 )
 from tagstream.transforms.io.kafka.client.rdkafka import Caller, group_bytes, library, refused, settings, translate
@@ -140,6 +142,12 @@ class LibrdkafkaProducer:
         """Raises RecordTooLargeError if a record is too large, as it may have failed others; else the first error."""
         translated = {index: translate(error) for index, error in failed.items()}
         too_large = [index for index, error in translated.items() if isinstance(error, TOO_LARGE)]
+        if invalid := [index for index, error in translated.items() if isinstance(error, INVALID)]:
+            told = [index for index in invalid if isinstance(translated[index], errors.InvalidRecordError)]
+            if not told and len(invalid) > 1 and ONE_BY_ONE.keys().isdisjoint(self._settings):
+                self._settings |= ONE_BY_ONE
+                raise DoubtError("a topic refuses records and does not say which; from now on each record is a batch")
+            raise RecordsRefusedError(told or invalid, str(translated[(told or invalid)[0]]))
         if not too_large:
             raise next(iter(translated.values()))
         if ONE_BY_ONE.keys().isdisjoint(self._settings) and len(records) > 1:
