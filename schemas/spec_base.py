@@ -73,6 +73,11 @@ class SourcePart(Spec):
         return (self.id,) if self.id else ()
 
     @property
+    def by_state(self) -> bool:
+        """Whether a run labels the rows that the sink has no label for, wherever in the input they are."""
+        return False
+
+    @property
     def kept(self) -> tuple[str, ...]:
         """Key and kept columns, in output order, each once; with `keep: '*'` only the key until `with_columns`."""
         if self._found is not None:

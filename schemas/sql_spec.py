@@ -55,15 +55,22 @@ class _TableSource(SourcePart):
         ge=1,
         description="Rows in one split. A split is committed as a whole, and done again as a whole after a kill.",
     )
-    only_new: bool = Field(
+    only_new: bool | Literal["key", "missing"] = Field(
         default=False,
-        description="A later run also labels the rows whose keys are larger than every key of the earlier runs.",
+        description="What a later run labels too. missing: rows that have no label yet, and rows whose text has "
+        "changed; each run reads the whole table. key, or true: only rows whose keys are larger than every key of the "
+        "earlier runs, so the key must ascend with time.",
     )
 
     @property
     def key(self) -> tuple[str, ...]:
         """The key columns."""
         return (self.id,) if isinstance(self.id, str) else self.id
+
+    @property
+    def by_state(self) -> bool:
+        """See `SourcePart.by_state`."""
+        return self.only_new == "missing"
 
     @model_validator(mode="after")
     def _one_relation(self) -> Self:

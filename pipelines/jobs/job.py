@@ -23,8 +23,10 @@ from tagstream.transforms.io.contracts import (
     Progress,
     ReclassifyingSink,
     ReplacingSink,
+    RoundsSource,
     Sink,
     Source,
+    StateSink,
     again_of,
 )
 from tagstream.transforms.io.registry import open_sink, open_source
@@ -49,6 +51,8 @@ class Job:
     context: JobContext = field(default_factory=JobContext)
     first_run_rows: int | None = field(default=None, init=False)
     """Rows of the job, if no earlier run has done any of them."""
+    unfinished: bool = field(default=False, init=False)
+    """Whether this run finishes a round of an earlier one, so that it has not looked for missing rows yet."""
     known: set[str] = field(default_factory=set, init=False, repr=False)
     """Ids of the splits of the whole input, whatever the limit."""
     _fingerprint: Fingerprint | None = field(default=None, init=False, repr=False)
@@ -76,11 +80,16 @@ class Job:
                 f"a {spec.source.type} source needs a sink that stores the plan of the job. A {spec.sink.type} sink "
                 "can't do that: choose another sink.type"
             )
+        if spec.source.by_state and not isinstance(sink, StateSink):
+            raise SpecError(
+                f"source.only_new: missing needs a sink that is a database table. A {spec.sink.type} sink does not "
+                "know which rows have a label: choose another sink.type, or only_new: key"
+            )
         job = cls(spec, source, sink, [], limit, context=context)
         _check_distinct(job.columns)
         _check_redacted(spec)
         agreed = [] if overwrite else job.plan()
-        more = source.more_splits(_planned(agreed), limit) if isinstance(source, PlanningSource) else []
+        more = job.more_splits(agreed)
         job.splits = job.splits_of(agreed + more)
         return job
 
@@ -102,7 +111,7 @@ class Job:
         if self.replays:
             return
         agreed = self.plan()
-        more = self.source.more_splits(_planned(agreed), self.limit) if isinstance(self.source, PlanningSource) else []
+        more = self.more_splits(agreed)
         if more and isinstance(self.sink, PlanKeeper):
             before, agreed = len(agreed), self.sink.extend_plan(len(agreed), more)
             if len(agreed) == before:
@@ -111,6 +120,18 @@ class Job:
                 )
         if agreed:
             self.splits = self.splits_of(agreed)
+
+    def more_splits(self, agreed: list[Split]) -> list[Split]:
+        """Splits to plan in addition to `agreed`. A job by state finishes the earlier rounds first."""
+        if not isinstance(self.source, PlanningSource):
+            return []
+        planned = _planned(agreed)
+        if isinstance(self.source, RoundsSource) and self.source.by_state and planned:
+            progress = self.sink.progress()
+            self.unfinished = any(split.id not in progress for split in planned)
+            if self.unfinished:
+                return []
+        return self.source.more_splits(planned, self.limit)
 
     def resume(self) -> tuple[dict[str, Progress], list[tuple[Split, int]]]:
         """The progress of earlier runs, and the splits that are left with positions. The sink must be prepared."""
@@ -128,11 +149,14 @@ class Job:
     def splits_of(self, agreed: list[Split]) -> list[Split]:
         """The splits of the input and those of the last change of the model, cut to the limit."""
         splits = _planned(agreed) if isinstance(self.source, PlanningSource) else self.source.splits()
+        known = {split.id for split in splits}
+        if isinstance(self.source, RoundsSource) and self.source.by_state and splits:
+            splits = self.source.last_round(splits)
         there = {split.id for split in splits}
         rounds = [(again, split) for split in agreed if (again := again_of(split)) is not None]
         last = max((again.number for again, _ in rounds), default=0)
         repeated = [split for again, split in rounds if again.number == last and again.of in there]
-        self.known = {split.id for split in [*splits, *repeated]}
+        self.known = known | {split.id for split in repeated}
         return _first_rows([*splits, *repeated], self.limit)
 
     @property

@@ -129,6 +129,10 @@ def _run(job: Job, console: Console, *, overwrite: bool, changed: Changed | None
         )
     if not job.context.stop.is_set():
         work.label(job, console, before)
+        if job.unfinished and job.limit is None and not job.context.stop.is_set():  # now look for missing rows
+            job.settle()
+            rows = job.rows
+            work.label(job, console, 0)
     rows_left = (rows if changed == "replace" else job.rows) - job.rows_done(job.sink.progress())
     return Report(
         job=job.spec.name,

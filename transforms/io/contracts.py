@@ -204,6 +204,33 @@ class PlanKeeper(Sink, Protocol):
         """
 
 
+@runtime_checkable
+class StateWriter(Writer, Protocol):
+    """The writer of a sink that knows which text of each key it has labelled, see `SourcePart.by_state`."""
+
+    def missing(self, block: Block) -> Block:
+        """Only those rows of the block that have no label, or that had another text when they were labelled."""
+
+
+@runtime_checkable
+class StateSink(PlanKeeper, Protocol):
+    """A sink whose writers are `StateWriter`s."""
+
+    keeps_state: bool
+
+
+@runtime_checkable
+class RoundsSource(PlanningSource, Protocol):
+    """A source that can plan all its rows anew, so that the sink finds those that are missing."""
+
+    @property
+    def by_state(self) -> bool:
+        """Whether this job does so. `more_splits` then plans another round, once all planned splits are done."""
+
+    def last_round(self, planned: list[Split]) -> list[Split]:
+        """The splits of the newest round."""
+
+
 @dataclass(frozen=True)
 class Again:
     """Which rows of the split `of` are labelled again, because the model has changed. Stored in a payload, see `AGAIN`.

@@ -9,7 +9,14 @@ import apache_beam as beam
 
 from tagstream.schemas.block import Block, Split
 from tagstream.transforms.io.common.open_writers import OpenWriters
-from tagstream.transforms.io.contracts import ReclassifyingSink, Sink, Source, again_of
+from tagstream.transforms.io.contracts import (
+    ReclassifyingSink,
+    RoundsSource,
+    Sink,
+    Source,
+    StateWriter,
+    again_of,
+)
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.stages.block_coder import BlockCoder  # noqa: F401  registers the coder of blocks
 
@@ -40,6 +47,9 @@ class _ReadFn(beam.DoFn):  # type: ignore[misc]
 
     def _blocks(self, split: Split, start: int) -> Iterator[Block]:
         blocks = self.source.read(split, start)
+        if again_of(split) is None and isinstance(self.source, RoundsSource) and self.source.by_state:
+            writer = cast("StateWriter", self.context.resource(OpenWriters).of(split.id))
+            return (writer.missing(block) for block in blocks)
         if (again := again_of(split)) is None:
             return blocks
         sink = cast("ReclassifyingSink", self.sink)

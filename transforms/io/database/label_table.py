@@ -176,9 +176,9 @@ class LabelTable:
         pairs = zip(found["p"].to_pylist(), found["gone"].to_pylist(), strict=True)
         return [(p, DeadCode.NO_SUCH_KEY if gone else DeadCode.REFUSED) for p, gone in pairs]
 
-    def unlabel(self, session: Session, staged: str, schema: pa.Schema) -> None:
-        """Remove the labels of the rows whose keys are staged."""
-        where = f"EXISTS (SELECT 1 FROM {self.staged_keys(staged)} AS s WHERE {self.same_key('s')})"
+    def unlabel(self, session: Session, staged: str, schema: pa.Schema, only: str = "true") -> None:
+        """Remove the labels of the rows whose keys are staged. `only`: a condition that these rows must meet."""
+        where = f"EXISTS (SELECT 1 FROM {self.staged_keys(staged)} AS s WHERE {self.same_key('s')}) AND ({only})"
         if self.sink.mode == "update":
             sets = ", ".join(f"{quote(name)} = NULL" for name in self._labels)
             session.run(f"UPDATE {self.table} SET {sets} WHERE {where}")
@@ -189,9 +189,12 @@ class LabelTable:
         """A subquery: the staged key columns cast to the table's types, and the columns `more` unchanged."""
         return f"(SELECT {', '.join([*map(self._cast, self.key), *map(quote, more)])} FROM {staged})"
 
-    def same_key(self, alias: str) -> str:
-        """The condition that a row of the table has the same key as a row of `alias`."""
-        return " AND ".join(f"{self.table}.{quote(k)} = {alias}.{quote(k)}" for k in self.key)
+    def same_key(self, alias: str, *, cast: bool = False) -> str:
+        """The condition that a row of the table has the same key as a row of `alias`. `cast`: to the table's types."""
+        kinds = (self._declared or {}) if cast else {}
+        mine = {k: f"{alias}.{quote(k)}" for k in self.key}
+        given = {k: f"CAST({value} AS {kinds[k]})" if k in kinds else value for k, value in mine.items()}
+        return " AND ".join(f"{self.table}.{quote(k)} = {given[k]}" for k in self.key)
 
     def _cast(self, name: str) -> str:
         return f"{self._as_declared(name)} AS {quote(name)}"

@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 import numpy as np
 import pyarrow as pa
 
-from tagstream.schemas.block import POSITION, Block, Split
+from tagstream.schemas.block import POSITION, Block, Split, take_rows
 from tagstream.schemas.dead_letters import DEAD_ROW, buried
 from tagstream.schemas.errors import REASONS, ChainMovedError, DeadCode, LedgerError, SinkError, SpecError
 from tagstream.schemas.fingerprint import Fingerprint, not_ours
@@ -39,6 +39,7 @@ from tagstream.transforms.io.database.ledger import Ledger, columns_in
 from tagstream.transforms.io.database.reclassify import check_choice, rows_chosen, take_over
 from tagstream.transforms.io.database.refusals import Refused, StagedRows, find_refused
 from tagstream.transforms.io.database.session import DatabaseError, Session, Sessions, retried
+from tagstream.transforms.io.database.texts import Texts
 from tagstream.transforms.runtime.job_context import JobContext
 from tagstream.transforms.runtime.retry import doubling, every, retrying
 
@@ -53,12 +54,23 @@ class _TableWriter(ChainWriter):
         self._labels: StagedRows | None = None
         self._letters: Spool | None = None
         self._unlabelled: Spool | None = None
+        self._texts: list[pa.RecordBatch] = []
+        self._dead_at: list[pa.Array] = []
         self._id = uuid.uuid4().hex
 
     @property
     def due(self) -> bool:
         waiting = sum(spool.nbytes for spool in (self._labels and self._labels.labels, self._letters) if spool)
         return super().due or waiting >= _SPOOL_BYTES
+
+    def missing(self, block: Block) -> Block:
+        """See `io.contracts.StateWriter`."""
+        texts = self._sink.texts
+        if texts is None or not block.batch.num_rows:
+            return block
+        chosen, state = self._sink.within(lambda session: texts.missing(session, block.batch))
+        self._texts.append(state)
+        return Block(block.span, take_rows(block.batch, chosen), block.dead)
 
     def _stage(self, block: Block) -> Block:
         self._sink.know_columns(block.batch.schema)
@@ -68,6 +80,7 @@ class _TableWriter(ChainWriter):
         self._labels = self._labels or StagedRows(labels.schema, letters.schema)
         self._labels.add(labels, letters)
         if block.dead.num_rows:
+            self._dead_at.append(block.dead.column("position"))
             dead = letter_rows(self._sink.spec.name, block.dead)
             self._letters = self._letters or Spool(dead.schema)
             self._letters.add(dead)
@@ -128,12 +141,18 @@ class _TableWriter(ChainWriter):
             raise ChainMovedError(before)
         if replaces := self.split.payload.get(REPLACES):
             sink.ledger.forget_letters(session, **replaces)
+        texts = pa.Table.from_batches(self._texts) if self._texts else None
+        if sink.texts is not None and texts:
+            sink.texts.forget_labels(session, texts)
         if labels.left:
             self._move_labels(session, labels, labels.part())
         if (dead := labels.dead()) is not None:
             rows = letter_rows(sink.spec.name, dead)
             with staging(session, pa.Table.from_batches([rows]).to_reader()) as staged:
                 sink.move_letters(session, staged, rows.schema)
+        if sink.texts is not None and texts:
+            refused = [] if dead is None else [dead.column("position")]
+            sink.texts.store(session, texts, pa.concat_arrays([pa.array([], pa.int64()), *self._dead_at, *refused]))
         for spool, move in ((self._letters, sink.move_letters), (self._unlabelled, sink.target.unlabel)):
             if spool is not None and spool.rows:
                 with staging(session, spool.reader()) as staged:
@@ -169,6 +188,7 @@ class _TableWriter(ChainWriter):
             if spool is not None:
                 spool.close()
         self._labels = self._letters = self._unlabelled = None
+        self._texts, self._dead_at = [], []
 
 
 @contextmanager
@@ -181,6 +201,9 @@ def staging(session: Session, rows: pa.RecordBatchReader) -> Iterator[str]:
 
 class TableSink:
     """See `io.contracts.Sink`. `connect` opens a session. `where` names the database in messages, without secrets."""
+
+    keeps_state = True
+    """See `io.contracts.StateSink`."""
 
     def __init__(self, spec: JobSpec, context: JobContext, connect: Callable[[], Session], where: str) -> None:
         self.spec = spec
@@ -201,6 +224,9 @@ class TableSink:
         self.dead = table_name(dead) if dead else beside(self.sink.table, f"{last_part(self.sink.table)}_dead")
         self.ledger = Ledger(spec.name, self.sink.table, self.dead)
         self.target = LabelTable(self.sink, key, spec.source.kept)
+        if spec.source.by_state and set(key) != set(spec.source.key):
+            raise SpecError("sink.key: only_new: missing finds rows by the source's key. Leave sink.key out")
+        self.texts = Texts(spec.name, self.sink, self.target, sorted(own)) if spec.source.by_state else None
         self.fingerprint = ""
 
     def prepare(self, fingerprint: Fingerprint, *, overwrite: bool) -> None:
@@ -208,6 +234,7 @@ class TableSink:
 
         def work(session: Session) -> None:
             there = columns_in(session, self.target.table)
+            texts_there = columns_in(session, self.texts.table) if self.texts else None
             self.ledger.create(session)
             held = self.ledger.job_row(session)
             made = held.made if held else []
@@ -218,6 +245,8 @@ class TableSink:
             if held is not None and overwrite:
                 there, made = self.target.clear(session, there, made)
                 self.ledger.forget(session)
+                if self.texts:
+                    self.texts.forget(session, texts_there)
                 held = None
             if held is not None and held.fingerprint.hash != fingerprint.hash:
                 raise LedgerError(self._differs(held.fingerprint, fingerprint))
@@ -226,6 +255,8 @@ class TableSink:
             if fingerprint.schema is not None:
                 made = self.target.ensure(session, fingerprint.schema, there, made)
                 self.ledger.set_made(session, made)
+                if self.texts:
+                    self.texts.ensure(session, fingerprint.schema, texts_there)
 
         self._first(work)
 

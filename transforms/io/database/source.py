@@ -12,6 +12,8 @@ table. Instead:
   range that was read, or above the last range, is not labelled. With `only_new`, each run plans another range above
   the highest key. This finds every row only if keys ascend with time: a row that commits late with a lower key is
   missed.
+  With `only_new: missing`, each run plans another round: ranges of all keys. The sink then drops the rows of each block
+  whose present text has a label (`texts.py`). A round begins when all splits of the rounds before are done.
 - **Reading** goes page by page, `key > last`, in the database's order of the key, in one snapshot where the database
   has snapshots (PostgreSQL: REPEATABLE READ). After a lost connection, reading continues above the last key, in a new
   snapshot.
@@ -45,6 +47,8 @@ _CHECKED_BOUNDS = 16
 """About how many bounds of ranges are counted up to when the ranges are planned."""
 _PAGE_BYTES = 32 << 20
 """Target size of one page. A page is larger if its rows are much longer than the rows before."""
+_ROUND = "round"
+"""Payload key: the number of the round. The first round has none."""
 Key = list[pa.Scalar]
 
 
@@ -80,9 +84,23 @@ class TableSource:
         check_planned(planned, "relation", self.relation)
         if planned and not self.spec.only_new:
             return []
+        if self.by_state:
+            number = _round_of(planned[-1]) + 1 if planned else 0
+            return retried(
+                lambda: self._plan(None, limit, number), SourceError, lambda message: f"{self.where}: {message}"
+            )
         low = planned[-1].payload["hi"] if planned else None
         self.notes = retried(lambda: self._late_rows(planned), SourceError, lambda message: f"{self.where}: {message}")
         return retried(lambda: self._plan(low, end), SourceError, lambda message: f"{self.where}: {message}")
+
+    @property
+    def by_state(self) -> bool:
+        """See `io.contracts.RoundsSource`."""
+        return self.spec.by_state
+
+    def last_round(self, planned: list[Split]) -> list[Split]:
+        """See `io.contracts.RoundsSource`."""
+        return [split for split in planned if _round_of(split) == _round_of(planned[-1])]
 
     def read(self, split: Split, start: int) -> Iterator[Block]:
         """Blocks of the split. Reading always begins at the split's first row; rows below `start` are dropped."""
@@ -131,8 +149,11 @@ class TableSource:
     def _schema(self, columns: list[Column]) -> pa.Schema:
         return pa.schema([(column.name, column.type) for column in columns])
 
-    def _plan(self, low: Any, end: int | None) -> list[Split]:
-        """Splits for the keys above `low`. `end`: the number of a row after which a split ends as well."""
+    def _plan(self, low: Any, end: int | None, number: int = 0) -> list[Split]:
+        """Splits for the keys above `low`. `end`: the number of a row after which a split ends as well.
+
+        `number`: of the round.
+        """
         with self.sessions.lent() as session:
             for statement in session.dialect.begin:
                 session.run(statement)
@@ -155,7 +176,7 @@ class TableSource:
                 values.given,
             )
             self.refuse_infinity(session, bounds)
-            splits = self._splits(bounds, low)
+            splits = self._splits(bounds, low, {_ROUND: number} if number else {})
             self._check_order(session, splits, low)
         return splits
 
@@ -210,14 +231,17 @@ class TableSource:
         )
         return [note]
 
-    def _splits(self, bounds: pa.Table, low: Any) -> list[Split]:
-        """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row."""
+    def _splits(self, bounds: pa.Table, low: Any, more: dict[str, Any]) -> list[Split]:
+        """One split for each row of `bounds`: its highest key and, in the last column, the number of its last row.
+
+        `more`: for the payloads.
+        """
         splits, first = [], 0
         numbers = bounds.columns[-1].to_pylist()
         stem = last_part(self.spec.table) if self.spec.table else "query"
         for row, number in enumerate(numbers):
             high = _encode([bounds[name][row] for name in self.spec.key])
-            payload = {"relation": self.relation, "lo": low, "hi": high}
+            payload = {"relation": self.relation, "lo": low, "hi": high, **more}
             splits.append(Split(split_id(stem, **payload), 0, END, payload, planned=number - first))
             low, first = high, number
         return splits
@@ -338,6 +362,10 @@ def _as_inspected(table: pa.Table, columns: list[Column]) -> pa.Table:
         for column, values in zip(columns, table.columns, strict=True)
     ]
     return pa.table(arrays, [column.name for column in columns])
+
+
+def _round_of(split: Split) -> int:
+    return int(split.payload.get(_ROUND, 0))
 
 
 def _select(spec: SqlSource) -> str:
