@@ -44,6 +44,8 @@ class PyTorchBackend(BackendPart):
         "takes minutes; on a GPU the repeated block, for any length. Needs a C++ compiler, on a GPU a C compiler.",
     )
 
+    generates: ClassVar[bool] = True
+
 
 class ConstantBackend(BackendPart):
     """No model: every row gets the same label. For tests, dry runs and measuring what the pipeline itself costs."""
@@ -77,6 +79,8 @@ class AutoBackend(BackendPart):
     type: Literal["auto"] = "auto"
     certificate: str | None = Field(default=None, description="Folder of the certificate; default: the cache folder.")
     min_agreement: Fraction = Field(default=0.995, description="Least share of labels equal to those of fp32.")
+
+    generates: ClassVar[bool] = True
 
 
 Backend = Annotated[

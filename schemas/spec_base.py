@@ -167,6 +167,8 @@ class BackendPart(Spec):
 
     needs_model: ClassVar[bool] = True
     """An entry must name a model."""
+    generates: ClassVar[bool] = False
+    """It can run models that write new texts."""
 
 
 class Parts(Protocol):

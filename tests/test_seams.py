@@ -29,6 +29,8 @@ PROTOCOLS = {
     "ReplayingSink",
     "ReclassifyingSink",
     "ReadableSink",
+    "RoundsSource",
+    "StateSink",
 }
 """What a source or a sink can do, asked by protocol: any may."""
 

@@ -159,7 +159,7 @@ class Words(constant._Constant):
     def __init__(self, entry):
         filled = entry.model_copy(update={"backend": constant.ConstantBackend()})
         super().__init__(filled)
-        self.width, self.many = len(describe(entry)[0].names), entry.backend.many
+        self.head, self.many = describe(entry)[0], entry.backend.many
 
     def forward(self, parts):
         texts = [text for encoded, picked in parts for text in encoded.texts.take(picked).to_pylist()]

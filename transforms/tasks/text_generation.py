@@ -178,7 +178,7 @@ def head(entry: InferEntry, model: Model) -> ChatHead:
 
 def generates(entry: InferEntry) -> None:
     """Raises SpecError for a backend that can't generate."""
-    if entry.backend.type not in ("pytorch", "auto"):
+    if not entry.backend.generates:
         raise SpecError(f"{entry.as_}: backend {entry.backend.type} can't generate text; use backend: pytorch")
 
 

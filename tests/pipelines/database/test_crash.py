@@ -21,13 +21,13 @@ pytestmark = [pytest.mark.crash, pytest.mark.timeout(1800)]
 class TableJob(KilledJob):
     """A job that adds labels to a table `messages` of `rows` rows; some texts are null, some poison."""
 
-    def __init__(self, folder: Path, db: Database, rows: int, ms_per_row: float) -> None:
+    def __init__(self, folder: Path, db: Database, rows: int, ms_per_row: float, **more: Any) -> None:
         self.db, self.rows = db, rows
         texts = [None if i % 97 == 0 else f"poison {i}" if i % 101 == 0 else f"message {i}" for i in range(rows)]
         self.dead_ids = [i for i in range(rows) if texts[i] is None or texts[i].startswith("poison")]
         db.fill("messages", pa.table({"id": range(rows), "body": texts}), key="id")
         self.file = folder / "job.yaml"
-        source: dict[str, Any] = {"table": "messages", "text": "body", "id": "id", "split_rows": 1_000}
+        source: dict[str, Any] = {"table": "messages", "text": "body", "id": "id", "split_rows": 1_000, **more}
         self.file.write_text(
             f"source: {json.dumps({**db.settings(), **source})}\n"
             f"infer: [{{as: tag, backend: {{type: constant, ms_per_row: {ms_per_row}, fail_on: poison}}}}]\n"
@@ -91,3 +91,24 @@ def test_duckdb_job_is_killed(tmp_path: Path, long: bool) -> None:
     """A file that nobody else can open meanwhile; its log shows that it is written to."""
     job = TableJob(tmp_path, DuckDatabase(tmp_path), 100_000 if long else 12_000, 0.4)
     job.kill_at_random(20 if long else 1, 1.0, lambda: max(file.stat().st_mtime_ns for file in tmp_path.glob("data*")))
+
+
+class ByState(TableJob):
+    """The same, whose rows are found by state: see `only_new: missing`."""
+
+    def check_complete(self) -> None:
+        """Every key exactly once, in the state table too."""
+        self.check_consistent()
+        labelled = self.db.query('SELECT "id" FROM messages WHERE "tag" IS NOT NULL ORDER BY "id"')
+        assert [row["id"] for row in labelled] == sorted(set(range(self.rows)) - set(self.dead_ids))
+        dead = self.db.query('SELECT "row" FROM messages_dead')
+        assert sorted(json.loads(row["row"])["id"] for row in dead) == self.dead_ids
+        state = self.db.query("SELECT id, tagstream_outcome AS outcome FROM messages_texts ORDER BY id")
+        assert [row["id"] for row in state] == list(range(self.rows))
+        assert [row["id"] for row in state if row["outcome"] == "dead"] == self.dead_ids
+
+
+def test_job_that_finds_rows_by_state_is_killed(tmp_path: Path, long: bool) -> None:
+    """Labels, dead letters, state and ledger are one transaction."""
+    db = SqliteDatabase(tmp_path)
+    ByState(tmp_path, db, 100_000 if long else 8_000, 0.4, only_new="missing").kill_at_random(20 if long else 1, 0.5)

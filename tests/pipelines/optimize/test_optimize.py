@@ -229,14 +229,14 @@ def test_a_certificate_is_of_one_kind_of_device(model: Path) -> None:
 def test_a_certificate_is_of_the_thresholds(tmp_path: Path, model: Path) -> None:
     """A certificate holds only for its thresholds, because they decide which labels change."""
     plain = spec(model, type="auto", certificate=str(tmp_path / "c"))
-    strict = plain.model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+    strict = plain.model_copy(update={"thresholds": {"spam": 0.9}})
     fp32 = measure(spec(model), FP32, SAMPLE)
     optimize._certificate(plain, fp32, fp32, SAMPLE).write(tmp_path / "c")
     assert auto.resolve(plain)[0].backend.precision == "fp32"
-    with pytest.raises(ModelError, match=r"measured with thresholds \{\}, the SPEC has \{'LABEL_1': 0.9\}"):
+    with pytest.raises(ModelError, match=r"measured with thresholds \{\}, the SPEC has \{'spam': 0.9\}"):
         auto.resolve(strict)
     assert certificate_folder(spec(model, type="auto")) != certificate_folder(
-        spec(model, type="auto").model_copy(update={"thresholds": {"LABEL_1": 0.9}})
+        spec(model, type="auto").model_copy(update={"thresholds": {"spam": 0.9}})
     )
 
 

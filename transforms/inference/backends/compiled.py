@@ -71,8 +71,6 @@ def compile_blocks(model: Any) -> Any:
     """For a GPU: compile the model's repeated blocks in place, or the whole model if it has none. Returns the model."""
     import torch
 
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # the cache of keys and values serves text generation only
     for blocks in _repeated(model, torch.nn.ModuleList) or [[model]]:
         forward = _alone(type(blocks[0]).forward)
         for block in blocks:
