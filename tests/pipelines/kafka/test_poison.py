@@ -45,14 +45,14 @@ class Poisoned(Topics):
 
     def __init__(self, broker, library, partitions=2):
         super().__init__(broker, partitions)
-        self.library = library
+        self.reader = library
         with broker.admin() as admin:
             admin.alter_configs([ConfigResource("topic", self.dead, {"max.message.bytes": str(8 << 20)})])
         self.source = broker.create_topic(f"{self.name}-any", partitions, **ANYTHING)
 
     def job(self, **source):
-        kept = {"keep": ["partition", "offset"], "consumer": self.library}
-        return self.spec(kept | source, {"producer": self.library})
+        kept = {"keep": ["partition", "offset"], "consumer": self.reader}
+        return self.spec(kept | source, {"producer": self.reader})
 
     def labels(self):
         """How often each offset of each partition has a label."""
