@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from tagstream import load
+from tagstream.model import Model
 from tests.models import make_model
 
 NLI = ("contradiction", "neutral", "entailment")
@@ -62,3 +66,24 @@ TASKS = (
     "text-classification", "zero-shot-classification", "token-classification", "question-answering",
     "feature-extraction", "text-generation", "text2text-generation",
 )  # fmt: skip
+
+
+def loaded(entry: dict[str, Any]) -> Model:
+    """The model of an entry, as in a job."""
+    return load(**{("as_" if name == "as" else name): value for name, value in entry.items()})
+
+
+def assert_same(value: Any, wanted: Any, atol: float = 0.0) -> None:
+    """The same nested value. Numbers are compared as float32; `atol`: by how much they may differ."""
+    if isinstance(wanted, list):
+        assert len(value) == len(wanted)
+        for one, other in zip(value, wanted, strict=True):
+            assert_same(one, other, atol)
+    elif isinstance(wanted, dict):
+        assert value.keys() == wanted.keys()
+        for name in wanted:
+            assert_same(value[name], wanted[name], atol)
+    elif isinstance(wanted, float):
+        np.testing.assert_allclose(np.float32(value), np.float32(wanted), rtol=0, atol=atol)
+    else:
+        assert value == wanted

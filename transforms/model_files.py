@@ -80,6 +80,19 @@ class ModelFiles:
             return "identity"
         return "sigmoid" if problem == "multi_label_classification" or len(self.labels) == 1 else "softmax"
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text, as transformers' `generate` takes them."""
+        generation = _json(self.path / "generation_config.json")
+        said = generation.get("eos_token_id", self.config.get("eos_token_id"))
+        return tuple(said) if isinstance(said, list) else () if said is None else (int(said),)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether the tokenizer's folder says how a conversation looks."""
+        file = self.tokenizer / "chat_template.jinja"
+        return file.is_file() or "chat_template" in _json(self.tokenizer / "tokenizer_config.json")
+
     def weights_hash(self) -> str:
         """SHA-256 over the safetensors files, those of an adapter and its configuration included."""
         others = [found for found in self.sentence.files if found.parent != self.path] if self.sentence else []
@@ -217,6 +230,15 @@ def _check_files(name: str, path: Path) -> None:
             f"{name}: no tokenizer in {path} (looked for {', '.join(_TOKENIZER_FILES[:3])}, …). "
             "Save it beside the model: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)"
         )
+
+
+def _json(file: Path) -> dict[str, Any]:
+    """The content of a file that need not be there; what is wrong with it is said when the model is loaded."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _has_tokenizer(path: Path) -> bool:

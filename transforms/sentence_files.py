@@ -14,7 +14,7 @@ from typing import Any
 from tagstream.schemas.errors import ModelError
 
 FILE = "modules.json"
-_KNOWN = ("Pooling", "Dense", "LayerNorm", "Normalize", "Dropout")
+_KNOWN = ("Pooling", "Dense", "LayerNorm", "Normalize")
 _LEGACY = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -66,7 +66,7 @@ def read_sentence_files(name: str, path: Path) -> SentenceFiles | None:
     first, *others = (_of(name, path, one) for one in listed)
     if first[0] not in ("Transformer", "BertModel"):
         raise ModelError(f"{name}: its first module is a {first[0]}, not a model of transformers; choose another model")
-    modules = tuple(_module(name, kind, folder) for kind, folder in others)
+    modules = tuple(_module(name, kind, folder) for kind, folder in others if kind != "Dropout")  # only for training
     settings = {}
     for file in sorted(first[1].glob("sentence_*_config.json")):
         settings = _read(name, file)

@@ -134,6 +134,7 @@ def measure(
         return Measured(candidate, scores, rows_per_s, trial_rows_per_s, budget, device, notice=notice)
     ours, theirs = scores[start:], fp32.scores[start : len(scores)]
     drift = head.drift(_filled(ours), _filled(theirs))
+    drift[_failed(ours) & _failed(theirs)] = 0.0
     return Measured(
         candidate,
         scores,

@@ -132,14 +132,14 @@ def _certified_file(folder: Path) -> str | None:
 
 
 def _certificate(entry: InferEntry, winner: Measured, fp32: Measured, sample: Sample) -> Certificate:
-    files, file = files_of(entry), winner.candidate.file
+    files, file, head = files_of(entry), winner.candidate.file, describe(entry)[0]
     digest = hash_file(file) if file else None
     return Certificate(
         weights=files.weights_hash(),
         tokenizer=files.tokenizer_hash(),
         max_length=entry.max_length,
-        long_text=entry.long_text or "truncate",
-        task=describe(entry)[0].certified,
+        long_text=head.long_text,
+        task=head.certified,
         thresholds=entry.thresholds,
         function_to_apply=entry.function_to_apply,
         device=winner.device,
@@ -252,6 +252,8 @@ def _ladders(
     if compiled:
         yield [pytorch("pytorch fp32 compiled", precision="fp32", compile=True)]
         yield [pytorch("pytorch bf16 compiled", precision="bf16", compile=True)]
+    if head.output == "text":  # no export of a model writes texts
+        return
     yield [("onnx fp32", lambda: onnx("onnx fp32", lambda: export_fp32(files, folder, head)))]
     for kind, ways in (("dynamic", DYNAMIC_WAYS), ("static", STATIC_WAYS)):
         names = [(f"onnx {way.name}", way, folder / f"int8-{kind}-{n}.onnx") for n, way in enumerate(ways)]

@@ -15,8 +15,8 @@ from tagstream.schemas.errors import ModelError
 from tagstream.schemas.spec import CERTIFIED_SETTINGS
 
 if TYPE_CHECKING:
-    from tagstream.schemas.spec import InferEntry
     from tagstream.transforms.model_files import ModelFiles
+    from tagstream.transforms.tasks.head import Head
 
 FILE = "certificate.json"
 
@@ -70,11 +70,8 @@ class Certificate:
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"{folder / FILE}: damaged certificate: {error}; run `tagstream optimize` again") from None
 
-    def check(self, folder: Path, files: ModelFiles, entry: InferEntry, min_agreement: float, task: str = "") -> None:
-        """Raises ModelError if the certificate is not for this model, this entry, or the optimised file beside it.
-
-        `task`: what the entry's head says of the settings that its task uses.
-        """
+    def check(self, folder: Path, files: ModelFiles, head: Head, min_agreement: float) -> None:
+        """Raises ModelError if the certificate is not for this model, this head, or the optimised file beside it."""
         weights, tokenizer = files.weights_hash(), files.tokenizer_hash()
         again = "run `tagstream optimize` again"
         if self.weights != weights:
@@ -82,11 +79,12 @@ class Certificate:
         if self.tokenizer != tokenizer:
             raise ModelError(f"{folder / FILE} is for tokenizer {self.tokenizer}, this model has {tokenizer}; {again}")
         for name in CERTIFIED_SETTINGS:
-            asked = getattr(entry, name) or ("truncate" if name == "long_text" else getattr(entry, name))
+            asked = head.long_text if name == "long_text" else getattr(head.entry, name)
             if (measured := getattr(self, name)) != asked:
                 raise ModelError(f"{folder / FILE} was measured with {name} {measured}, the SPEC has {asked}; {again}")
-        if self.task != task:
-            raise ModelError(f"{folder / FILE} was measured with other settings: {self.task}, not {task}; {again}")
+        if self.task != head.certified:
+            said = f"{self.task}, not {head.certified}"
+            raise ModelError(f"{folder / FILE} was measured with other settings: {said}; {again}")
         if self.agreement < min_agreement:
             raise ModelError(
                 f"{folder / FILE}: labels agree with fp32 in {self.agreement:.2%} of the sample, "

@@ -88,9 +88,9 @@ class ForwardPasses:
         """Store the outputs in their submissions. Returns how many sequences have outputs that are not finite."""
         kind = self._backend.head.output
         tokens = kind == "tokens"
-        lengths = np.concatenate([s.encoded.lengths[sequences] for s, sequences in parts])
         finite = np.ones(len(outputs), bool) if kind == "text" else np.isfinite(outputs).all(axis=1)
         if tokens:
+            lengths = np.concatenate([s.encoded.lengths[sequences] for s, sequences in parts])
             finite = np.logical_and.reduceat(finite, np.cumsum(lengths) - lengths)
         at = row = 0
         for submission, sequences in parts:

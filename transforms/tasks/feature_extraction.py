@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.tasks.head import Head, mean_of_windows, provenance_fields
+from tagstream.transforms.tasks.head import Head, mean_of_windows, provenance_fields, put_before
 from tagstream.transforms.tasks.model import Model
 from tagstream.transforms.tokenization.encoded import Encoded
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
@@ -34,13 +35,16 @@ _OTHERS = ("LMHeadModel", "DoubleHeadsModel", "MTModel")
 """Ends of classes that are called a model and have a head."""
 
 
+Step = tuple[str, dict[str, Any], Path | None]
+
+
 @dataclass(frozen=True)
 class VectorHead(Head):
-    """One vector for each text. `steps`: the modules after the model, each a kind and its settings."""
+    """One vector for each text. `steps`: the modules after the model, each its kind, settings and file of weights."""
 
     entry: InferEntry
     model: str
-    steps: tuple[tuple[str, dict[str, Any]], ...]
+    steps: tuple[Step, ...]
     size: int
     """Values of a vector before `truncate_dim`."""
     before: str
@@ -60,22 +64,19 @@ class VectorHead(Head):
 
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """A sequence for each text, with the prompt before it, or one for each window."""
-        if self.before:
-            texts = pa.array([self.before + text for text in texts.to_pylist()], pa.large_string())
-        return tokenizer.encode(texts)
+        return tokenizer.encode(put_before(self.before, texts))
 
     def module(self, model: Any, tokenizer: TextTokenizer) -> Any:
         """The model and the modules after it."""
         from tagstream.transforms.tasks.outputs import SentenceVectors
 
-        weights = [module.weights for module in self.sentence.modules] if self.sentence else [None] * len(self.steps)
-        weights += [None] * (len(self.steps) - len(weights))
-        return SentenceVectors(model, [(*step, file) for step, file in zip(self.steps, weights, strict=True)])
+        return SentenceVectors(model, self.steps)
 
     def merge(self, encoded: Encoded, outputs: Array) -> Array:
         """Vectors, float32 [texts, dimensions]: the mean over a text's windows, normalised again if it was before."""
-        vectors = np.asarray(mean_of_windows(encoded, outputs), np.float32)
-        if self.steps[-1][0] == "Normalize" and len(outputs) != len(vectors):
+        means = mean_of_windows(encoded, outputs)
+        vectors = np.asarray(means, np.float32)
+        if self.steps[-1][0] == "Normalize" and means is not outputs:
             vectors = _unit(vectors)
         vectors = vectors[:, : self.vector_width]
         return _unit(vectors) if self.entry.normalize else vectors
@@ -104,7 +105,7 @@ class VectorHead(Head):
     def _engine(self) -> dict[str, Any]:
         sentence = {"max_length": self.sentence.max_length, "lower": self.sentence.lower} if self.sentence else {}
         return {
-            "modules": [[kind, settings] for kind, settings in self.steps],
+            "modules": [[kind, settings] for kind, settings, _ in self.steps],
             "prompt": self.before,
             "truncate_dim": self.entry.truncate_dim,
             "normalize": self.entry.normalize,
@@ -119,12 +120,8 @@ class VectorHead(Head):
     @property
     def export_name(self) -> str:
         """See `Head`."""
-        return "vectors-" + "-".join(kind + "".join(settings.get("modes", ())) for kind, settings in self.steps).lower()
-
-    @property
-    def certified(self) -> str:
-        """See `Head`."""
-        return json.dumps(self.identity, sort_keys=True)
+        parts = [kind + "".join(settings.get("modes", ())) for kind, settings, _ in self.steps]
+        return "-".join(["vectors", *parts]).lower()
 
     def agree(self, values: Array, reference: Array) -> Array:
         """Bool [texts]: whether the cosine of each vector with the reference's is at least `COSINE`."""
@@ -155,23 +152,21 @@ def head(entry: InferEntry, model: Model) -> VectorHead:
     if sentence is not None and sentence.modules:
         if entry.pooling is not None:
             raise SpecError(f"{entry.as_}: pooling: the model's folder says how it pools (modules.json); remove it")
-        steps = tuple((module.kind, module.config) for module in sentence.modules if module.kind != "Dropout")
+        steps: tuple[Step, ...] = tuple((module.kind, module.config, module.weights) for module in sentence.modules)
     else:
-        steps = (("Pooling", {"modes": [entry.pooling or "mean"], "prompt": True}),)
-    hidden = model.config.get("hidden_size") or model.config.get("dim") or model.config.get("d_model")
-    if not isinstance(hidden, int):
-        hidden = int(getattr(model, "setting")("hidden_size") or 0)  # noqa: B009  of `ModelFiles` only
-    size = _size(hidden, steps)
+        steps = (("Pooling", {"modes": [entry.pooling or "mean"], "prompt": True}, None),)
+    said = (model.config.get(name) for name in ("hidden_size", "dim", "d_model"))  # `setting` may import PyTorch
+    size = _size(int(next(filter(None, said), None) or model.setting("hidden_size") or 0), steps)
     if entry.truncate_dim is not None and entry.truncate_dim > size:
         raise SpecError(f"{entry.as_}: truncate_dim: the model's vectors have {size} values only")
     before = _prompt(entry, model)
-    if before and not all(settings["prompt"] for kind, settings in steps if kind == "Pooling"):
+    if before and not all(settings["prompt"] for kind, settings, _ in steps if kind == "Pooling"):
         raise SpecError(f"{entry.as_}: prompt: this model leaves the prompt out of the mean, which is not done here")
     return VectorHead(entry, model.name, steps, size, before, sentence)
 
 
-def _size(hidden: int, steps: tuple[tuple[str, dict[str, Any]], ...]) -> int:
-    for kind, settings in steps:
+def _size(hidden: int, steps: tuple[Step, ...]) -> int:
+    for kind, settings, _ in steps:
         if kind == "Pooling":
             hidden *= len(settings["modes"])
         elif kind == "Dense":

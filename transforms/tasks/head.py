@@ -10,6 +10,7 @@ The engine packs sequences and runs them. Whatever depends on the task it asks t
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -57,7 +58,7 @@ class Head(ABC):
     @property
     def vector_width(self) -> int | None:
         """How many float32 values each answer is, if `merge` gives a NumPy array; None if it gives an Arrow array."""
-        return self.width
+        return self.width if self.output == "vector" else None
 
     @property
     def long_text(self) -> str:
@@ -137,7 +138,7 @@ class Head(ABC):
     @property
     def certified(self) -> str:
         """What else a certificate of the entry is for, beside the settings that it names one by one."""
-        return ""
+        return json.dumps(self.identity, sort_keys=True)
 
     def agree(self, values: Values, reference: Values) -> Array:
         """Bool [texts]: whether each answer counts as the same as the reference's, for certificates."""
@@ -180,6 +181,14 @@ def provenance_columns(entry: InferEntry, model: str, tokens: Array, truncated: 
         else:
             found.append(pa.array(tokens if what == "tokens" else truncated))
     return found
+
+
+def put_before(prompt: str, texts: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Each text with the prompt before it."""
+    if not prompt:
+        return texts
+    before, nothing = (pa.scalar(text, pa.large_string()) for text in (prompt, ""))
+    return pc.binary_join_element_wise(before, texts, nothing)
 
 
 def mean_of_windows(encoded: Encoded, outputs: Array) -> Array:

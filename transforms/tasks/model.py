@@ -30,13 +30,24 @@ class Model(Protocol):
         """Modules of a sentence-transformers folder, see `sentence_files.SentenceFiles`; None for another model."""
 
     @property
+    def ends(self) -> tuple[int, ...]:
+        """Ids of the tokens that end a text, as transformers' `generate` takes them."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether its tokenizer knows how a conversation looks."""
+
+    def setting(self, name: str) -> Any:
+        """A setting of the config, or the default of its class; None if neither says it."""
+
+    @property
     def config(self) -> dict[str, Any]:
         """The whole `config.json`."""
 
 
 @dataclass(frozen=True)
 class NoModel:
-    """Stands for a model where there is none: what a backend without one gives. Fits every task."""
+    """Stands for a model where there is none: what a backend without one gives. Fits tasks that label texts."""
 
     name: str
     labels: list[str]
@@ -44,3 +55,9 @@ class NoModel:
     architectures: None = None
     sentence: None = None
     config: dict[str, Any] = field(default_factory=dict)
+    ends: tuple[int, ...] = ()
+    has_chat_template: bool = False
+
+    def setting(self, name: str) -> Any:
+        """See `Model`."""
+        return self.config.get(name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,78 +20,90 @@ from tagstream.schemas.errors import ModelError
 
 
 class Outputs(torch.nn.Module):  # type: ignore[misc]
-    """See the module. `model`: a model of transformers."""
+    """See the module. `model`: what runs first, a model of transformers or another of these modules."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
         self.takes = set(inspect.signature(model.forward).parameters)
 
-    def run(self, ids: torch.Tensor, mask: torch.Tensor | None, segments: torch.Tensor | None) -> Any:
-        """The output of transformers."""
-        inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
-        return self.model(
-            **{name: tensor for name, tensor in inputs.items() if tensor is not None and name in self.takes}
-        )
-
-
-class Logits(Outputs):
-    """The model's logits: [rows, labels] of a sequence classifier, [rows, tokens, labels] of a token classifier."""
-
     def forward(
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """What `pick` takes from the model's output."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs = {name: tensor for name, tensor in given.items() if tensor is not None and name in self.takes}
+        return self.pick(self.model(**inputs), input_ids, attention_mask)
+
+    def pick(self, output: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """The tensor that the task needs. `output`: of the model."""
+        raise NotImplementedError
+
+
+class Logits(Outputs):
+    """The model's logits: [rows, labels] of a sequence classifier, [rows, tokens, labels] of a token classifier."""
+
+    def pick(self, output: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """See the class."""
-        logits: torch.Tensor = self.run(input_ids, attention_mask, token_type_ids).logits
+        logits: torch.Tensor = output.logits
         return logits
 
 
 class StartsAndEnds(Outputs):
     """Logits of a question-answering model, [rows, tokens, 2]: that an answer starts at a token, and that it ends."""
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def pick(self, output: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """See the class."""
-        found = self.run(input_ids, attention_mask, token_type_ids)
-        return torch.stack([found.start_logits, found.end_logits], dim=-1)
+        return torch.stack([output.start_logits, output.end_logits], dim=-1)
 
 
 class SentenceVectors(Outputs):
     """One vector for each row: the model, and the modules of sentence-transformers after it."""
 
-    def __init__(self, model: Any, steps: list[tuple[str, dict[str, Any], Path | None]]) -> None:
+    def __init__(self, model: Any, steps: Iterable[tuple[str, dict[str, Any], Path | None]]) -> None:
         """`steps`: of each module the kind, its settings, and the file of its weights, if it has any."""
         super().__init__(model)
         dtype = next(model.parameters()).dtype
         self.steps = torch.nn.ModuleList([_step(kind, settings, file).to(dtype) for kind, settings, file in steps])
 
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+    def pick(self, output: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Float [rows, dimensions]."""
-        found = self.run(input_ids, attention_mask, token_type_ids).last_hidden_state
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        found: torch.Tensor = output.last_hidden_state
+        mask = torch.ones_like(ids) if mask is None else mask
         for step in self.steps:
             found = step(found, mask) if isinstance(step, Pooling) else step(found)
         return found
 
 
-class NewTokens(Outputs):
+class Similarities(Outputs):
+    """How near each row is to some texts: their cosines times `scale`, [rows, texts]."""
+
+    def __init__(self, vectors: SentenceVectors, texts: list[dict[str, Any]], scale: float) -> None:
+        """`texts`: the model's inputs for each, int64 [1, tokens]."""
+        super().__init__(vectors.eval())
+        self.scale = scale
+        with torch.inference_mode():
+            device = next(vectors.parameters()).device
+            found = [
+                vectors(**{name: torch.from_numpy(array).to(device) for name, array in one.items()}) for one in texts
+            ]
+        self.register_buffer("texts", torch.nn.functional.normalize(torch.cat(found), dim=-1).clone())
+
+    def pick(self, output: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """See the class."""
+        return torch.nn.functional.normalize(output, dim=-1) @ self.texts.T * self.scale
+
+
+class NewTokens(torch.nn.Module):  # type: ignore[misc]
     """The ids of the tokens that the model writes, int64 [rows, new tokens], by the `generate` of transformers."""
 
     def __init__(self, model: Any, tokenizer: Any, *, most: int, stop: tuple[str, ...], first: int | None) -> None:
         """`tokenizer`: of transformers. `most`: new tokens. `first`: the token that the model must begin with."""
-        super().__init__(model)
+        super().__init__()
+        self.model = model
         settings = copy.deepcopy(model.generation_config)
         settings.update(do_sample=False, temperature=None, top_p=None, top_k=None, max_new_tokens=most, use_cache=True)
         settings.max_length = None
@@ -100,7 +112,8 @@ class NewTokens(Outputs):
         if settings.pad_token_id is None:
             ends = settings.eos_token_id
             settings.pad_token_id = (ends[0] if isinstance(ends, list) else ends) or 0
-        self.settings, self.tokenizer, self.stop = settings, tokenizer, list(stop)
+        self.settings = settings
+        self.stopping = {"stop_strings": list(stop), "tokenizer": tokenizer} if stop else {}
         self.writes_on = not model.config.is_encoder_decoder
         """The output repeats the input, and goes on."""
 
@@ -112,36 +125,10 @@ class NewTokens(Outputs):
     ) -> torch.Tensor:
         """See the class."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        stopping = {"stop_strings": self.stop, "tokenizer": self.tokenizer} if self.stop else {}
         found = self.model.generate(
-            input_ids=input_ids, attention_mask=mask, generation_config=self.settings, **stopping
+            input_ids=input_ids, attention_mask=mask, generation_config=self.settings, **self.stopping
         )
-        return found[:, input_ids.shape[1] :] if self.writes_on else found[:, 1:]
-
-
-class Similarities(torch.nn.Module):  # type: ignore[misc]
-    """How near each row is to some texts: their cosines times `scale`, [rows, texts]."""
-
-    def __init__(self, vectors: SentenceVectors, texts: list[dict[str, Any]], scale: float) -> None:
-        """`texts`: the model's inputs for each, int64 [1, tokens]."""
-        super().__init__()
-        self.vectors, self.scale = vectors.eval(), scale
-        with torch.inference_mode():
-            device = next(vectors.parameters()).device
-            found = [
-                vectors(**{name: torch.from_numpy(array).to(device) for name, array in one.items()}) for one in texts
-            ]
-        self.register_buffer("texts", torch.nn.functional.normalize(torch.cat(found), dim=-1).clone())
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """See the class."""
-        found = torch.nn.functional.normalize(self.vectors(input_ids, attention_mask, token_type_ids), dim=-1)
-        return found @ self.texts.T * self.scale
+        return found[:, input_ids.shape[1] if self.writes_on else 1 :]
 
 
 class Pooling(torch.nn.Module):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from tagstream.transforms.tasks.head import Head, Output, provenance_fields
 from tagstream.transforms.tasks.model import Model
 from tagstream.transforms.tasks.parts import split_parts
 from tagstream.transforms.tasks.several import EncodedSeveral, encode_several, refuse_long, too_long
-from tagstream.transforms.tokenization.encoded import Encoded
+from tagstream.transforms.tokenization.encoded import Encoded, runs
 from tagstream.transforms.tokenization.tokenizer import TextTokenizer
 
 Array = np.ndarray
@@ -63,11 +63,6 @@ class AnswerHead(Head):
     def width(self) -> int:
         """A logit for the start, and one for the end."""
         return 2
-
-    @property
-    def vector_width(self) -> None:
-        """See `Head`."""
-        return
 
     @property
     def long_text(self) -> str:
@@ -152,11 +147,6 @@ class AnswerHead(Head):
         asked = [question for _, question in self.questions]
         return json.dumps([asked, self.entry.max_answer_len, self.entry.handle_impossible_answer])
 
-    @property
-    def certified(self) -> str:
-        """See `Head`."""
-        return json.dumps(self.identity, sort_keys=True)
-
     def agree(self, values: pa.Array, reference: pa.Array) -> Array:
         """Bool [texts]: whether all answers of a text are the same."""
         pairs = zip(values.to_pylist(), reference.to_pylist(), strict=True)
@@ -217,7 +207,7 @@ def _best(encoded: EncodedSeveral, outputs: Array, longest: int, *, impossible: 
     if not len(lengths):
         empty = np.empty(0, np.int64)
         return _Found(empty, np.empty(0, np.float32), empty, empty)
-    begin = np.cumsum(lengths, dtype=np.int64) - lengths
+    begin = encoded.starts
     sequence = np.repeat(np.arange(len(lengths)), lengths)
     mine = places.part == 1
     counted = mine.copy()  # the token before all others stands for "no answer"
@@ -262,11 +252,10 @@ def _softmax(logits: Array, counted: Array, begin: Array, sequence: Array) -> Ar
 def _whole_words(places: Any, sequence: Array, first: Array, last: Array) -> tuple[Array, Array]:
     """The first token of the word that begins an answer, and the last one of the word that ends it."""
     begins = np.ones(len(sequence), bool)
-    same = (sequence[1:] == sequence[:-1]) & (places.part[1:] == places.part[:-1]) & (places.word[1:] >= 0)
-    begins[1:] = ~(same & (places.word[1:] == places.word[:-1]))
-    run = np.cumsum(begins) - 1
-    heads = np.flatnonzero(begins)
-    tails = np.append(heads[1:], len(sequence)) - 1
+    same = (places.part[1:] == places.part[:-1]) & (places.word[1:] == places.word[:-1]) & (places.word[1:] >= 0)
+    begins[1:] = ~same
+    heads, tails = runs(begins, sequence)
+    run = np.repeat(np.arange(len(heads)), tails - heads + 1)
     return heads[run[first]], tails[run[last]]
 
 

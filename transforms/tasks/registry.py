@@ -40,7 +40,9 @@ def open_head(entry: InferEntry, model: Model) -> Head:
     task = task_of(entry, model)
     module = task_module(task)
     used = getattr(module, "SETTINGS", text_classification.SETTINGS)
-    given = {name for name in OF_TASKS & entry.model_fields_set if getattr(entry, name) != default_of(name)}
+    if model.architectures is None and used is not text_classification.SETTINGS:
+        raise SpecError(f"{entry.as_}: task: backend {entry.backend.type} gives labels only; {task} needs a model")
+    given = {name for name in OF_TASKS if getattr(entry, name) != default_of(name)}
     if unused := sorted(given - set(used)):
         raise SpecError(f"{entry.as_}: {unused[0]}: has no effect on {task}; remove it")
     if entry.pair is not None and not getattr(module, "PAIRS", used is text_classification.SETTINGS):

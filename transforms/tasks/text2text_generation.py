@@ -12,8 +12,9 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import SpecError
 from tagstream.schemas.spec import InferEntry
+from tagstream.transforms.tasks.head import put_before
 from tagstream.transforms.tasks.model import Model
-from tagstream.transforms.tasks.text_generation import TextHead, ends_of, generates
+from tagstream.transforms.tasks.text_generation import TextHead, generates
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 ARCHITECTURE = "ForConditionalGeneration"
@@ -32,9 +33,7 @@ class Seq2SeqHead(TextHead):
 
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """The text, with the prompt before it."""
-        if self.before:
-            texts = pa.array([self.before + text for text in texts.to_pylist()], pa.large_string())
-        return tokenizer.encode(texts)
+        return tokenizer.encode(put_before(self.before, texts))
 
 
 def takes(model: Model, *, named: bool) -> bool:  # noqa: ARG001  of the protocol
@@ -48,4 +47,4 @@ def head(entry: InferEntry, model: Model) -> Seq2SeqHead:
     generates(entry)
     if entry.long_text == "window":
         raise SpecError(f"{entry.as_}: long_text: texts that are written from windows can't be joined; use truncate")
-    return Seq2SeqHead(entry, model.name, ends_of(model))
+    return Seq2SeqHead(entry, model.name, model.ends)

@@ -97,6 +97,11 @@ class LabelHead(Head):
         pair = {} if self.entry.pair is None else {"pair": list(self.entry.pair)}
         return {"names": list(self.names), "activation": self.activation, **pair}
 
+    @property
+    def certified(self) -> str:
+        """Nothing: a certificate names the settings of this task one by one."""
+        return ""
+
     def agree(self, values: Array, reference: Array) -> Array:
         """Bool [rows]: whether each row has the same label as in `reference`.
 

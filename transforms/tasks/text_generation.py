@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,7 +14,7 @@ import pyarrow as pa
 
 from tagstream.schemas.errors import ModelError, SpecError
 from tagstream.schemas.spec import InferEntry
-from tagstream.transforms.tasks.head import Head, Output, provenance_fields
+from tagstream.transforms.tasks.head import Head, Output, provenance_fields, put_before
 from tagstream.transforms.tasks.model import Model
 from tagstream.transforms.tokenization.encoded import Encoded
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer, language_id
@@ -51,11 +50,6 @@ class TextHead(Head):
         return 0
 
     @property
-    def vector_width(self) -> None:
-        """See `Head`."""
-        return
-
-    @property
     def before(self) -> str:
         """What stands before each text: a prompt that has no places to fill."""
         return "" if self.entry.places else self.entry.prompt or ""
@@ -76,7 +70,7 @@ class TextHead(Head):
         lengths = np.where(ended.any(axis=1), first, ids.shape[1])
         rows = [row[: int(length)].tolist() for row, length in zip(ids, lengths, strict=True)]
         found = np.empty(len(ids), object)
-        for at, text in enumerate(tokenizer.whole.decode_batch(rows, skip_special_tokens=True)):
+        for at, text in enumerate(tokenizer.rust.decode_batch(rows, skip_special_tokens=True)):
             cut = min((place for word in self.entry.stop if (place := text.find(word)) >= 0), default=-1)
             whole = cut >= 0 or bool(ended[at].any()) or len(rows[at]) < self.entry.max_new_tokens
             found[at] = (text[:cut] if cut >= 0 else text, "stop" if whole else "length")
@@ -114,11 +108,6 @@ class TextHead(Head):
         """See `Head`."""
         return json.dumps({**self.identity, "text": None, "prompt": self.before}, sort_keys=True)
 
-    @property
-    def certified(self) -> str:
-        """See `Head`."""
-        return json.dumps(self.identity, sort_keys=True)
-
     def agree(self, values: pa.Array, reference: pa.Array) -> Array:
         """Bool [texts]: whether the texts are equal."""
         pairs = zip(values.to_pylist(), reference.to_pylist(), strict=True)
@@ -149,7 +138,8 @@ class ChatHead(TextHead):
     def encode(self, tokenizer: TextTokenizer, texts: pa.LargeStringArray) -> EncodedTokens:
         """The chat template, filled with the prompt and the text."""
         told = [] if self.entry.system is None else [{"role": "system", "content": self.entry.system}]
-        chats = [[*told, {"role": "user", "content": self.before + text}] for text in texts.to_pylist()]
+        asked = put_before(self.before, texts).to_pylist()
+        chats = [[*told, {"role": "user", "content": text}] for text in asked]
         filled = tokenizer.own.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
         return tokenizer.encode(pa.array(filled, pa.large_string()), special=False)
 
@@ -167,31 +157,15 @@ def head(entry: InferEntry, model: Model) -> ChatHead:
             f"{entry.as_}: long_text: a prompt is never cut, because its end says what to do; a row that is too long "
             "is a dead letter. Remove long_text"
         )
-    path = Path(getattr(model, "tokenizer", "."))
-    if not (path / "chat_template.jinja").is_file() and "chat_template" not in _json(path / "tokenizer_config.json"):
+    if not model.has_chat_template:
         raise ModelError(
             f"{model.name}: has no chat template; choose a model that was trained to follow instructions (its name "
             "often ends in Instruct or chat)"
         )
-    return ChatHead(entry, model.name, ends_of(model))
+    return ChatHead(entry, model.name, model.ends)
 
 
 def generates(entry: InferEntry) -> None:
     """Raises SpecError for a backend that can't generate."""
     if not entry.backend.generates:
         raise SpecError(f"{entry.as_}: backend {entry.backend.type} can't generate text; use backend: pytorch")
-
-
-def ends_of(model: Model) -> tuple[int, ...]:
-    """Ids of the tokens that end a text, as `generate` takes them."""
-    path = Path(getattr(model, "path", "."))
-    said = _json(path / "generation_config.json").get("eos_token_id", model.config.get("eos_token_id"))
-    return tuple(said) if isinstance(said, list) else () if said is None else (int(said),)
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

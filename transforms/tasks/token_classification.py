@@ -21,7 +21,7 @@ from tagstream.schemas.spec import InferEntry
 from tagstream.transforms.tasks.head import Head, Output, count_texts, provenance_fields
 from tagstream.transforms.tasks.model import Model
 from tagstream.transforms.tasks.text_classification import activate
-from tagstream.transforms.tokenization.encoded import Encoded
+from tagstream.transforms.tokenization.encoded import Encoded, runs
 from tagstream.transforms.tokenization.tokenizer import EncodedTokens, TextTokenizer
 
 Array = np.ndarray
@@ -70,11 +70,6 @@ class SpanHead(Head):
         return len(self.labels)
 
     @property
-    def vector_width(self) -> None:
-        """See `Head`."""
-        return
-
-    @property
     def long_text(self) -> str:
         """Windows where a text is redacted: what the model has not read can't be left as it is."""
         return self.entry.long_text or ("window" if self.entry.redact else "truncate")
@@ -110,7 +105,7 @@ class SpanHead(Head):
         start, stop = words.places.start[mine], words.places.stop[mine]
         scores = activate(outputs[mine], "softmax")
         if self.strategy in ("first", "average", "max"):
-            first, last = _runs(words.begins[mine], text)
+            first, last = runs(words.begins[mine], text)
             text, start, stop = text[first], start[first], stop[last]
             scores = _of_words(scores, first, last, self.strategy)
         best = scores.argmax(axis=1) if len(scores) else np.empty(0, np.int64)
@@ -121,7 +116,7 @@ class SpanHead(Head):
             tag = np.array([names.index(name) for _, name in kinds])[best]
             begins = np.array([prefix == "B" for prefix, _ in kinds])[best]
             begins[1:] |= tag[1:] != tag[:-1]
-            first, last = _runs(begins, text)
+            first, last = runs(begins, text)
             counts = last - first + 1
             top = np.add.reduceat(top, first) / counts if len(first) else top
             text, start, stop, best = text[first], start[first], stop[last], best[first]
@@ -224,11 +219,6 @@ class SpanHead(Head):
         """See `Head`."""
         return json.dumps([self.strategy])
 
-    @property
-    def certified(self) -> str:
-        """See `Head`."""
-        return json.dumps(self.identity, sort_keys=True)
-
     def agree(self, values: pa.Array, reference: pa.Array) -> Array:
         """Bool [texts]: whether the spans are the same, with the same labels."""
         pairs = zip(_plain(values), _plain(reference), strict=True)
@@ -259,17 +249,6 @@ def _kind(label: str) -> tuple[str, str]:
     return (label[0], label[2:]) if label.startswith(("B-", "I-")) else ("I", label)
 
 
-def _runs(begins: Array, text: Array) -> tuple[Array, Array]:
-    """The first and the last token of each run. A run begins where `begins` says it, and where another text begins."""
-    if not len(text):
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    start = begins.copy()
-    start[0] = True
-    start[1:] |= text[1:] != text[:-1]
-    first = np.flatnonzero(start)
-    return first, np.append(first[1:], len(text)) - 1
-
-
 def _of_words(scores: Array, first: Array, last: Array, strategy: str) -> Array:
     """One vector of scores for each word, [words, labels], of those of its tokens."""
     if not len(first) or strategy == "first":
@@ -289,7 +268,7 @@ def _of_the_text(words: EncodedWords) -> Array:
     follows = np.append([False], words.text[1:] == words.text[:-1]) if len(words.text) else np.empty(0, bool)
     if not words.overlap or not follows.any():
         return mine
-    bounds = np.cumsum(words.lengths, dtype=np.int64)
+    bounds = words.starts + words.lengths
     half = words.overlap // 2
     for sequence in np.flatnonzero(follows):
         begin, end = bounds[sequence - 1], bounds[sequence]
@@ -304,7 +283,7 @@ def _begins(tokenizer: TextTokenizer, encoded: EncodedTokens) -> Array:
     """Bool [tokens]: whether a token begins a word, by the rules of `TokenClassificationPipeline`."""
     places = encoded.places
     assert places is not None
-    if getattr(tokenizer.whole.model, "continuing_subword_prefix", None):
+    if getattr(tokenizer.rust.model, "continuing_subword_prefix", None):
         inside = tokenizer.piece_lengths[encoded.ids] != places.stop - places.start
     else:  # a piece does not say whether it begins a word: a word begins after a space, or with one
         letters = np.frombuffer("".join(places.texts).encode("utf-32-le"), np.uint32)

@@ -25,3 +25,18 @@ class Encoded:
     tokens: Array
     truncated: Array
     errors: dict[int, tuple[DeadCode, str]] = field(default_factory=dict)
+
+
+def runs(begins: Array, owner: Array) -> tuple[Array, Array]:
+    """The first and the last token of each run of tokens.
+
+    A run begins where `begins` says it, bool [tokens], and where another owner begins. `owner`: int [tokens], the text
+    or the sequence of each.
+    """
+    if not len(owner):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    start = begins.copy()
+    start[0] = True
+    start[1:] |= owner[1:] != owner[:-1]
+    first = np.flatnonzero(start)
+    return first, np.append(first[1:], len(owner)) - 1

@@ -6,6 +6,7 @@ silently: as the specification says, it is cut and marked, split into overlappin
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,32 +94,34 @@ class TextTokenizer:
         self.zero_segments = not self.segments and files.config.get("model_type") in ZEROS_BY_DEFAULT
         """Whether zeros in place of no segment ids change nothing."""
         self.unknown_id: int | None = tokenizer.unk_token_id
-        self.whole = type(tokenizer.backend_tokenizer).from_str(tokenizer.backend_tokenizer.to_str())
-        """The tokenizer of the `tokenizers` library, which cuts and pads nothing."""
+        self.rust = _copy(tokenizer.backend_tokenizer)
+        """The tokenizer of the `tokenizers` library, which cuts long texts and pads none."""
         if files.sentence and files.sentence.lower:
-            self.whole.normalizer = _lower_first(self.whole.normalizer)
-        self.whole.no_padding()
-        self.whole.no_truncation()
-        self._piece_lengths: Array | None = None
-        self._tokenizer = type(self.whole).from_str(self.whole.to_str())
+            self.rust.normalizer = _lower_first(self.rust.normalizer)
+        self.rust.no_padding()
         self.overlap = self.max_length // WINDOW_OVERLAP if long_text == "window" else 0
         """Tokens that a window has in common with the one before."""
         side = "right" if self.overlap else tokenizer.truncation_side
         try:
-            self._tokenizer.enable_truncation(self.max_length, stride=self.overlap, strategy=truncation, direction=side)
+            self.rust.enable_truncation(self.max_length, stride=self.overlap, strategy=truncation, direction=side)
         except ValueError as error:
             raise ModelError(f"{files.name}: max_length {self.max_length} can't be used: {error}") from None
 
-    @property
+    @functools.cached_property
+    def whole(self) -> Any:
+        """As `rust`, but cuts nothing."""
+        whole = _copy(self.rust)
+        whole.no_truncation()
+        return whole
+
+    @functools.cached_property
     def piece_lengths(self) -> Array:
         """int32 [vocabulary]: how many characters the piece of each token id has."""
-        if self._piece_lengths is None:
-            vocabulary = self.whole.get_vocab(with_added_tokens=True)
-            found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int32)
-            for piece, number in vocabulary.items():
-                found[number] = len(piece)
-            self._piece_lengths = found
-        return self._piece_lengths
+        vocabulary = self.rust.get_vocab(with_added_tokens=True)
+        found = np.zeros(max(vocabulary.values(), default=0) + 1, np.int32)
+        for piece, number in vocabulary.items():
+            found[number] = len(piece)
+        return found
 
     def encode(self, texts: pa.LargeStringArray, *, places: bool = False, special: bool = True) -> EncodedTokens:
         """Token ids of all texts. Each text must be valid UTF-8 and not null. A text without tokens is an error.
@@ -134,7 +137,7 @@ class TextTokenizer:
     def _encode(
         self, firsts: list[str], seconds: list[str] | None, *, places: bool, special: bool = True
     ) -> EncodedTokens:
-        encode = self._tokenizer.encode_batch if places else self._tokenizer.encode_batch_fast
+        encode = self.rust.encode_batch if places else self.rust.encode_batch_fast
         given = firsts if seconds is None else list(zip(firsts, seconds, strict=True))
         encodings = encode(given, add_special_tokens=special)
         n = len(encodings)
@@ -257,6 +260,10 @@ def language_id(name: str, tokenizer: Any, language: str, field: str) -> int:
         some = f"; there are {', '.join(there[:8])} …" if there else ""
         raise ModelError(f"{name}: {field}: its tokenizer has no language {language!r}{some}")
     return int(found)
+
+
+def _copy(rust: Any) -> Any:
+    return type(rust).from_str(rust.to_str())
 
 
 def _lower_first(normalizer: Any) -> Any:

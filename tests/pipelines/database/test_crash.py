@@ -58,14 +58,18 @@ class TableJob(KilledJob):
             if failure.kind is not Kind.LOST:
                 raise
 
-    def check_complete(self) -> None:
-        """Every key exactly once; the ledger has every range once, and the ranges follow each other."""
+    def check_rows(self) -> None:
+        """Every key exactly once, with a label or as a dead letter."""
         self.check_consistent()
         labelled = self.db.query('SELECT "id" FROM messages WHERE "tag" IS NOT NULL ORDER BY "id"')
         assert [row["id"] for row in labelled] == sorted(set(range(self.rows)) - set(self.dead_ids))
         dead = self.db.query('SELECT "row", "code" FROM messages_dead')
         assert sorted(json.loads(row["row"])["id"] for row in dead) == self.dead_ids
         assert {row["code"] for row in dead} == {"null_text", "inference_failed"}
+
+    def check_complete(self) -> None:
+        """Every key exactly once; the ledger has every range once, and the ranges follow each other."""
+        self.check_rows()
         (plan,) = self.db.query('SELECT "splits" FROM tagstream_plans')
         splits = json.loads(plan["splits"])
         assert all(before["payload"]["hi"] == after["payload"]["lo"] for before, after in pairwise(splits))
@@ -98,11 +102,7 @@ class ByState(TableJob):
 
     def check_complete(self) -> None:
         """Every key exactly once, in the state table too."""
-        self.check_consistent()
-        labelled = self.db.query('SELECT "id" FROM messages WHERE "tag" IS NOT NULL ORDER BY "id"')
-        assert [row["id"] for row in labelled] == sorted(set(range(self.rows)) - set(self.dead_ids))
-        dead = self.db.query('SELECT "row" FROM messages_dead')
-        assert sorted(json.loads(row["row"])["id"] for row in dead) == self.dead_ids
+        self.check_rows()
         state = self.db.query("SELECT id, tagstream_outcome AS outcome FROM messages_texts ORDER BY id")
         assert [row["id"] for row in state] == list(range(self.rows))
         assert [row["id"] for row in state if row["outcome"] == "dead"] == self.dead_ids

@@ -5,17 +5,15 @@ from __future__ import annotations
 import io
 import json
 
-import numpy as np
 import pytest
 from rich.console import Console
 
-from tagstream import load
 from tagstream.pipelines.jobs.job import values_schema
 from tagstream.pipelines.jobs.run import run_job
 from tests.models import random_texts
 from tests.pipelines.kafka.kafka_jobs import Topics
 from tests.pipelines.kafka.test_avro import unpacked
-from tests.task_models import TASKS, entry_of
+from tests.task_models import TASKS, assert_same, entry_of, loaded
 
 pytestmark = pytest.mark.xdist_group("kafka-jobs")
 TEXTS = [text or "!" for text in random_texts(40, seed=8, longest=12)]
@@ -40,23 +38,8 @@ def test_topic_to_topic(kafka, entries, mode):
     read = json.loads if mode == "json" else lambda value: unpacked(values_schema(spec), value)
     rows = [read(record.value) for record in records]
     for entry in entries:
-        with load(**{("as_" if name == "as" else name): value for name, value in entry.items()}) as model:
+        with loaded(entry) as model:
             expected = model.predict(TEXTS).drop(["error"]).to_pylist()
         for row, wanted in zip(rows, expected, strict=True):
             for name, value in wanted.items():
-                same(row[name], value)
-
-
-def same(value, wanted):
-    if isinstance(wanted, list):
-        assert len(value) == len(wanted)
-        for one, other in zip(value, wanted, strict=True):
-            same(one, other)
-    elif isinstance(wanted, dict):
-        assert value.keys() == wanted.keys()
-        for name in wanted:
-            same(value[name], wanted[name])
-    elif isinstance(wanted, float):
-        np.testing.assert_allclose(value, wanted, atol=1e-5)
-    else:
-        assert value == wanted
+                assert_same(row[name], value, 1e-5)

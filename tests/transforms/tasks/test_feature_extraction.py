@@ -149,6 +149,28 @@ def test_windows_of_a_long_text(tmp_path: Path) -> None:
         assert model.predict(["free " * 200, "a"])["vector_truncated"].to_pylist() == [False, False]
 
 
+def test_windows_beside_a_text_without_tokens(tmp_path: Path) -> None:
+    """A failed text and one in two windows are as many sequences as texts: the vector is as long as 1 all the same."""
+    folder = tmp_path / "model"
+    sentence_model(folder, config={"architecture": "roberta", "bytewise": {"pad": "<|pad|>"}})
+    long = "abcdefghij " * 9
+    with load(str(folder), as_="v", long_text="window") as model:
+        alone, beside = model.predict([long])["v"][0].as_py(), model.predict(["", long])["v"][1].as_py()
+    assert np.linalg.norm(beside) == pytest.approx(1.0, abs=1e-6)
+    np.testing.assert_allclose(beside, alone, atol=1e-6)
+
+
+def test_dropout_does_nothing(tmp_path: Path) -> None:
+    """A module that is for training only, between others that have weights."""
+    folder = tmp_path / "model"
+    model = sentence_model(folder, dense=5)
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "9_Dropout").mkdir()
+    modules.insert(2, {"idx": 9, "name": "9", "path": "9_Dropout", "type": "sentence_transformers.models.Dropout"})
+    (folder / "modules.json").write_text(json.dumps(modules))
+    np.testing.assert_allclose(vectors(folder), model.encode(TEXTS, batch_size=1), atol=1e-5)
+
+
 def entry(model: Path, **settings) -> InferEntry:
     return InferEntry.model_validate({"model": str(model), "as": "v", **settings})
 

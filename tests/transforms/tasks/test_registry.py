@@ -103,3 +103,10 @@ def test_task_of_another_distribution(tmp_path: Path, monkeypatch: pytest.Monkey
     assert identity == {"backend": "constant", "label": "ham", "task": "shouting"}  # other labels: another fingerprint
     with pytest.raises(SpecError, match=r"nothing that is installed offers 'gone' as one of tagstream.tasks"):
         task_module("gone")
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "text-classification"])
+def test_backend_without_a_model_gives_labels_only(task: str) -> None:
+    """Refused by name, whatever the task needs."""
+    with pytest.raises(SpecError, match=f"task: backend constant gives labels only; {task} needs a model"):
+        describe(InferEntry.model_validate({"task": task, "backend": {"type": "constant"}}))

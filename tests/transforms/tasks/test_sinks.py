@@ -6,13 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tagstream import load, run
-from tests.task_models import TASKS, entry_of
+from tagstream import run
+from tests.task_models import TASKS, assert_same, entry_of, loaded
 
 TEXTS = ["free prize now", "!", "a movie", "call me later today"]
 SINKS = {
@@ -48,27 +47,12 @@ def test_every_sink_holds_the_answers(entries: dict[str, dict[str, Any]], tmp_pa
         }
     )
     assert report.counts.rows_out == len(TEXTS)
-    with load(**{("as_" if name == "as" else name): value for name, value in entries[task].items()}) as model:
+    with loaded(entries[task]) as model:
         expected = model.predict(TEXTS)["x"].to_pylist()
     found = _rows(sink, tmp_path)
     assert [identity for identity, _ in found] == [0, 1, 2, 3]
     for (_, value), wanted in zip(found, expected, strict=True):
-        _same(json.loads(value) if isinstance(value, str) and not isinstance(wanted, str) else value, wanted)
-
-
-def _same(value: Any, wanted: Any) -> None:
-    if isinstance(wanted, list):
-        assert len(value) == len(wanted)
-        for one, other in zip(value, wanted, strict=True):
-            _same(one, other)
-    elif isinstance(wanted, dict):
-        assert value.keys() == wanted.keys()
-        for name in wanted:
-            _same(value[name], wanted[name])
-    elif isinstance(wanted, float):
-        assert np.float32(value) == np.float32(wanted)
-    else:
-        assert value == wanted
+        assert_same(json.loads(value) if isinstance(value, str) and not isinstance(wanted, str) else value, wanted)
 
 
 def _rows(sink: str, folder: Path) -> list[tuple[int, Any]]:

@@ -60,11 +60,12 @@ def certificate_folder(entry: InferEntry) -> Path:
     """The folder of the entry's certificate: named by the SPEC, or else a subfolder of the model's cache folder."""
     if isinstance(auto := entry.backend, AutoBackend) and auto.certificate:
         return Path(auto.certificate).expanduser()
-    name = f"{entry.max_length or 'window'}-{entry.long_text or 'truncate'}"
-    if task := backends.describe(entry)[0].certified:
-        name += f"-{hashlib.sha256(task.encode()).hexdigest()[:8]}"
-    if entry.thresholds:  # thresholds change labels, so agreement holds only for the same thresholds
-        name += f"-{hashlib.sha256(json.dumps(entry.thresholds, sort_keys=True).encode()).hexdigest()[:8]}"
+    head = backends.describe(entry)[0]
+    name = f"{entry.max_length or 'window'}-{head.long_text}"
+    # thresholds change labels, so agreement holds only for the same thresholds
+    for settings in (head.certified, json.dumps(entry.thresholds, sort_keys=True) if entry.thresholds else ""):
+        if settings:
+            name += f"-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     if entry.function_to_apply:
         name += f"-{entry.function_to_apply}"
     return files_of(entry).cache_folder() / name
@@ -81,7 +82,7 @@ def _choose(entry: InferEntry) -> Choice:
         what = "SPEC" if settings else files.name
         notice = f"{files.name}: runs in fp32, without a certificate; `tagstream optimize {what}` may make it faster"
         return Choice(fp32, notice)
-    certificate.check(folder, files, entry, spec.min_agreement, backends.describe(entry)[0].certified)
+    certificate.check(folder, files, backends.describe(entry)[0], spec.min_agreement)
     chosen = dict(certificate.backend)
     here = backends.device_kind(_with(entry, chosen))
     if certificate.device != here:

@@ -52,7 +52,7 @@ class _Onnx:
 
     def forward(self, parts: list[tuple[EncodedTokens, Array]]) -> Array:
         inputs = self._tokenizer.inputs(parts, (2,))  # the export takes at least 2 tokens
-        real = inputs["attention_mask"] > 0
+        real = inputs["attention_mask"] > 0 if self.head.output == "tokens" else None
         if "token_type_ids" in self._inputs:
             inputs.setdefault("token_type_ids", np.zeros_like(inputs["input_ids"]))
         inputs = {name: inputs[name] for name in self._inputs}
@@ -67,7 +67,7 @@ class _Onnx:
                 raise OutOfMemoryError(str(error)) from error
             raise
         outputs = np.asarray(logits, np.float32)
-        return outputs[real] if self.head.output == "tokens" else outputs
+        return outputs if real is None else outputs[real]
 
     def _bound(self, inputs: dict[str, Array]) -> Array:
         """Run with inputs and logits in the device's memory. Each is copied once: before the pass, and after it."""

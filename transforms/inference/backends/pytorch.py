@@ -97,7 +97,7 @@ class _PyTorch:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
         inputs = self._tokenizer.inputs(parts, self._lengths)
-        real = inputs["attention_mask"] > 0
+        real = inputs["attention_mask"] > 0 if self.head.output == "tokens" else None
         if not self.buckets and inputs["attention_mask"].all():
             del inputs["attention_mask"]
         if not self._segments:
@@ -109,7 +109,7 @@ class _PyTorch:
             outputs = self._replica().run(inputs)[:rows]
             if self.head.output == "text":
                 return self.head.decode(self._tokenizer, outputs)
-            return outputs[real] if self.head.output == "tokens" else outputs
+            return outputs if real is None else outputs[real]
         except torch.OutOfMemoryError as error:
             shortage = str(error)
         except RuntimeError as error:
