@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
+from tagstream.pipelines.jobs.column_checks import check_distinct, check_redacted, check_text_columns
 from tagstream.schemas.block import Split, is_whole, split_id, split_stem
 from tagstream.schemas.errors import LedgerError, SpecError
 from tagstream.schemas.fingerprint import Fingerprint
@@ -31,7 +32,6 @@ from tagstream.transforms.io.contracts import (
 )
 from tagstream.transforms.io.registry import open_sink, open_source
 from tagstream.transforms.runtime.job_context import JobContext
-from tagstream.transforms.tokenization.text_checks import is_text
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Job:
         context = context or JobContext(spec.name)
         source = open_source(spec, context)
         spec = spec.with_columns(source.kept.names)
-        _check_text_columns(spec, source.kept)
+        check_text_columns(spec, source.kept)
         sink = open_sink(spec, context)
         if isinstance(source, PlanningSource) and not isinstance(sink, PlanKeeper):
             raise SpecError(
@@ -86,8 +86,8 @@ class Job:
                 "know which rows have a label: choose another sink.type, or only_new: key"
             )
         job = cls(spec, source, sink, [], limit, context=context)
-        _check_distinct(job.columns)
-        _check_redacted(spec)
+        check_distinct(job.columns)
+        check_redacted(spec)
         agreed = [] if overwrite else job.plan()
         more = job.more_splits(agreed)
         job.splits = job.splits_of(agreed + more)
@@ -269,34 +269,6 @@ class Job:
         if self.replays:
             return 0
         return sum(split not in self.known and not split.startswith(("replay-", "again-")) for split in progress)
-
-
-def _check_redacted(spec: JobSpec) -> None:
-    """Raises SpecError if an entry redacts the text, and another writes words of it."""
-    redacting = next((entry for entry in spec.infer if entry.redact is not None), None)
-    copying = [entry for entry in spec.infer if redacting and describe(entry)[0].copies_text]
-    if redacting and copying:
-        raise SpecError(
-            f"{copying[0].as_} would write words of the text that {redacting.as_} redacts; do it in a job of its own"
-        )
-
-
-def _check_distinct(columns: pa.Schema) -> None:
-    """Raises SpecError if two columns have one name: which columns a task writes, the specification may not say."""
-    if twice := next((name for name in columns.names if columns.names.count(name) > 1), None):
-        raise SpecError(f"column {twice!r} would be written twice; rename the column of the source, or the entry (as)")
-
-
-def _check_text_columns(spec: JobSpec, kept: pa.Schema) -> None:
-    """Raises SpecError if an entry's `text` is no column of text."""
-    for entry in spec.infer:
-        for name in entry.texts:
-            if name == spec.source.text:
-                continue
-            if name not in kept.names:
-                raise SpecError(f"{entry.as_}: text: no column {name!r}; there are {', '.join(kept.names)}")
-            if not is_text(kept.field(name).type):
-                raise SpecError(f"{entry.as_}: text: column {name!r} is {kept.field(name).type}, not text")
 
 
 def _planned(agreed: list[Split]) -> list[Split]:

@@ -17,7 +17,7 @@ ROOM = 8
 
 @dataclass
 class EncodedSeveral(EncodedTokens):
-    """`asked`: int32 [sequences], ascending: the text, times how many things are asked of each, plus the thing."""
+    """`asked`: int32 [sequences], ascending. Thing number t of n that are asked of text number i has i * n + t."""
 
     asked: Array = None  # type: ignore[assignment]
 

@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tagstream import run
+from tests.services.postgres import Postgres
 from tests.task_models import TASKS, assert_same, entry_of, loaded
+from tests.transforms.io.database.databases import PostgresDatabase
 
 TEXTS = ["free prize now", "!", "a movie", "call me later today"]
 SINKS = {
@@ -81,3 +83,25 @@ def _rows(sink: str, folder: Path) -> list[tuple[int, Any]]:
         return list(sqlite3.connect(folder / "out.sqlite").execute("SELECT id, x FROM labels ORDER BY id"))
     table = table.sort_by("id")
     return list(zip(table["id"].to_pylist(), table["x"].to_pylist(), strict=True))
+
+
+@pytest.mark.parametrize("task", sorted(TASKS))
+def test_postgres_holds_the_answers(
+    entries: dict[str, dict[str, Any]], postgres: Postgres, tmp_path: Path, task: str
+) -> None:
+    """As the local databases do: lists and structs as JSON."""
+    db = PostgresDatabase(postgres, tmp_path.name)
+    db.fill("messages", pa.table({"id": range(len(TEXTS)), "text": TEXTS}), key="id")
+    run(
+        {
+            "name": "job",
+            "source": {"type": "sql", **db.settings(), "table": "messages", "id": "id"},
+            "infer": [entries[task]],
+            "sink": {"type": "sql", **db.settings(), "table": "labels"},
+        }
+    )
+    with loaded(entries[task]) as model:
+        expected = model.predict(TEXTS)["x"].to_pylist()
+    found = [row["x"] for row in db.query("SELECT x FROM labels ORDER BY id")]
+    for value, wanted in zip(found, expected, strict=True):
+        assert_same(json.loads(value) if isinstance(value, str) and not isinstance(wanted, str) else value, wanted)
