@@ -1,4 +1,4 @@
-"""What a task must do: the seam between a model's logits and the columns of the output.
+"""What the module of a task must offer: the seam between texts, a model and the columns of the output.
 
 A new task is one module that offers what `TaskModule` says. One of ours has its name in `schemas/infer_spec.py` and a
 line in `tasks/registry.py`; a third party's is named by an entry point of the group `tagstream.tasks`, whose name is
@@ -17,8 +17,8 @@ from tagstream.transforms.tasks.model import Model
 class TaskModule(Protocol):
     """What the module of a task offers.
 
-    ARCHITECTURE: how the names of its models' classes end, for example ForSequenceClassification, the only one whose
-    logits our backends compute. KIND: what people call such a model, for messages.
+    ARCHITECTURE: how the names of its models' classes end, for example ForSequenceClassification. KIND: what people
+    call such a model, for messages.
 
     SETTINGS: the fields of an entry that the task uses, beside those that every task has; any other is refused.
     Without SETTINGS the task uses those of text-classification. PAIRS: whether it takes pairs of texts.
@@ -28,10 +28,7 @@ class TaskModule(Protocol):
     KIND: str
 
     def head(self, entry: InferEntry, model: Model) -> Head:
-        """What becomes of the logits. Raises SpecError for settings of the entry that do not fit the model.
-
-        A class of its own may derive from `Head` and give other `fields` and `columns`.
-        """
+        """What the task makes of the entry and the model. Raises SpecError for settings that do not fit the model."""
 
 
 @runtime_checkable

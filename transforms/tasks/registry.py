@@ -36,7 +36,7 @@ def task_module(name: str) -> TaskModule:
 
 
 def open_head(entry: InferEntry, model: Model) -> Head:
-    """What becomes of the model's logits. Raises as `task_of`, and SpecError for settings that do not fit the model."""
+    """The head of an entry. Raises as `task_of`, and SpecError for settings that do not fit the task or the model."""
     task = task_of(entry, model)
     module = task_module(task)
     used = getattr(module, "SETTINGS", text_classification.SETTINGS)
